@@ -1,0 +1,32 @@
+# make serve: everything on a fresh machine, up to a running server.   make test: the whole test suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: serve test test-fast lint sample-data accuracy clean
+
+serve: sample-data
+	$(BIN)/python main.py serve
+
+test: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not server"
+
+sample-data: $(READY)
+	$(BIN)/python main.py sample-data
+
+accuracy: sample-data
+	$(BIN)/python benchmarks/accuracy.py --data sample-data
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) sample-data/nifti sample-data/dicom sample-data/reference sample-data/dataset.json

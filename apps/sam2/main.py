@@ -1,0 +1,48 @@
+"""MONAI Label app: interactive segmentation of volumes with SAM 2. Start it with
+
+monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
+    [--conf window abdomen] [--conf channel 0]
+"""
+
+import sys
+from pathlib import Path
+
+# The console script does not have the repository on its path, and MONAI Label creates an empty lib/ in this folder.
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT in sys.path:
+    sys.path.remove(ROOT)
+sys.path.insert(0, ROOT)
+
+from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
+from monailabel.tasks.activelearning.first import First  # noqa: E402
+from monailabel.tasks.activelearning.random import Random  # noqa: E402
+
+from lib.segment import Segmenter  # noqa: E402
+from lib.serving.app import ClearErrors  # noqa: E402
+from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
+from lib.serving.labels import parse_labels  # noqa: E402
+
+
+class Sam2App(ClearErrors, MONAILabelApp):
+    """Tables of tasks; constructing it loads no checkpoint and starts no thread."""
+
+    def __init__(self, app_dir, studies, conf):
+        super().__init__(
+            app_dir, studies, conf,
+            name="SAM 2 volumes",
+            description="Click on one slice of a CT or MR volume; SAM 2 carries the mask through all of them",
+            version="0.1",
+            labels=parse_labels(conf.get("labels")),
+        )  # fmt: skip
+
+    def init_infers(self):
+        channel = self.conf.get("channel")
+        segmenter, volumes = Segmenter(), VolumeCache(channel=int(channel) if channel else None)
+        defaults = {"checkpoint": self.conf.get("checkpoint", "embedded"), "window": self.conf.get("window", "auto")}
+        return {
+            "sam2": Sam2Task(segmenter, volumes, self.labels, dimension=3, **defaults),
+            "sam2_slice": Sam2Task(segmenter, volumes, self.labels, dimension=2, **defaults),
+        }
+
+    def init_strategies(self):
+        return {"random": Random(), "first": First()}

@@ -1,0 +1,107 @@
+"""Reads NIfTI, NRRD, MHA/MHD and DICOM series into a `Volume` with the file's own voxel indices."""
+
+import logging
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from lib import geometry
+from lib.errors import VolumeError
+from lib.volume import Volume, make_volume
+
+logger = logging.getLogger(__name__)
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
+    """The volume at `path`: an image file, one DICOM file, or a folder with one DICOM series.
+
+    Args:
+        channel: of a 4D image, which one.
+
+    Raises:
+        VolumeError: nothing there, not an image, damaged, several series, or not a volume (see `make_volume`).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise VolumeError(f"There is no image at {path.name}.")
+    try:
+        if path.is_dir():
+            return _from_itk(_read_series(path), path.name, channel)
+        name = path.name.lower()
+        if name.endswith(NIFTI):
+            return _read_nifti(path, channel)
+        if name.endswith(ITK):
+            return _from_itk(sitk.ReadImage(str(path)), path.name, channel)
+        return _from_itk(sitk.ReadImage(str(path), imageIO="GDCMImageIO"), path.name, channel)
+    except VolumeError:
+        raise
+    except MemoryError as e:
+        raise VolumeError(f"{path.name} does not fit into memory.") from e
+    except (OSError, EOFError, zlib.error, RuntimeError, ValueError, nib.filebasedimages.ImageFileError) as e:
+        logger.warning("Reading %s failed: %s", path, e)
+        raise VolumeError(f"{path.name} could not be read: it is damaged, incomplete or not a medical image.") from e
+
+
+def read_mask(path: str | Path, volume: Volume) -> np.ndarray:
+    """A label map on the grid of `volume`, integer (I, J, K).
+
+    Raises:
+        VolumeError: unreadable or of another shape.
+    """
+    mask = read_volume(path)
+    if mask.shape != volume.shape:
+        raise VolumeError(f"{Path(path).name} has shape {mask.shape}, but the image has {volume.shape}.")
+    return np.rint(mask.array).astype(np.int32)
+
+
+def _read_nifti(path: Path, channel: int | None) -> Volume:
+    image = nib.load(path)
+    if image.affine is None:
+        raise VolumeError(f"{path.name} has no affine.")
+    data = image.dataobj
+    if len(image.shape) == 4 and channel is not None and 0 <= channel < image.shape[3]:
+        array = np.asarray(data[..., channel])  # only that channel is read
+    elif getattr(data, "slope", 1) == 1 and getattr(data, "inter", 0) == 0:
+        array = np.asarray(data)
+    else:
+        array = image.get_fdata(dtype=np.float32, caching="unchanged")
+    return make_volume(array, image.affine, name=path.name, channel=channel)
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        found = "no DICOM series" if not series else f"{len(series)} DICOM series"
+        raise VolumeError(f"The folder {folder.name} holds {found}; one is needed.")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    if len(files) == 1:
+        return sitk.ReadImage(files[0])
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    return reader.Execute()
+
+
+def _from_itk(image: sitk.Image, name: str, channel: int | None) -> Volume:
+    array = sitk.GetArrayFromImage(image)  # (K, J, I) or (K, J, I, components)
+    colour = image.GetNumberOfComponentsPerPixel()
+    if colour in (3, 4) and channel is None and array.dtype == np.uint8:
+        array = array[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+        colour = 1
+    axes = tuple(reversed(range(image.GetDimension())))
+    array = array.transpose((*axes, image.GetDimension()) if colour > 1 else axes)
+    dimension = image.GetDimension()
+    if dimension == 3:
+        affine = geometry.ras_from_itk(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    elif dimension == 2:
+        affine = geometry.LPS_FROM_RAS @ np.diag([*image.GetSpacing(), 1.0, 1.0])
+        array = array[:, :, None]
+    else:
+        direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+        affine = geometry.ras_from_itk(image.GetOrigin()[:3], image.GetSpacing()[:3], direction)
+    return make_volume(array, affine, name=name, channel=channel)

@@ -1,0 +1,101 @@
+"""Writes masks on the grid of their volume: NIfTI, NRRD, MHA and Slicer's .seg.nrrd."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import SimpleITK as sitk
+
+from lib import geometry
+from lib.errors import OptionError
+from lib.volume import Volume
+
+EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def write_mask(
+    mask: np.ndarray, volume: Volume, path: str | Path, *, dtype="uint8", compress=True, label="segment"
+) -> Path:
+    """Writes `mask` (I, J, K) with the affine of `volume`; the file appears complete or not at all.
+
+    Args:
+        path: its ending chooses the format, see EXTENSIONS.
+        dtype: NumPy integer type of the voxels.
+        compress: gzip inside NRRD and MHA (.nii.gz always, .nii never).
+        label: the segment's name in a .seg.nrrd.
+
+    Raises:
+        OptionError: unknown ending or dtype.
+        OSError: the disk is full or not writable.
+    """
+    path = Path(path)
+    ending = extension(path.name)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as e:
+        raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
+    mask = np.ascontiguousarray(mask, dtype=kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(suffix=ending, dir=path.parent)
+    os.close(handle)
+    try:
+        if ending in (".nii", ".nii.gz"):
+            image = nib.Nifti1Image(mask, volume.affine)
+            image.header.set_xyzt_units("mm")
+            nib.save(image, temporary)
+        elif ending == ".seg.nrrd":
+            _write_seg_nrrd(mask, volume, temporary, compress, label)
+        else:
+            _write_itk(mask, volume, temporary, compress)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def extension(name: str) -> str:
+    """The format's ending of a file name.
+
+    >>> extension("liver.seg.nrrd"), extension("a.nii.gz")
+    ('.seg.nrrd', '.nii.gz')
+
+    Raises:
+        OptionError: none of EXTENSIONS.
+    """
+    for ending in EXTENSIONS:
+        if name.lower().endswith(ending):
+            return ending
+    raise OptionError(f"Cannot write {name!r}; supported endings are {', '.join(EXTENSIONS)}.")
+
+
+def _write_itk(mask, volume, path, compress) -> None:
+    image = sitk.GetImageFromArray(mask.transpose(2, 1, 0))
+    origin, sizes, direction = geometry.itk_from_ras(volume.affine)
+    image.SetOrigin(origin.tolist())
+    image.SetSpacing(sizes.tolist())
+    image.SetDirection(direction.tolist())
+    sitk.WriteImage(image, path, useCompression=bool(compress))
+
+
+def _write_seg_nrrd(mask, volume, path, compress, label) -> None:
+    lps = geometry.LPS_FROM_RAS @ volume.affine
+    used = np.argwhere(mask.any((1, 2)))[[0, -1], 0] if mask.any() else (0, -1)
+    rows = np.argwhere(mask.any((0, 2)))[[0, -1], 0] if mask.any() else (0, -1)
+    slices = np.argwhere(mask.any((0, 1)))[[0, -1], 0] if mask.any() else (0, -1)
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "encoding": "gzip" if compress else "raw",
+        "Segment0_ID": "Segment_1",
+        "Segment0_Name": label,
+        "Segment0_LabelValue": "1",
+        "Segment0_Layer": "0",
+        "Segment0_Extent": " ".join(str(int(v)) for pair in (used, rows, slices) for v in pair),
+    }
+    nrrd.write(path, mask, header=header, index_order="F")

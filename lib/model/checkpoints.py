@@ -1,0 +1,193 @@
+"""Which checkpoints exist, where they lie, and how they are loaded: weights only, checked by size and SHA-256."""
+
+import hashlib
+import logging
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from lib.errors import CheckpointError
+from lib.model.build import build
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = ROOT / "apps" / "sam2" / "model" / "sam2_hiera_nano_256.safetensors"
+DOWNLOADS = Path(os.environ.get("SAM2_CHECKPOINTS", ROOT / "apps" / "sam2" / "model" / "downloads"))
+
+_SAM21 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
+_SAM20 = "https://dl.fbaipublicfiles.com/segment_anything_2/072824/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of weights.
+
+    Attributes:
+        name: what users call it. config: configuration file (see `lib.model.build`).
+        image_size: side of the input square in pixels.
+        url, bytes, sha256: of the published file, None where not known.
+        path: of the local file.
+    """
+
+    name: str
+    config: str
+    image_size: int
+    path: Path
+    url: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def _official(name, config, file, size, sha256, base=_SAM21, image_size=1024) -> Checkpoint:
+    return Checkpoint(name, config, image_size, DOWNLOADS / file, base + file, size, sha256)
+
+
+# Sizes and digests are those of the files that Meta publishes (Git LFS pointers of the model repositories).
+KNOWN = {
+    c.name: c
+    for c in (
+        Checkpoint("embedded", "sam2_hiera_nano_256.yaml", 256, EMBEDDED),
+        _official("tiny", "sam2.1/sam2.1_hiera_t.yaml", "sam2.1_hiera_tiny.pt", 156008466,
+                  "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+        _official("small", "sam2.1/sam2.1_hiera_s.yaml", "sam2.1_hiera_small.pt", 184416285,
+                  "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+        _official("base_plus", "sam2.1/sam2.1_hiera_b+.yaml", "sam2.1_hiera_base_plus.pt", 323606802,
+                  "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+        _official("large", "sam2.1/sam2.1_hiera_l.yaml", "sam2.1_hiera_large.pt", 898083611,
+                  "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
+        _official("sam2_tiny", "sam2/sam2_hiera_t.yaml", "sam2_hiera_tiny.pt", None,
+                  "65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125", _SAM20),
+        _official("sam2_small", "sam2/sam2_hiera_s.yaml", "sam2_hiera_small.pt", None,
+                  "95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3", _SAM20),
+        _official("medsam2", "sam2.1/sam2.1_hiera_t.yaml", "MedSAM2_latest.pt", None, None,
+                  "https://huggingface.co/wanglab/MedSAM2/resolve/main/", 512),
+    )
+}  # fmt: skip
+
+
+def find(name: str | Path) -> Checkpoint:
+    """A checkpoint by name (see KNOWN) or by path.
+
+    A path may carry its configuration and size after "@": `/data/my.pt@sam2.1/sam2.1_hiera_s.yaml@512`. Without, a
+    safetensors file of this project knows its own, and the architecture of a .pt file is found by its shapes.
+
+    Raises:
+        CheckpointError: neither a known name nor a file.
+    """
+    if str(name) in KNOWN:
+        return KNOWN[str(name)]
+    file, _, rest = str(name).partition("@")
+    path = Path(file)
+    if not path.is_file():
+        raise CheckpointError(f"Unknown checkpoint {file!r}: use {', '.join(KNOWN)}, or the path of a .pt or .safetensors file.")
+    config, _, size = rest.partition("@")
+    if not config and path.suffix == ".safetensors":
+        config = _metadata(path).get("config", "")
+        for known in KNOWN.values():
+            if known.config == config and not size:
+                return Checkpoint(path.stem, config, known.image_size, path)
+    if not config:
+        config = _config_by_shape(read_weights(path))
+    return Checkpoint(path.stem, config, int(size or 1024), path)
+
+
+def load(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The network with its weights, float32, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds more than weights, or is of another architecture.
+    """
+    verify(checkpoint)
+    weights = read_weights(checkpoint.path)
+    model = build(checkpoint.config, image_size=checkpoint.image_size)
+    try:
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as e:
+        logger.warning("%s", e)
+        raise CheckpointError(f"{checkpoint.path.name} does not hold weights of {checkpoint.config}.") from e
+    logger.info("Loaded checkpoint %s from %s.", checkpoint.name, checkpoint.path)
+    return model
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Checks that the file exists and is the published one, where that is known.
+
+    Raises:
+        CheckpointError: missing or different.
+    """
+    path = checkpoint.path
+    if not path.is_file():
+        how = f"fetch it with: python main.py download {checkpoint.name}" if checkpoint.url else "train it or check the path"
+        raise CheckpointError(f"The checkpoint {checkpoint.name!r} is not on this machine ({path.name}); {how}.")
+    if checkpoint.bytes is not None and path.stat().st_size != checkpoint.bytes:
+        raise CheckpointError(
+            f"{path.name} has {path.stat().st_size} bytes instead of {checkpoint.bytes}: delete it and download it again."
+        )
+    if checkpoint.sha256 is not None and sha256(path) != checkpoint.sha256:
+        raise CheckpointError(f"{path.name} does not have the published SHA-256: delete it and download it again.")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
+
+
+def _sha256(file) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors or .pt file; a .pt file may hold nothing but weights.
+
+    Raises:
+        CheckpointError: damaged, or a pickle with anything else in it.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        weights = content.get("model", content)
+        if not all(isinstance(v, torch.Tensor) for v in weights.values()):
+            raise CheckpointError(f"{path.name} holds more than weights.")
+        return weights
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, EOFError, AttributeError, SafetensorError, pickle.UnpicklingError) as e:
+        logger.warning("Reading %s failed: %s", path, e)
+        raise CheckpointError(f"{path.name} is damaged or not a checkpoint of weights only; it was not loaded.") from e
+
+
+def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, **metadata: str) -> None:
+    """Writes half-precision safetensors that know their configuration; complete or not at all."""
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, temporary, metadata={"config": config, **metadata})
+    os.replace(temporary, path)
+
+
+def _metadata(path: Path) -> dict:
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path.name} is damaged or not a safetensors file.") from e
+
+
+def _config_by_shape(weights: dict[str, torch.Tensor]) -> str:
+    """Configuration whose network has tensors of exactly these shapes."""
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    for config in dict.fromkeys(c.config for c in KNOWN.values()):
+        with torch.device("meta"):
+            expected = {k: tuple(v.shape) for k, v in build(config).state_dict().items()}
+        if expected == shapes:
+            return config
+    raise CheckpointError("The checkpoint fits no known SAM 2 architecture; name its configuration after '@'.")

@@ -1,0 +1,46 @@
+"""Where networks run, and in which precision."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+
+from lib.errors import OptionError
+
+
+def devices() -> list[str]:
+    """Device names usable here, best first."""
+    found = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def resolve(name: str | None) -> torch.device:
+    """A device from an option value; None, "" and "auto" mean the best one. "cuda" without a GPU means the CPU, because
+    clients send it as their default.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    name = (name or "auto").strip().lower()
+    if name == "auto":
+        return torch.device(devices()[0])
+    if name == "cuda":
+        return torch.device(next((d for d in devices() if d.startswith("cuda")), "cpu"))
+    if name not in devices():
+        raise OptionError(f"There is no device {name!r} here: use one of {', '.join(devices())}.")
+    return torch.device(name)
+
+
+def autocast_factory(device: torch.device):
+    """Context managers for forward passes: bfloat16 on CUDA, full precision elsewhere. Entered and left per call."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return partial(torch.autocast, "cuda", dtype=torch.bfloat16)
+    return nullcontext
+
+
+def encoder_batch(device: torch.device, image_size: int) -> int:
+    """Slices encoded at once: what fits comfortably into a small GPU, or keeps a CPU's caches warm."""
+    per_256 = 64 if device.type == "cuda" else 8
+    return max(1, per_256 * 256 * 256 // (image_size * image_size))

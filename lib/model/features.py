@@ -1,0 +1,137 @@
+"""Every slice is encoded once: what the decoder and the memory need of a slice, kept in a store bounded in bytes."""
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lib.frames import Frames, fit
+from lib.model.build import normalize
+
+logger = logging.getLogger(__name__)
+
+STORE_BYTES = 4 << 30
+
+
+class FrameFeatures:
+    """Encoder output of the slices of one volume, computed on demand in batches.
+
+    A slice is resized so that its longer physical side fills the model's square (true aspect), the rest is padded.
+    The square's pixel (y, x) is the slice's pixel ((y + 0.5) / scale_y - 0.5, ...).
+
+    Attributes:
+        frames: the slices. side: the square's side in pixels.
+        height, width: of the slice within the square.
+    """
+
+    def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int):
+        self.model, self.frames, self.device, self._autocast, self.batch = model, frames, device, autocast, batch
+        self.side = model.image_size
+        self.height, self.width = fit(frames.size, frames.pixel_mm, self.side)
+        self._slices: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._lock = threading.Lock()
+        self.position: list[torch.Tensor] | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for levels in self._slices.values() for t in levels)
+
+    def missing(self, indices) -> list[int]:
+        """Those of the slice indices that are not encoded yet."""
+        return [t for t in dict.fromkeys(indices) if t not in self._slices]
+
+    def ensure(self, indices, progress=lambda iterable: iterable) -> int:
+        """Encodes those slices that are missing; returns how many. Concurrent callers wait for one another."""
+        if not self.missing(indices):
+            return 0
+        with self._lock:
+            todo = self.missing(indices)
+            for start in progress(range(0, len(todo), self.batch)):
+                self._encode(todo[start : start + self.batch])
+            return len(todo)
+
+    def squares(self, indices) -> torch.Tensor:
+        """Model input before normalisation: float32 (N, side, side) in [0, 255], on the device."""
+        frames = torch.from_numpy(self.frames.windowed(indices)).to(self.device)[:, None].float()
+        if frames.shape[-2:] != (self.height, self.width):
+            size = (self.height, self.width)
+            frames = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+        frames = F.pad(frames, (0, self.side - self.width, 0, self.side - self.height))
+        return frames[:, 0].clamp(0, 255)
+
+    def _encode(self, indices: list[int]) -> None:
+        with torch.inference_mode(), self._autocast():
+            out = self.model.forward_image(normalize(self.squares(indices)))
+        levels = out["backbone_fpn"][-self.model.num_feature_levels :]
+        if self.position is None:
+            self.position = [p[:1] for p in out["vision_pos_enc"][-self.model.num_feature_levels :]]
+        for n, t in enumerate(indices):
+            self._slices[t] = tuple(level[n].clone() for level in levels)
+
+    def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
+        """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes, sizes."""
+        self.ensure(indices)
+        levels = [torch.stack([self._slices[t][n] for t in indices]) for n in range(len(self.position))]
+        sizes = [tuple(x.shape[-2:]) for x in levels]
+        b = len(indices)
+        position = [p.expand(b, -1, -1, -1).flatten(2).permute(2, 0, 1) for p in self.position]
+        return [x.flatten(2).permute(2, 0, 1) for x in levels], position, sizes
+
+    # coordinates ----------------------------------------------------------------------------------------------------
+    def to_square(self, points_xy: np.ndarray) -> np.ndarray:
+        """Pixel positions (P, 2) as (x, y) of a slice, in the square (centres of pixels are whole numbers in both)."""
+        scale = np.array([self.width / self.frames.size[1], self.height / self.frames.size[0]])
+        return (np.asarray(points_xy, float) + 0.5) * scale - 0.5
+
+    def mask_to_square(self, mask: np.ndarray) -> torch.Tensor:
+        """A painted slice bool (Y, X) as float32 {0, 1} (1, 1, side, side); thin structures do not vanish."""
+        m = torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)[None, None].float()
+        m = F.interpolate(m, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
+        binary = (m >= 0.5).float()
+        if mask.any() and not binary.any():
+            binary = (m >= m.max()).float()
+        return F.pad(binary, (0, self.side - self.width, 0, self.side - self.height))
+
+    def to_slices(self, low_res: torch.Tensor) -> torch.Tensor:
+        """Logits (N, h, w) of the square at any resolution as logits (N, Y, X) of the slices."""
+        x = low_res[:, None].float()
+        if x.shape[-2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False)
+        x = x[..., : self.height, : self.width]
+        if x.shape[-2:] != tuple(self.frames.size):
+            x = F.interpolate(x, self.frames.size, mode="bilinear", align_corners=False)
+        return x[:, 0]
+
+
+@dataclass
+class FeatureStore:
+    """Least recently used volumes go first when `limit` bytes are exceeded; the newest always stays."""
+
+    limit: int = STORE_BYTES
+
+    def __post_init__(self):
+        self._entries: OrderedDict[tuple, FrameFeatures] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple, make) -> FrameFeatures:
+        """The entry of `key`, made by `make()` if it is new."""
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = make()
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+    def trim(self) -> None:
+        """Forgets old volumes until the rest fits."""
+        with self._lock:
+            while len(self._entries) > 1 and sum(e.bytes for e in self._entries.values()) > self.limit:
+                key, entry = self._entries.popitem(last=False)
+                logger.info("Forgot the features of %s (%d MB).", key[0], entry.bytes >> 20)
+
+    @property
+    def bytes(self) -> int:
+        return sum(e.bytes for e in self._entries.values())

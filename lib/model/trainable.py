@@ -1,0 +1,137 @@
+"""Differentiable pieces of SAM 2's forward pass that `sam2` keeps private or gates: one frame at a time, all four masks.
+
+`SAM2Base._forward_sam_heads` replaces the mask by -1024 where the object score says "absent", which has no gradient:
+a model that starts wrong never recovers. Here the caller decides what counts as present.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from lib.model.build import normalize
+
+
+@dataclass
+class FrameFeatures:
+    """Encoder output for one frame of every clip: stride 16, 8 and 4 maps (B, C, h, w), and the position code."""
+
+    coarse: torch.Tensor
+    high_res: list[torch.Tensor]
+    position: torch.Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return tuple(self.coarse.shape[-2:])
+
+    @property
+    def sequence(self) -> torch.Tensor:
+        """(HW, B, C), as SAM 2's memory code wants it."""
+        return self.coarse.flatten(2).permute(2, 0, 1)
+
+
+@dataclass
+class Prediction:
+    """Decoder output of one frame: 4 masks (single, then three alternatives) as logits at stride 4 and what was chosen."""
+
+    masks: torch.Tensor  # (B, 4, h, w)
+    ious: torch.Tensor  # (B, 4)
+    object_score: torch.Tensor  # (B, 1) logit
+    chosen: torch.Tensor  # (B,) index of the mask that goes on
+    pointer: torch.Tensor  # (B, C)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """The chosen mask (B, 1, h, w), logits."""
+        return self.masks[torch.arange(len(self.masks), device=self.masks.device), self.chosen][:, None]
+
+
+def encode_clip(model, frames: torch.Tensor) -> list[FrameFeatures]:
+    """Features of frames (B, T, H, W) in [0, 255], one entry for each of the T slices."""
+    b, t = frames.shape[:2]
+    out = model.forward_image(normalize(frames.flatten(0, 1)))
+    levels = [x.view(b, t, *x.shape[1:]) for x in out["backbone_fpn"][-3:]]
+    position = out["vision_pos_enc"][-1].view(b, t, *out["vision_pos_enc"][-1].shape[1:])
+    return [
+        FrameFeatures(levels[2][:, i], [levels[0][:, i], levels[1][:, i]], position[:, i]) for i in range(t)
+    ]
+
+
+def decode(model, features: FrameFeatures, conditioned: torch.Tensor, prompt, mask_logits=None, multimask=False):
+    """Masks for one frame.
+
+    Args:
+        conditioned: (B, C, h, w), features after memory attention, or `unconditioned(...)`.
+        prompt: dict of point_coords (B, P, 2) pixels and point_labels (B, P), or None.
+        mask_logits: (B, 1, 4h, 4w), earlier logits to start from, or None.
+        multimask: choose among the three alternatives by predicted IoU instead of the single mask.
+    """
+    b = len(conditioned)
+    if prompt is None:
+        points = (conditioned.new_zeros(b, 1, 2), -torch.ones(b, 1, dtype=torch.int32, device=conditioned.device))
+    else:
+        points = (prompt["point_coords"], prompt["point_labels"])
+    sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=mask_logits)
+    masks, ious, tokens, score = model.sam_mask_decoder.predict_masks(
+        image_embeddings=conditioned,
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=features.high_res,
+    )
+    chosen = ious[:, 1:].argmax(1) + 1 if multimask else torch.zeros(b, dtype=torch.long, device=masks.device)
+    token = tokens[torch.arange(b, device=tokens.device), chosen]
+    return Prediction(masks.float(), ious.float(), score.float(), chosen, model.obj_ptr_proj(token))
+
+
+def unconditioned(model, features: FrameFeatures) -> torch.Tensor:
+    """Features of a frame that no memory informs."""
+    return features.coarse + model.no_mem_embed.view(1, -1, 1, 1)
+
+
+def condition(model, features: FrameFeatures, frame: int, memories: dict) -> torch.Tensor:
+    """Features after memory attention; `memories` is SAM 2's output dictionary (cond / non_cond frame outputs)."""
+    return model._prepare_memory_conditioned_features(
+        frame_idx=frame,
+        is_init_cond_frame=False,
+        current_vision_feats=[features.sequence],
+        current_vision_pos_embeds=[features.position.flatten(2).permute(2, 0, 1)],
+        feat_sizes=[features.size],
+        output_dict=memories,
+        num_frames=1 << 20,
+        track_in_reverse=False,
+    )
+
+
+def remember(model, features: FrameFeatures, mask_logits: torch.Tensor, pointer: torch.Tensor, present: torch.Tensor):
+    """Memory entry of a frame.
+
+    Args:
+        mask_logits: (B, 1, h, w) at any resolution.
+        present: bool (B,), whether the object counts as present there.
+    """
+    size = (model.image_size, model.image_size)
+    logits = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False)
+    gate = present[:, None, None, None]
+    logits = torch.where(gate, logits, torch.full_like(logits, -1024.0))
+    score = torch.where(present, 10.0, -10.0)[:, None].to(logits.device)
+    memory, position = model._encode_new_memory(
+        current_vision_feats=[features.sequence],
+        feat_sizes=[features.size],
+        pred_masks_high_res=logits,
+        object_score_logits=score,
+        is_mask_from_pts=False,
+    )
+    keep = present.to(pointer.dtype)[:, None]
+    pointer = keep * pointer + (1 - keep) * model.no_obj_ptr
+    return {"maskmem_features": memory, "maskmem_pos_enc": position, "obj_ptr": pointer}
+
+
+def mask_prompt(model, features: FrameFeatures, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A painted mask (B, H, W) as SAM 2 takes it: logits of +-10 (B, 1, H, W) and the object pointer it gives."""
+    target = masks[:, None].float()
+    logits = model.mask_downsample(target)
+    if logits.shape[-2:] != model.sam_prompt_encoder.mask_input_size:
+        logits = F.interpolate(logits, model.sam_prompt_encoder.mask_input_size, mode="bilinear", antialias=True)
+    return target * 20 - 10, decode(model, features, features.coarse, None, logits).pointer

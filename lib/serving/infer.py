@@ -1,0 +1,192 @@
+"""MONAI Label inference tasks: one click to one slice or to the whole volume."""
+
+import errno
+import logging
+import math
+import os
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import HTTPException
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from tqdm import tqdm
+
+from lib import masks
+from lib.errors import UserError
+from lib.frames import AXES, WINDOWS
+from lib.io.read import read_volume
+from lib.io.write import write_mask
+from lib.model import checkpoints
+from lib.model.device import devices
+from lib.segment import DIRECTIONS, Options, Result, Segmenter, Stopwatch
+from lib.request import options_of, prompts_of, truth
+from lib.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+class VolumeCache:
+    """The last few volumes that were read, by path, size and time of change.
+
+    Args:
+        count: how many. channel: of 4D images, which one.
+    """
+
+    def __init__(self, count: int = 4, channel: int | None = None):
+        self._count, self._channel = count, channel
+        self._volumes: OrderedDict[tuple, Volume] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> Volume:
+        """The volume at `path`.
+
+        Raises:
+            VolumeError: see `lib.io.read.read_volume`.
+        """
+        key = (path, *_stamp(Path(path)))
+        with self._lock:
+            if key not in self._volumes:
+                self._volumes[key] = read_volume(path, channel=self._channel)
+                while len(self._volumes) > self._count:
+                    self._volumes.popitem(last=False)
+            self._volumes.move_to_end(key)
+            return self._volumes[key]
+
+
+def _stamp(path: Path) -> tuple:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()  # the reader says what is wrong
+    return stat.st_size, stat.st_mtime_ns
+
+
+class Sam2Task(InferTask):
+    """Click, box or painted slice in; mask of one structure out.
+
+    Args:
+        segmenter, volumes: shared by all tasks of the app.
+        labels: names of the structures that can be segmented.
+        dimension: 3 fills the volume, 2 only the clicked slice.
+        checkpoint, window: defaults of the options.
+    """
+
+    def __init__(self, segmenter: Segmenter, volumes: VolumeCache, labels, *, dimension=3, checkpoint="embedded", window="auto"):
+        whole = dimension == 3
+        names = [checkpoint, *(c.name for c in checkpoints.KNOWN.values() if c.name != checkpoint and c.path.is_file())]
+        config: dict[str, Any] = {
+            "device": devices(),
+            "checkpoint": list(dict.fromkeys(names)),
+            "window": list(dict.fromkeys([window, *WINDOWS])),
+            "axis": list(AXES),
+        }
+        if whole:
+            config |= {
+                "direction": list(DIRECTIONS),
+                "components": list(masks.COMPONENTS),
+                "largest_cc": False,
+                "z_range": "",
+            }
+        what = "all slices" if whole else "the clicked slice"
+        super().__init__(
+            type=InferType.DEEPGROW, labels=labels, dimension=dimension, config=config,
+            description=f"SAM 2: click, box or painted slice to a mask on {what}",
+        )  # fmt: skip
+        self._segmenter, self._volumes, self._whole = segmenter, volumes, whole
+        self._defaults = {"checkpoint": checkpoint, "window": window}
+
+    def is_valid(self) -> bool:
+        return True
+
+    def __call__(self, request: dict) -> tuple[str, dict]:
+        """Path of the mask file and the JSON answer (see README, "What the server answers").
+
+        Raises:
+            HTTPException: 400 wrong input, 503 out of memory, 507 disk full; with a sentence as detail.
+        """
+        try:
+            return self._answer(request)
+        except UserError as e:
+            logger.info("Refused: %s", e)
+            raise HTTPException(400, str(e)) from e
+        except (MemoryError, torch.OutOfMemoryError) as e:
+            logger.exception("Out of memory")
+            raise HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.") from e
+        except OSError as e:
+            logger.exception("File system")
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+            text = "The server's disk is full." if full else "The server could not read or write a file; see its log."
+            raise HTTPException(507 if full else 500, text) from e
+
+    def _answer(self, request: dict) -> tuple[str, dict]:
+        start = time.perf_counter()
+        clock = Stopwatch()
+        options = options_of({**self._defaults, **request}, propagate=self._whole)
+        with clock("load"):
+            volume = self._volumes.get(str(request["image"]))
+        prompts = prompts_of(request, volume, options)
+        progress = partial(tqdm, mininterval=2.0, leave=False)
+        result = self._segmenter.segment(volume, prompts, options, progress)
+        with clock("write"):
+            path = _write(result, volume, request)
+        seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}
+        logger.info(
+            "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
+            volume.name, seconds["total"], list(result.annotated), result.encoded, _filled(result), len(result.present),
+        )  # fmt: skip
+        return path, _params(result, volume, options, request, seconds)
+
+
+def _write(result: Result, volume: Volume, request: dict) -> str:
+    """The mask as a new temporary file, which MONAI Label deletes after sending it."""
+    ending = str(request.get("result_extension") or ".nii.gz")
+    ending = ending if ending.startswith(".") else "." + ending
+    folder = tempfile.mkdtemp(prefix="sam2_")
+    dtype = str(request.get("result_dtype") or "uint8")
+    try:
+        path = write_mask(
+            result.mask, volume, Path(folder, "mask" + ending), dtype=dtype, compress=truth(request.get("result_compress")),
+            label=str(request.get("label") or "segment"),
+        )  # fmt: skip
+        handle, final = tempfile.mkstemp(suffix=ending)  # outside the folder: the server deletes the file only
+        os.close(handle)
+        os.replace(path, final)
+        return final
+    finally:
+        for left in Path(folder).iterdir():
+            left.unlink()
+        os.rmdir(folder)
+
+
+def _filled(result: Result) -> int:
+    others = tuple(a for a in range(3) if a != result.axis)
+    return int(result.mask.any(others).sum())
+
+
+def _params(result: Result, volume: Volume, options: Options, request: dict, seconds: dict) -> dict:
+    """The JSON part of the answer."""
+    def numbers(values) -> list:
+        return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
+
+    name = request.get("label")
+    return {
+        "label": name if isinstance(name, str) and os.sep not in name else None,
+        "latencies": {k: round(v, 4) for k, v in seconds.items()},
+        "axis": result.axis,
+        "annotated_slices": list(result.annotated),
+        "slices_with_object": _filled(result),
+        "slices_encoded": result.encoded,
+        "predicted_iou": numbers(result.predicted_iou),
+        "presence": numbers(result.present),
+        "direction_agreement": numbers(result.agreement),
+        "voxels": int(result.mask.sum()),
+        "millilitres": round(float(result.mask.sum() * np.prod(volume.spacing_mm) / 1000), 3),
+        "checkpoint": options.checkpoint,
+    }

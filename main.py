@@ -1,0 +1,177 @@
+"""Command line of the SAM 2 app; `python main.py COMMAND --help` explains each command."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Wrong input prints one sentence, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    from lib.errors import UserError
+
+    try:
+        return options.run(options) or 0
+    except UserError as e:
+        parser.exit(2, f"error: {e}\n")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py", description="Interactive segmentation of CT and MR volumes with SAM 2.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name, run, help, examples):
+        c = commands.add_parser(
+            name, help=help, description=help, epilog="examples:\n  " + "\n  ".join(examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        c.set_defaults(run=run)
+        return c
+
+    c = add("serve", _serve, "start the server(s) on the sample data or on your own", [
+        "python main.py serve", "python main.py serve --studies /data/nifti --port 8000 --conf labels spleen,liver",
+    ])  # fmt: skip
+    c.add_argument("--studies", help="folder of images or DICOMweb address (default: the sample data)")
+    c.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    c.add_argument("--port", type=int, default=8000)
+    c.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="passed to the app")
+
+    c = add("sample-data", _samples, "make the sample volumes", ["python main.py sample-data"])
+    c.add_argument("--out", type=Path, default=ROOT / "sample-data")
+
+    c = add("download", _download, "fetch a published checkpoint", [
+        "python main.py download tiny", "python main.py download large", "python main.py download --list",
+    ])  # fmt: skip
+    c.add_argument("name", nargs="?", help="see --list")
+    c.add_argument("--list", action="store_true", help="list the checkpoints and where they lie")
+
+    c = add("segment", _segment, "segment one structure of one image", [
+        "python main.py segment ct.nii.gz --point 80,62,40 -o liver.nii.gz --preview liver.png",
+        "python main.py segment series_folder --box 60,40,20,100,90,20 --negative 80,80,20 -o out.seg.nrrd",
+    ])  # fmt: skip
+    c.add_argument("image", help="NIfTI, NRRD, MHA, DICOM file or folder of one DICOM series")
+    numbers = "i,j,k"
+    c.add_argument("--point", action="append", default=[], metavar=numbers, help="voxel inside (repeatable)")
+    c.add_argument("--negative", action="append", default=[], metavar=numbers, help="voxel outside (repeatable)")
+    c.add_argument("--box", action="append", default=[], metavar="i,j,k,i,j,k", help="two corners on one slice (repeatable)")
+    c.add_argument("--roi", metavar="i,j,k,i,j,k", help="two corners of the region that holds the structure")
+    c.add_argument("--mask", help="label map of the image's shape; its non-empty slices are taken as painted")
+    c.add_argument("--absent", action="append", type=int, default=[], metavar="SLICE", help="the structure is not on this slice")
+    c.add_argument("-o", "--out", required=True, help=".nii.gz, .nii, .nrrd, .seg.nrrd, .mha")
+    c.add_argument("--preview", metavar="PNG", help="draw slices with the contour and the clicks")
+    c.add_argument("--checkpoint", default="embedded")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--window", default="auto", help="auto, abdomen, lung, bone, brain, mediastinum, full, or low,high")
+    c.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
+    c.add_argument("--direction", default="both", help="both, forward or backward")
+    c.add_argument("--z-range", metavar="low,high", help="first and last slice")
+    c.add_argument("--components", default="annotated", help="annotated, largest or all")
+    c.add_argument("--channel", type=int, help="of a 4D image")
+
+    c = add("train", _train, "train the small model from scratch on generated volumes", [
+        "python main.py train --out runs/first", "python main.py train --out runs/quick --scale 0.01",
+        "python main.py train --sheet sheet.png",
+    ])  # fmt: skip
+    c.add_argument("--out", default="runs/train", help="folder for checkpoints and log; an interrupted run there is resumed")
+    c.add_argument("--seed", type=int, default=1)
+    c.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--sheet", metavar="PNG", help="only draw a sheet of training clips")
+    return parser
+
+
+def _serve(options) -> int:
+    from lib.serving.launch import serve
+
+    return serve(options.studies, options.host, options.port, options.conf)
+
+
+def _samples(options) -> None:
+    from lib.samples import make_samples
+
+    make_samples(options.out)
+    logging.info("The samples are in %s.", options.out)
+
+
+def _download(options) -> None:
+    from lib.errors import CheckpointError
+    from lib.model import checkpoints
+    from lib.model.download import download
+
+    if options.list or not options.name:
+        for c in checkpoints.KNOWN.values():
+            size = f"{c.bytes / 1e6:.0f} MB" if c.bytes else ""
+            sys.stdout.write(f"{c.name:12} {c.image_size:5} px {size:>8}  {'here' if c.path.is_file() else 'not here'}\n")
+        return
+    if options.name not in checkpoints.KNOWN:
+        raise CheckpointError(f"Unknown checkpoint {options.name!r}: use {', '.join(checkpoints.KNOWN)}.")
+    logging.info("%s is at %s.", options.name, download(checkpoints.KNOWN[options.name]))
+
+
+def _segment(options) -> None:
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from lib.io.read import read_volume
+    from lib.io.write import write_mask
+    from lib.segment import Segmenter
+    from lib.request import options_of, prompts_of
+
+    volume = read_volume(options.image, channel=options.channel)
+    chosen = options_of({k: getattr(options, k) for k in
+                         ("checkpoint", "device", "window", "axis", "direction", "z_range", "components")})  # fmt: skip
+    pairs = [_numbers(b, 6) for b in options.box]
+    region = _numbers(options.roi, 6) if options.roi else []
+    request = {
+        "foreground": [_numbers(p, 3) for p in options.point],
+        "background": [_numbers(p, 3) for p in options.negative],
+        "boxes": [[b[:3], b[3:]] for b in pairs],
+        "roi": [region[n] for n in (0, 3, 1, 4, 2, 5)] if region else [],
+        "absent": options.absent,
+    }
+    prompts = prompts_of(request, volume, chosen, painted=options.mask)
+    result = Segmenter().segment(volume, prompts, chosen, partial(tqdm, leave=False))
+    path = write_mask(result.mask, volume, options.out)
+    logging.info("%d voxels on %s; seconds: %s", result.mask.sum(), path, {k: round(v, 2) for k, v in result.seconds.items()})
+    if options.preview:
+        from lib.frames import Frames
+        from lib.preview import contact_sheet
+
+        frames = Frames.of(volume, window=chosen.window, axis=chosen.axis)
+        logging.info("Preview: %s", contact_sheet(frames, result.mask, prompts, options.preview))
+
+
+def _train(options) -> None:
+    from lib.model.device import resolve
+    from lib.train.loop import Settings, Training
+    from lib.train.sheet import draw_sheet
+
+    if options.sheet:
+        logging.info("Drew %s", draw_sheet(options.sheet, options.seed))
+        return
+    device = resolve(options.device)
+    Training(Settings(options.out, seed=options.seed, scale=options.scale, device=str(device))).run()
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    from lib.errors import PromptError
+
+    try:
+        values = [float(v) for v in text.split(",")]
+    except ValueError as e:
+        raise PromptError(f"{text!r} is not a list of numbers.") from e
+    if len(values) != count:
+        raise PromptError(f"{text!r} holds {len(values)} numbers; {count} are needed.")
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
