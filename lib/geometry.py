@@ -51,7 +51,8 @@ def slicing_axis(shape, spacing_mm) -> int:
     """The axis (0, 1 or 2) along which slices were acquired.
 
     That is the axis of clearly larger spacing, else the one with clearly fewer voxels, else the last one, as files
-    store it. (1.2: reformatted "isotropic" volumes differ by a few per cent.)
+    store it; of a single slice always the axis with one voxel. (1.2: reformatted "isotropic" volumes differ by a few
+    per cent.)
 
     >>> slicing_axis((512, 512, 30), (0.7, 0.7, 5.0)), slicing_axis((20, 256, 256), (4.0, 1.0, 1.0))
     (2, 0)
@@ -59,6 +60,8 @@ def slicing_axis(shape, spacing_mm) -> int:
     (2, 1)
     """
     sizes, counts = np.asarray(spacing_mm, float), np.asarray(shape[:3], float)
+    if (counts == 1).sum() == 1:
+        return int(np.argmin(counts))
     if sizes.max() >= 1.2 * np.median(sizes):
         return int(np.argmax(sizes))
     if counts.min() * 2 <= np.median(counts):

@@ -149,11 +149,11 @@ def _box(corners, shape) -> tuple[Voxel, Voxel]:
         raise PromptError(f"A box needs two corners of three numbers; got {corners!r}.") from e
     if pair.shape != (2, 3) or not np.isfinite(pair).all():
         raise PromptError(f"A box needs two corners of three numbers; got {corners!r}.")
-    low, high = np.rint(pair.min(0)).astype(int), np.rint(pair.max(0)).astype(int)
+    low, high = np.rint(pair.min(0)), np.rint(pair.max(0))
     top = np.array(shape) - 1
     if (high < 0).any() or (low > top).any():
         raise PromptError(f"The box {low.tolist()} to {high.tolist()} lies outside the volume.")
-    low, high = np.maximum(low, 0), np.minimum(high, top)
+    low, high = np.maximum(low, 0).astype(int), np.minimum(high, top).astype(int)
     if (high - low > 0).sum() < 2:
         raise PromptError(f"The box {low.tolist()} to {high.tolist()} is empty: it needs an extent along two axes.")
     return tuple(int(v) for v in low), tuple(int(v) for v in high)

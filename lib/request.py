@@ -105,7 +105,7 @@ def _integer(value, name: str) -> int:
 
 
 def _roi(numbers: list, volume: Volume):
-    """Corner pair of a region given as pairs per axis; all zeros or nothing mean no region."""
+    """Corner pair, clipped to the volume, of a region given as pairs per axis; all zeros or nothing mean no region."""
     if not numbers:
         return None
     try:
@@ -121,7 +121,7 @@ def _roi(numbers: list, volume: Volume):
     top = np.array(volume.shape) - 1
     if (high < 0).any() or (low > top).any():
         raise PromptError("The region of interest lies outside the volume.")
-    return low.tolist(), high.tolist()
+    return np.maximum(low, 0).tolist(), np.minimum(high, top).tolist()
 
 
 def _box_on_slice(roi, shown, axis: int):
@@ -129,7 +129,7 @@ def _box_on_slice(roi, shown, axis: int):
     low, high = list(roi[0]), list(roi[1])
     t = None if shown is None else _integer(shown, "slice")
     if t is None or not low[axis] <= t <= high[axis]:
-        t = round((max(low[axis], 0) + high[axis]) / 2)
+        t = round((low[axis] + high[axis]) / 2)
     low[axis] = high[axis] = t
     return low, high
 
@@ -138,7 +138,9 @@ def _upload(request: dict) -> str | None:
     """Path of an uploaded label map. MONAI Label stores uploads in the temporary folder; "label" may also be a name."""
     label = request.get("label")
     temporary = Path(tempfile.gettempdir()).resolve()
-    return label if isinstance(label, str) and temporary in Path(label).resolve().parents else None
+    if not isinstance(label, str) or not Path(label).is_absolute():  # a name is no path, wherever the server runs
+        return None
+    return label if temporary in Path(label).resolve().parents else None
 
 
 def _painted(path: str | None, volume: Volume, axis: int) -> dict[int, np.ndarray]:
@@ -157,6 +159,6 @@ def _z_range(value) -> tuple[int, int] | None:
     parts = value.replace(":", ",").split(",") if isinstance(value, str) else value
     try:
         low, high = (int(round(float(v))) for v in parts)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise OptionError(f"z_range must be two slice indices 'low,high'; got {value!r}.") from e
     return min(low, high), max(low, high)

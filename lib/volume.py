@@ -59,7 +59,7 @@ def make_volume(array, affine=None, *, name="volume", channel: int | None = None
     become the lowest finite value; complex values become magnitudes.
 
     Args:
-        array: (I, J), (I, J, K), or (I, J, K, C) with `channel` given or C = 1, or RGB(A) as last axis or dtype.
+        array: (I, J), (I, J, K), or (I, J, K, C) with `channel` given or C = 1; real, complex, or of an RGB(A) dtype.
         channel: which of several channels or time points to use.
 
     Raises:

@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+# What nibabel and SimpleITK raise on damaged files.
+DAMAGED = (
+    OSError, EOFError, zlib.error, RuntimeError, ValueError, OverflowError,
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
+)  # fmt: skip
 
 
 def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
@@ -43,7 +48,7 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         raise
     except MemoryError as e:
         raise VolumeError(f"{path.name} does not fit into memory.") from e
-    except (OSError, EOFError, zlib.error, RuntimeError, ValueError, nib.filebasedimages.ImageFileError) as e:
+    except DAMAGED as e:
         logger.warning("Reading %s failed: %s", path, e)
         raise VolumeError(f"{path.name} could not be read: it is damaged, incomplete or not a medical image.") from e
 
@@ -62,7 +67,7 @@ def read_mask(path: str | Path, volume: Volume) -> np.ndarray:
 
 def _read_nifti(path: Path, channel: int | None) -> Volume:
     image = nib.load(path)
-    if image.affine is None:
+    if getattr(image, "affine", None) is None:  # CIFTI, which ends in .nii too, has none
         raise VolumeError(f"{path.name} has no affine.")
     data = image.dataobj
     if len(image.shape) == 4 and channel is not None and 0 <= channel < image.shape[3]:
@@ -99,8 +104,11 @@ def _from_itk(image: sitk.Image, name: str, channel: int | None) -> Volume:
     if dimension == 3:
         affine = geometry.ras_from_itk(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
     elif dimension == 2:
-        affine = geometry.LPS_FROM_RAS @ np.diag([*image.GetSpacing(), 1.0, 1.0])
-        array = array[:, :, None]
+        direction = np.eye(3)
+        direction[:2, :2] = np.asarray(image.GetDirection()).reshape(2, 2)
+        affine = geometry.ras_from_itk((*image.GetOrigin(), 0.0), (*image.GetSpacing(), 1.0), direction)
+        if colour > 1:  # channels stay the fourth axis; without them `make_volume` adds the third and notes it
+            array = array[:, :, None]
     else:
         direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
         affine = geometry.ras_from_itk(image.GetOrigin()[:3], image.GetSpacing()[:3], direction)

@@ -13,7 +13,7 @@ from lib import geometry
 from lib.errors import OptionError
 from lib.volume import Volume
 
-EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # no .mhd: it is two files
 
 
 def write_mask(
@@ -37,13 +37,15 @@ def write_mask(
         kind = np.dtype(dtype)
     except TypeError as e:
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
+    if kind.kind not in "ui":
+        raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")
     mask = np.ascontiguousarray(mask, dtype=kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(suffix=ending, dir=path.parent)
     os.close(handle)
     try:
         if ending in (".nii", ".nii.gz"):
-            image = nib.Nifti1Image(mask, volume.affine)
+            image = nib.Nifti1Image(mask, volume.affine, dtype=kind)  # 64 bits only when asked for
             image.header.set_xyzt_units("mm")
             nib.save(image, temporary)
         elif ending == ".seg.nrrd":

@@ -12,13 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.errors import CheckpointError
-from lib.model.build import build
+from lib.model.build import build, read_config
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "apps" / "sam2" / "model" / "sam2_hiera_nano_256.safetensors"
 DOWNLOADS = Path(os.environ.get("SAM2_CHECKPOINTS", ROOT / "apps" / "sam2" / "model" / "downloads"))
+
+# What torch and safetensors raise on files that are no checkpoints.
+_UNREADABLE = (OSError, RuntimeError, EOFError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+               ImportError, SafetensorError, pickle.UnpicklingError)  # fmt: skip
 
 _SAM21 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 _SAM20 = "https://dl.fbaipublicfiles.com/segment_anything_2/072824/"
@@ -162,7 +166,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return weights
     except CheckpointError:
         raise
-    except (OSError, RuntimeError, EOFError, AttributeError, SafetensorError, pickle.UnpicklingError) as e:
+    except _UNREADABLE as e:
         logger.warning("Reading %s failed: %s", path, e)
         raise CheckpointError(f"{path.name} is damaged or not a checkpoint of weights only; it was not loaded.") from e
 
@@ -185,9 +189,11 @@ def _metadata(path: Path) -> dict:
 def _config_by_shape(weights: dict[str, torch.Tensor]) -> str:
     """Configuration whose network has tensors of exactly these shapes."""
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    width = shapes.get("image_encoder.trunk.patch_embed.proj.weight", (0,))[0]
     for config in dict.fromkeys(c.config for c in KNOWN.values()):
-        with torch.device("meta"):
-            expected = {k: tuple(v.shape) for k, v in build(config).state_dict().items()}
-        if expected == shapes:
+        # Only networks of the right width are built: the large one takes a gigabyte.
+        if read_config(config).image_encoder.trunk.get("embed_dim", 96) != width:
+            continue
+        if shapes == {k: tuple(v.shape) for k, v in build(config).state_dict().items()}:
             return config
     raise CheckpointError("The checkpoint fits no known SAM 2 architecture; name its configuration after '@'.")

@@ -61,7 +61,7 @@ def _fetch(checkpoint: Checkpoint, part: Path, timeout: float) -> None:
         with open(part, "ab" if have else "wb") as f, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=checkpoint.path.name
         ) as bar:
-            for block in answer.iter_content(1 << 20):
+            for block in answer.iter_content(1 << 16):
                 f.write(block)
                 bar.update(len(block))
     if total and part.stat().st_size < total:

@@ -19,10 +19,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from tqdm import tqdm
 
 from lib import masks
-from lib.errors import UserError
+from lib.errors import CheckpointError, UserError
 from lib.frames import AXES, WINDOWS
 from lib.io.read import read_volume
-from lib.io.write import write_mask
+from lib.io.write import extension, write_mask
 from lib.model import checkpoints
 from lib.model.device import devices
 from lib.segment import DIRECTIONS, Options, Result, Segmenter, Stopwatch
@@ -128,14 +128,20 @@ class Sam2Task(InferTask):
     def _answer(self, request: dict) -> tuple[str, dict]:
         start = time.perf_counter()
         clock = Stopwatch()
+        if not request.get("image"):
+            raise HTTPException(404, "There is no such image in the datastore.")
+        ending = _ending(request)
         options = options_of({**self._defaults, **request}, propagate=self._whole)
+        offered = self.config()["checkpoint"]
+        if options.checkpoint not in offered:  # clients choose by name; paths are for whoever starts the server
+            raise CheckpointError(f"The server offers the checkpoints {', '.join(offered)}; not {options.checkpoint!r}.")
         with clock("load"):
             volume = self._volumes.get(str(request["image"]))
         prompts = prompts_of(request, volume, options)
         progress = partial(tqdm, mininterval=2.0, leave=False)
         result = self._segmenter.segment(volume, prompts, options, progress)
         with clock("write"):
-            path = _write(result, volume, request)
+            path = _write(result, volume, request, ending)
         seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}
         logger.info(
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
@@ -144,10 +150,14 @@ class Sam2Task(InferTask):
         return path, _params(result, volume, options, request, seconds)
 
 
-def _write(result: Result, volume: Volume, request: dict) -> str:
+def _ending(request: dict) -> str:
+    """The wanted file ending, checked before any work is done."""
+    wanted = str(request.get("result_extension") or ".nii.gz")
+    return extension("mask" + (wanted if wanted.startswith(".") else "." + wanted))
+
+
+def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
     """The mask as a new temporary file, which MONAI Label deletes after sending it."""
-    ending = str(request.get("result_extension") or ".nii.gz")
-    ending = ending if ending.startswith(".") else "." + ending
     folder = tempfile.mkdtemp(prefix="sam2_")
     dtype = str(request.get("result_dtype") or "uint8")
     try:

@@ -27,7 +27,7 @@ class Phase:
     """One stage of the curriculum.
 
     Attributes:
-        kind: boxes_on_noise, single_slices, copies, or clips (of which a third of the steps are single slices).
+        kind: boxes_on_noise, single_slices, copies, or clips (of which every second step is single slices).
         size: side of the slices in pixels.
         batch: clips in a step. slices: slices of a clip.
         rate: learning rate at the start of the phase; final_rate: at its end (cosine).
@@ -48,8 +48,8 @@ CURRICULUM = (
     Phase("boxes_on_noise", 350, 128, 24, 1, 3e-4, 3e-4, 1.0),
     Phase("single_slices", 1500, 128, 24, 1, 4e-4, 3e-4, 0.7),
     Phase("copies", 250, 128, 12, 2, 3e-4, 3e-4, 0.5),
-    Phase("clips", 1400, 128, 6, 5, 3e-4, 2e-4, 0.3),
-    Phase("clips", 700, 256, 3, 4, 2e-4, 1e-5, 0.2),
+    Phase("clips", 1000, 128, 6, 5, 3e-4, 2e-4, 0.3),
+    Phase("clips", 900, 256, 3, 4, 2e-4, 1e-5, 0.2),
 )
 
 
@@ -242,7 +242,7 @@ class _Steps(Dataset):
     def __getitem__(self, step: int) -> tuple[str, int, Clip]:
         phase = self.phase
         seed = (self.seed + step) % (1 << 62)
-        kind = "single_slices" if phase.kind == "clips" and step % 3 == 2 else phase.kind
+        kind = "single_slices" if phase.kind == "clips" and step % 2 else phase.kind
         batch = phase.batch if kind == phase.kind else phase.batch * phase.slices * 2 // 3
         clip = ClipGenerator(seed).batch(batch, phase.slices if kind == "clips" else 1, phase.size)
         if kind == "boxes_on_noise":

@@ -186,7 +186,7 @@ class ClipGenerator:
         low, high = torch.quantile(sample, torch.tensor([self._u(0, 0.05), self._u(0.95, 1.0)], device=self.device))
         image = ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
         image = image ** (2 ** self._u(-0.7, 0.7))
-        if self._u() < 0.15:
+        if self._u() < 0.5:
             image = 1 - image
         return image * 255.0
 

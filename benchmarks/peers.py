@@ -1,0 +1,108 @@
+"""What this engine is measured against, behind one call: `segment(case, volume, frames, prompts) -> bool (I, J, K)`."""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from skimage.segmentation import random_walker
+
+from lib.model import checkpoints
+from lib.model.build import CONFIG_DIRS
+
+
+class Builtin:
+    """MONAI Label's own `monailabel.sam2.infer.Sam2InferTask`, with the same weights, as a server would call it."""
+
+    name = "builtin"
+
+    def __init__(self, options):
+        os.environ.setdefault("MONAI_LABEL_DATASTORE_CACHE_PATH", tempfile.mkdtemp(prefix="builtin_"))
+        from monailabel.config import settings
+
+        checkpoint = checkpoints.find(options.checkpoint)
+        folder = Path(tempfile.mkdtemp(prefix="builtin_model_"))
+        config = next(d / checkpoint.config for d in CONFIG_DIRS if (d / checkpoint.config).is_file())
+        shutil.copy(config, folder / "config.yaml")
+        weights = {k: v.float() for k, v in checkpoints.read_weights(checkpoint.path).items()}
+        torch.save({"model": weights}, folder / "weights.pt")
+        settings.MONAI_SAM_MODEL_PT = "file:///weights.pt"  # already in the folder, so nothing is fetched
+        settings.MONAI_SAM_MODEL_CFG = "file:///config.yaml"
+        settings.MONAI_LABEL_DATASTORE_CACHE_PATH = os.environ["MONAI_LABEL_DATASTORE_CACHE_PATH"]
+        from monailabel.sam2.infer import Sam2InferTask
+        from monailabel.transform.writer import Writer
+
+        self.device = str(options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+        for name in ("monailabel", "sam2", "root"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.task = Sam2InferTask(str(folder), dimension=3, writer=Writer(ref_image="image"))
+
+    def segment(self, case, volume, frames, prompts) -> np.ndarray:
+        """The task knows only slices along k, so the volume must be sliced there."""
+        if frames.axis != 2:
+            raise ValueError("MONAI Label's built-in task can only step along the last axis.")
+        request = {
+            "image": str(case.image), "device": self.device, "reset_state": True, "result_write_to_file": False,
+            "foreground": [list(v) for v in prompts.get("positive", [])],
+            "background": [list(v) for v in prompts.get("negative", [])],
+            "roi": [],
+        }  # fmt: skip
+        for low, high in prompts.get("boxes", []):  # in the order in which the task reads it
+            request["roi"] = [int(v) for v in (low[0], low[1], high[0], high[1], low[2], low[2] + 1)]
+        mask, _ = self.task(request)
+        return np.asarray(mask) > 0
+
+
+class RandomWalker:
+    """scikit-image's random walker in 3D: small balls round the clicks are seeds (a single voxel hardly spreads), the volume's
+    faces and, on its slice, what lies outside a box are background; within a box the middle is foreground."""
+
+    name = "classical"
+    voxels = 250_000
+
+    def segment(self, case, volume, frames, prompts) -> np.ndarray:
+        low, high = frames.bounds
+        image = np.clip((volume.array.astype(np.float32) - low) / (high - low), 0, 1)
+        factors = self._factors(volume)
+        small = ndimage.zoom(image, factors, order=1)
+        scale = (np.array(small.shape) - 1) / np.maximum(np.array(volume.shape) - 1, 1)
+        seeds = np.zeros(small.shape, np.int8)
+        for axis in range(3):
+            if axis != frames.axis:  # slices at the ends often hold the structure
+                for end in (0, -1):
+                    seeds[(slice(None),) * axis + (end,)] = 2
+        for corners in prompts.get("boxes", []):
+            a, b = (np.rint(np.array(c) * scale).astype(int) for c in corners)
+            seeds[(slice(None),) * frames.axis + (a[frames.axis],)] = 2
+            seeds[tuple(slice(p, q + 1) for p, q in zip(a, b, strict=True))] = 0
+            _ball(seeds, (a + b) // 2, 1)
+        for label, voxels in ((2, prompts.get("negative", [])), (1, prompts.get("positive", []))):
+            for v in voxels:
+                _ball(seeds, np.rint(np.array(v) * scale).astype(int), label)
+        spacing = volume.spacing_mm * np.array(volume.shape) / np.array(small.shape)
+        chance = random_walker(small, seeds, beta=130, mode="cg_j", tol=1e-3, spacing=spacing / spacing.min(), return_full_prob=True)
+        back = np.array(volume.shape) / np.array(small.shape)
+        return ndimage.zoom(chance[0], back, order=1)[tuple(slice(n) for n in volume.shape)] > 0.5
+
+    def _factors(self, volume) -> np.ndarray:
+        """Shrinks fine axes first, until the linear system is of a practical size."""
+        shape, sizes = np.array(volume.shape, float), volume.spacing_mm.astype(float)
+        factors = np.ones(3)
+        while (shape * factors).prod() > self.voxels:
+            finest = np.argmin(sizes / factors)
+            factors[finest] *= 0.95
+        return factors
+
+
+def _ball(seeds, centre, label, radius: int = 2) -> None:
+    """Marks voxels around `centre`, leaving other seeds as they are except at the centre itself."""
+    low = np.maximum(centre - radius, 0)
+    block = seeds[tuple(slice(a, c + radius + 1) for a, c in zip(low, centre, strict=True))]
+    index = np.indices(block.shape).T + low - centre
+    near = ((index**2).sum(-1) <= radius**2).T
+    block[near & (block == 0)] = label
+    seeds[tuple(centre)] = label

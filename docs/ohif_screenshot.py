@@ -1,0 +1,74 @@
+"""Makes docs/ohif.png: a click in real OHIF, served by MONAI Label over Orthanc, in headless Chromium.
+
+    pip install playwright ; apt install orthanc orthanc-dicomweb chromium
+    python docs/ohif_screenshot.py
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lib.serving.launch import _stop, start_monailabel, start_orthanc, wait_for  # noqa: E402
+
+CHROMIUM = [
+    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def annotate(page: Page, address: str, study: str, segment: str, at: tuple[float, float]) -> None:
+    """Opens a study, connects, picks a segment, clicks at a share (x, y) of the axial viewport, presses Run."""
+    page.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={study}")
+    page.wait_for_selector("#monailabelServerURL", timeout=120_000)
+    page.wait_for_selector("canvas", timeout=120_000)
+    page.wait_for_timeout(10_000)  # the three planes draw late on a slow machine
+    page.get_by_text("Confirm and Hide").click()
+    page.fill("#monailabelServerURL", address + "/")
+    page.click(".monaiLabelPanel button.actionButton")
+    page.wait_for_selector("label[for=tab-3]")
+    page.click("label[for=tab-3]")
+    tab = page.locator(".tab", has=page.locator("#tab-3"))
+    tab.get_by_text(segment, exact=True).click()
+    page.wait_for_timeout(1_000)
+    box = page.locator("canvas").first.bounding_box()
+    page.mouse.click(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
+    page.wait_for_timeout(1_000)
+    with page.expect_response(lambda r: "/infer/" in r.url, timeout=180_000) as answer:
+        tab.get_by_role("button", name="Run").click()
+    logging.info("%s %s", answer.value.status, answer.value.url)
+    page.wait_for_timeout(8_000)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=ROOT / "docs" / "ohif.png")
+    p.add_argument("--port", type=int, default=8201)
+    p.add_argument("--study", default="ct_phantom")
+    p.add_argument("--segment", default="liver")
+    p.add_argument("--at", default="0.33,0.47", help="where to click, as shares of the axial viewport's width and height")
+    a = p.parse_args()
+    processes: list = []
+    try:
+        store = start_orthanc(processes, ROOT / "sample-data" / "dicom")
+        processes.append(start_monailabel(store["dicomweb"], "127.0.0.1", a.port))
+        address = f"http://127.0.0.1:{a.port}"
+        wait_for(f"{address}/info/", processes[-1])
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+            page = browser.new_page(viewport={"width": 1500, "height": 900})
+            annotate(page, address, store["studies"][a.study], a.segment, tuple(float(v) for v in a.at.split(",")))
+            page.screenshot(path=a.out)
+            browser.close()
+    finally:
+        _stop(processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The tracker against the official video predictor: same network, same weights, same prompts."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import sam2.sam2_video_predictor as official_module
+import torch
+from scipy import ndimage
+
+from lib.frames import Frames
+from lib.model import checkpoints
+from lib.model.build import build, build_official, normalize
+from lib.model.features import FeatureStore, FrameFeatures
+from lib.model.tracker import ABSENT, Tracker
+from lib.prompts import SlicePrompt
+from lib.volume import Volume
+
+CONFIG = "sam2_hiera_nano_256.yaml"
+SLICES = 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoints.load(checkpoints.find("embedded"))
+
+
+@pytest.fixture(scope="module")
+def features(model):
+    """A dark volume with a bright ball in the middle, smooth noise over it."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*(np.arange(n) for n in (256, 256, SLICES)), indexing="ij")
+    ball = ((x - 120) / 40) ** 2 + ((y - 100) / 40) ** 2 + ((z - 3) / 3.5) ** 2 < 1
+    array = 60 + 120 * ball + 25 * ndimage.gaussian_filter(rng.normal(size=ball.shape), (6, 6, 1)) * 10
+    volume = Volume(np.clip(array, 0, 255).astype(np.uint8))
+    return FrameFeatures(model, Frames(volume, 2, (0.0, 255.0)), torch.device("cpu"), nullcontext, 4)
+
+
+def click(x, y, label=1):
+    return SlicePrompt(np.array([[x, y]], float), np.array([label], np.int32))
+
+
+def official_tracks(model, features, prompts, monkeypatch, *, start, reverse=False):
+    """{slice: low-resolution logits} of `SAM2VideoPredictor` on the same frames."""
+    predictor = build_official(CONFIG)
+    predictor.load_state_dict(model.state_dict())
+    squares = features.squares(range(len(features.frames)))
+    monkeypatch.setattr(official_module, "load_video_frames", lambda **_: (normalize(squares), 256, 256))
+    state = predictor.init_state(video_path="")
+    for t, (x, y) in prompts.items():
+        predictor.add_new_points_or_box(state, t, 1, points=[[x, y]], labels=[1])
+    for _ in predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+        pass
+    outputs = state["output_dict_per_obj"][0]
+    both = outputs["cond_frame_outputs"] | outputs["non_cond_frame_outputs"]
+    return {t: out["pred_masks"][0, 0] for t, out in both.items()}
+
+
+def test_features_are_those_of_the_official_encoder(model, features):
+    predictor = build_official(CONFIG)
+    predictor.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        expected = predictor.forward_image(normalize(features.squares([2])))["backbone_fpn"]
+    ours, _, _ = features.gather([2])
+    for mine, theirs in zip(ours, expected, strict=True):
+        # Encoded in a batch of other slices, so rounding may differ in the last place.
+        torch.testing.assert_close(mine[:, 0], theirs[0].flatten(1).T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_annotation_equals_the_official_pass(model, features, monkeypatch, reverse):
+    expected = official_tracks(model, features, {3: (120, 100)}, monkeypatch, start=3, reverse=reverse)
+    tracker = Tracker(model, nullcontext)
+    tracks = tracker.propagate(features, {3: tracker.annotate(features, 3, click(120, 100))}, low=0, high=SLICES - 1)
+    assert set(expected) == (set(range(0, 4)) if reverse else set(range(3, SLICES)))
+    for t, logits in expected.items():
+        torch.testing.assert_close(tracks.logits[t], logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_gap_equals_the_official_pass_between_its_ends(model, features, monkeypatch, reverse):
+    clicks = {0: (120, 100), SLICES - 1: (118, 103)}
+    start = SLICES - 1 if reverse else 0
+    expected = official_tracks(model, features, clicks, monkeypatch, start=start, reverse=reverse)
+    tracker = Tracker(model, nullcontext)
+    annotated = {t: tracker.annotate(features, t, click(*xy)) for t, xy in clicks.items()}
+    tracks = tracker.propagate(
+        features, annotated, low=0, high=SLICES - 1, forward=not reverse, backward=reverse
+    )  # fmt: skip
+    for t in range(1, SLICES - 1):
+        torch.testing.assert_close(tracks.logits[t], expected[t], atol=1e-4, rtol=0)
+
+
+def test_gaps_do_not_depend_on_each_other(model, features):
+    """A further annotation changes its own gap only; the batch of all gaps equals each gap on its own."""
+    tracker = Tracker(model, nullcontext)
+    annotated = {t: tracker.annotate(features, t, click(120, 100)) for t in (0, 3, 6)}
+    both = tracker.propagate(features, annotated, low=0, high=6)
+    left = tracker.propagate(features, {t: annotated[t] for t in (0, 3)}, low=0, high=3)
+    right = tracker.propagate(features, {t: annotated[t] for t in (3, 6)}, low=3, high=6)
+    torch.testing.assert_close(both.logits[:4], left.logits[:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(both.logits[3:], right.logits[3:], atol=1e-4, rtol=0)
+
+
+def test_an_empty_slice_stops_tracking(model, features):
+    tracker = Tracker(model, nullcontext)
+    nothing = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros((256, 256), bool))
+    annotated = {2: tracker.annotate(features, 2, click(120, 100)), 4: tracker.annotate(features, 4, nothing)}
+    tracks = tracker.propagate(features, annotated, low=0, high=6)
+    assert (tracks.logits[4] <= 0).all()
+    assert (tracks.logits[5:] == ABSENT).all()
+
+
+def test_a_painted_slice_is_kept(model, features):
+    painted = np.zeros((256, 256), bool)
+    painted[60:140, 80:160] = True
+    tracker = Tracker(model, nullcontext)
+    out = tracker.annotate(features, 3, SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), painted))
+    back = features.to_slices(out.logits[0])[0].numpy() > 0
+    assert 2 * (back & painted).sum() / (back.sum() + painted.sum()) > 0.97
+
+
+def test_limits_and_directions_are_kept(model, features):
+    tracker = Tracker(model, nullcontext)
+    annotated = {3: tracker.annotate(features, 3, click(120, 100))}
+    tracks = tracker.propagate(features, annotated, low=2, high=6, backward=False)
+    assert (tracks.logits[[0, 1, 2]] == ABSENT).all()
+
+
+def test_padding_and_aspect_map_back():
+    """A slice of 100 x 200 pixels of 2 x 1 mm fills the square; one of 50 x 200 isotropic pixels fills a quarter."""
+    for shape, spacing, expected in (((200, 100, 2), (1, 2, 5), (256, 256)), ((200, 50, 2), (1, 1, 5), (64, 256))):
+        volume = Volume(np.zeros(shape, np.uint8), np.diag([*spacing, 1.0]))
+        f = FrameFeatures(build(CONFIG), Frames.of(volume), torch.device("cpu"), nullcontext, 1)
+        assert (f.height, f.width) == expected
+        assert f.squares([0]).shape == (1, 256, 256)
+        corner = np.array([[shape[0] - 0.5, shape[1] - 0.5]])  # the slice's lower right edge, x then y
+        np.testing.assert_allclose(f.to_square(corner), [[expected[1] - 0.5, expected[0] - 0.5]])
+        mask = np.zeros((shape[1], shape[0]), bool)
+        mask[10:40, 20:160] = True
+        logits = f.mask_to_square(mask)[0] * 20 - 10
+        back = f.to_slices(logits)[0].numpy() > 0
+        assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.95
+
+
+def test_store_forgets_the_oldest_volume_first():
+    class Entry:
+        bytes = 60
+
+    store = FeatureStore(limit=100)
+    first = store.get(("a",), Entry)
+    store.get(("b",), Entry)
+    assert store.get(("a",), Entry) is first  # used again: "b" is now the oldest
+    store.trim()
+    assert store.bytes == 60 and store.get(("a",), Entry) is first

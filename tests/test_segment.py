@@ -1,0 +1,150 @@
+"""The engine on small volumes with the embedded checkpoint: what a user may rely on whatever the weights are."""
+
+import numpy as np
+import pytest
+
+from lib.errors import CheckpointError, OptionError, PromptError
+from lib.segment import Options, Segmenter
+from lib.volume import Volume
+
+AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
+CENTRE = (30, 34, 6)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return Segmenter()
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """A bright ball, 12 slices of 64 x 64."""
+    x, y, z = np.meshgrid(np.arange(64), np.arange(64), np.arange(12), indexing="ij")
+    ball = ((x - 30) / 14) ** 2 + ((y - 34) / 14) ** 2 + ((z - 6) / 4.5) ** 2 < 1
+    noise = np.random.default_rng(0).normal(0, 6, ball.shape)
+    return Volume((60 + 110 * ball + noise).astype(np.float32), AFFINE, "ball")
+
+
+def run(segmenter, volume, options=Options(), **prompts):
+    return segmenter.segment(volume, segmenter.prompts(volume, options, **prompts), options)
+
+
+def test_same_prompts_same_mask_whatever_was_asked_before(segmenter, volume):
+    clicks = {"positive": [CENTRE, (30, 34, 3)], "negative": [(5, 5, 8)]}
+    fresh = run(Segmenter(), volume, **clicks).mask
+    for earlier in ({"positive": [CENTRE]}, {"positive": [(50, 10, 2)]}, {"positive": [CENTRE], "absent": [1]}):
+        run(segmenter, volume, **earlier)
+    np.testing.assert_array_equal(run(segmenter, volume, **clicks).mask, fresh)
+
+
+def test_slices_are_encoded_once(segmenter, volume):
+    run(segmenter, volume, positive=[CENTRE])
+    copy = Volume(volume.array.copy(), AFFINE.copy(), "the same under another name")
+    assert run(segmenter, copy, positive=[(31, 33, 5)]).encoded == 0
+
+
+def test_clicked_voxels_are_as_the_user_said(segmenter, volume):
+    mask = run(segmenter, volume, positive=[CENTRE, (28, 30, 9)], negative=[(36, 36, 6), (3, 3, 2)]).mask
+    assert mask[CENTRE] and mask[28, 30, 9] and not mask[36, 36, 6] and not mask[3, 3, 2]
+
+
+def test_one_click_finds_the_ball_in_both_directions(segmenter, volume):
+    result = run(segmenter, volume, positive=[CENTRE])
+    filled = result.mask.any((0, 1))
+    assert filled[5] and filled[6] and filled[7]
+    assert result.annotated == (6,) and len(result.predicted_iou) == 12
+    assert ((result.present >= 0) & (result.present <= 1)).all()
+
+
+def test_a_correction_changes_its_slice_and_is_kept(segmenter, volume):
+    before = run(segmenter, volume, positive=[CENTRE]).mask
+    spot = np.argwhere(before[:, :, 8])
+    assert len(spot), "the mask must reach slice 8 for this test"
+    i, j = (int(v) for v in spot[len(spot) // 2])
+    result = run(segmenter, volume, positive=[CENTRE], negative=[(i, j, 8)])
+    assert result.annotated == (6, 8)
+    assert not result.mask[i, j, 8]
+    assert (result.mask[:, :, 8] != before[:, :, 8]).sum() > 1, "more than the clicked voxel must change"
+
+
+def test_not_here_blanks_the_slice_and_what_lies_beyond(segmenter, volume):
+    mask = run(segmenter, volume, positive=[CENTRE], absent=[4, 8]).mask
+    assert mask[:, :, 6].any() and not mask[:, :, :5].any() and not mask[:, :, 8:].any()
+
+
+def test_a_painted_slice_comes_back_as_painted(segmenter, volume):
+    painted = np.zeros((64, 64), bool)
+    painted[20:41, 25:44] = True
+    mask = run(segmenter, volume, masks={6: painted}).mask
+    np.testing.assert_array_equal(mask[:, :, 6], painted)
+
+
+@pytest.mark.parametrize("direction, low, high", [("forward", 6, 12), ("backward", 0, 7)])
+def test_direction(segmenter, volume, direction, low, high):
+    filled = run(segmenter, volume, Options(direction=direction), positive=[CENTRE]).mask.any((0, 1))
+    assert not filled[:low].any() and not filled[high:].any() and filled[6]
+
+
+def test_range_and_region_limit_the_mask(segmenter, volume):
+    filled = run(segmenter, volume, Options(z_range=(5, 7)), positive=[CENTRE]).mask.any((0, 1))
+    assert not filled[:5].any() and not filled[8:].any()
+    mask = run(segmenter, volume, positive=[CENTRE], roi=((20, 20, 4), (34, 40, 8))).mask
+    outside = mask.copy()
+    outside[20:35, 20:41, 4:9] = False
+    assert mask.any() and not outside.any()
+
+
+def test_a_slice_model_fills_the_clicked_slice_only(segmenter, volume):
+    result = run(segmenter, volume, Options(propagate=False), positive=[CENTRE])
+    assert set(np.flatnonzero(result.mask.any((0, 1)))) == {6}
+
+
+@pytest.mark.parametrize("axis", ["0", "1", "2"])
+def test_any_axis_can_be_time(segmenter, volume, axis):
+    result = run(segmenter, volume, Options(axis=axis), positive=[CENTRE])
+    assert result.axis == int(axis) and result.mask.shape == volume.shape and result.mask[CENTRE]
+
+
+@pytest.mark.parametrize("shape", [(64, 48, 1), (5, 7, 3), (1, 1, 1), (300, 3, 4)])
+def test_odd_shapes_work(segmenter, shape):
+    voxel = tuple(n // 2 for n in shape)
+    array = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    result = run(segmenter, Volume(array, AFFINE, "odd"), Options(axis="2"), positive=[voxel])
+    assert result.mask.shape == shape and result.mask[voxel]
+
+
+def test_a_constant_volume_works(segmenter):
+    result = run(segmenter, Volume(np.full((32, 32, 4), 7, np.int16)), positive=[(3, 3, 1)])
+    assert result.mask.shape == (32, 32, 4)
+
+
+@pytest.mark.parametrize("options, prompts, error", [
+    ({}, {}, PromptError),
+    ({}, {"negative": [CENTRE]}, PromptError),
+    ({"z_range": (0, 2)}, {"positive": [CENTRE]}, PromptError),
+    ({"z_range": (50, 60)}, {"positive": [CENTRE]}, PromptError),
+    ({"window": "liver"}, {"positive": [CENTRE]}, OptionError),
+    ({"device": "cuda:99"}, {"positive": [CENTRE]}, OptionError),
+    ({"checkpoint": "none"}, {"positive": [CENTRE]}, CheckpointError),
+])  # fmt: skip
+def test_impossible_requests_say_so(segmenter, volume, options, prompts, error):
+    with pytest.raises(error, match=r"\.$|\w"):
+        run(segmenter, volume, Options(**options), **prompts)
+
+
+@pytest.mark.parametrize("name", ["direction", "components"])
+def test_unknown_choices_are_refused(name):
+    with pytest.raises(OptionError, match=name):
+        Options(**{name: "sideways"})
+
+
+def test_two_users_at_once_get_what_each_would_alone(segmenter, volume):
+    from concurrent.futures import ThreadPoolExecutor
+
+    other = Volume(volume.array[::-1].copy(), AFFINE, "mirrored")
+    jobs = [(volume, {"positive": [CENTRE]}), (other, {"positive": [(33, 34, 6)]}), (volume, {"positive": [(10, 50, 2)]})] * 2
+    alone = [run(Segmenter(), v, **p).mask for v, p in jobs[:3]] * 2
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda job: run(segmenter, job[0], **job[1]).mask, jobs))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
