@@ -74,10 +74,10 @@ def test_axis_refused(axis):
         resolve_axis(MR, axis)
 
 
-def test_planar_image_is_one_frame():
-    volume = Volume(np.zeros((4, 5, 1)), np.diag([3.0, 1, 1, 1]), planar=True)
-    frames = Frames.of(volume)
-    assert (frames.axis, len(frames), frames.size) == (2, 1, (5, 4))
+@pytest.mark.parametrize("shape", [(4, 5, 1), (1, 5, 1)])
+def test_planar_image_is_one_frame(shape):
+    frames = Frames.of(Volume(np.zeros(shape), np.diag([3.0, 1, 1, 1]), planar=True))
+    assert (frames.axis, len(frames), frames.size) == (2, 1, (5, shape[0]))
 
 
 # Volume (4, 5, 6) with voxels of 2 x 3 x 7 mm: axis, number of frames, (Y, X), (Y, X) in mm, mm between slices, voxel

@@ -49,7 +49,7 @@ CURRICULUM = (
     Phase("single_slices", 1500, 128, 24, 1, 4e-4, 3e-4, 0.7),
     Phase("copies", 250, 128, 12, 2, 3e-4, 3e-4, 0.5),
     Phase("clips", 1000, 128, 6, 5, 3e-4, 2e-4, 0.3),
-    Phase("clips", 900, 256, 3, 4, 2e-4, 1e-5, 0.2),
+    Phase("clips", 1300, 256, 3, 4, 2.5e-4, 1e-5, 0.2),
 )
 
 
