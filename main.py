@@ -122,8 +122,8 @@ def _segment(options) -> None:
 
     from lib.io.read import read_volume
     from lib.io.write import write_mask
-    from lib.segment import Segmenter
     from lib.request import options_of, prompts_of
+    from lib.segment import Segmenter
 
     volume = read_volume(options.image, channel=options.channel)
     chosen = options_of({k: getattr(options, k) for k in

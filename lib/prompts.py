@@ -88,18 +88,27 @@ def make_prompts(
 
 
 def by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
-    """Prompts of each annotated frame, keys in the order in which they were made, standing-alone ones first."""
+    """Prompts of each annotated frame, keys in the order in which they were made, standing-alone ones first.
+
+    Raises:
+        PromptError: a slice with two boxes, or with a box or a click inside although it is said to be empty.
+    """
     masks = {t: frames.from_volume(np.expand_dims(m, frames.axis))[0] for t, m in prompts.masks.items()}
     masks |= {t: np.zeros(frames.size, bool) for t in prompts.absent if t not in masks}
     boxes: dict[int, tuple] = {}
     for low, high in prompts.boxes:
-        boxes[(low[frames.axis] + high[frames.axis]) // 2] = (low, high)
+        t = (low[frames.axis] + high[frames.axis]) // 2
+        if t in boxes or t in prompts.absent:
+            raise PromptError(f"Slice {t} has {'two boxes' if t in boxes else 'a box but is said to be empty'}; keep one.")
+        boxes[t] = (low, high)
     if prompts.roi is not None:
         _roi_box(prompts, frames, boxes, masks)
     points: dict[int, list] = {}
     for label, voxels in ((1, prompts.positive), (0, prompts.negative)):
         for voxel in voxels:
             t, y, x = frames.to_pixel(voxel)
+            if label and t in prompts.absent:
+                raise PromptError(f"Slice {t} is said to be empty, but has a click inside; keep one of the two.")
             points.setdefault(t, []).append((x, y, label))
     out = {}
     for t in dict.fromkeys((*masks, *boxes, *points)):

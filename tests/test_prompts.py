@@ -175,3 +175,14 @@ def test_clicks_on_a_painted_slice_belong_to_the_painting():
     assert np.argwhere(said[3].mask).tolist() == [[4, 4], [8, 7]]  # (y, x)
     assert said[3].points.shape == (0, 2)
     assert np.argwhere(drawing).tolist() == [[4, 4], [4, 5]]  # the user's drawing is untouched
+
+
+@pytest.mark.parametrize("prompts", [
+    {"positive": [(3, 3, 2)], "absent": [2]},
+    {"boxes": [((1, 1, 2), (4, 4, 2))], "absent": [2]},
+    {"boxes": [((1, 1, 2), (4, 4, 2)), ((2, 2, 2), (5, 5, 2))]},
+])  # fmt: skip
+def test_contradictions_on_one_slice_are_refused(prompts):
+    volume = Volume(np.zeros((8, 8, 6), np.int16))
+    with pytest.raises(PromptError, match="keep one"):
+        by_slice(make_prompts(volume, **prompts), Frames.of(volume, axis=2))

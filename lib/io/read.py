@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from lib import geometry
@@ -14,6 +15,7 @@ from lib.volume import Volume, make_volume
 
 logger = logging.getLogger(__name__)
 
+_POSITION = ["ImagePositionPatient", "ImageOrientationPatient"]
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 # What nibabel and SimpleITK raise on damaged files.
@@ -57,11 +59,15 @@ def read_mask(path: str | Path, volume: Volume) -> np.ndarray:
     """A label map on the grid of `volume`, integer (I, J, K).
 
     Raises:
-        VolumeError: unreadable or of another shape.
+        VolumeError: unreadable, of another shape, or elsewhere in space by more than half a voxel.
     """
     mask = read_volume(path)
     if mask.shape != volume.shape:
         raise VolumeError(f"{Path(path).name} has shape {mask.shape}, but the image has {volume.shape}.")
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
+    away = np.linalg.norm(geometry.to_mm(mask.affine, corners) - geometry.to_mm(volume.affine, corners), axis=1)
+    if away.max() > 0.5 * volume.spacing_mm.min() and not mask.planar:
+        raise VolumeError(f"{Path(path).name} lies elsewhere than the image (by {away.max():.1f} mm): resample it to the image.")
     return np.rint(mask.array).astype(np.int32)
 
 
@@ -87,9 +93,22 @@ def _read_series(folder: Path) -> sitk.Image:
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     if len(files) == 1:
         return sitk.ReadImage(files[0])
+    _check_gaps(files, folder.name)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     return reader.Execute()
+
+
+def _check_gaps(files, name: str) -> None:
+    """Refuses a series with a slice missing or twice: ITK would spread the rest evenly, and masks would lie elsewhere."""
+    headers = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=_POSITION) for f in files]
+    if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in headers):
+        return
+    across = np.asarray(headers[0].ImageOrientationPatient, float)
+    normal = np.cross(across[:3], across[3:])
+    steps = np.diff([np.dot(np.asarray(h.ImagePositionPatient, float), normal) for h in headers])
+    if np.abs(steps - np.median(steps)).max() > 0.1 * abs(np.median(steps)) + 1e-3:
+        raise VolumeError(f"The slices of {name} are not evenly spaced: a slice is missing or there twice.")
 
 
 def _from_itk(image: sitk.Image, name: str, channel: int | None) -> Volume:

@@ -25,8 +25,8 @@ from lib.io.read import read_volume
 from lib.io.write import extension, write_mask
 from lib.model import checkpoints
 from lib.model.device import devices
-from lib.segment import DIRECTIONS, Options, Result, Segmenter, Stopwatch
 from lib.request import options_of, prompts_of, truth
+from lib.segment import DIRECTIONS, Options, Result, Segmenter, Stopwatch
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)

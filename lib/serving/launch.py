@@ -93,8 +93,8 @@ def start_orthanc(processes: list, dicom: Path, port: int = 8042) -> dict | None
         "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    log = open(folder / "orthanc.log", "w")
-    process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
+    with open(folder / "orthanc.log", "w") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
     processes.append(process)
     address = f"http://127.0.0.1:{port}"
     wait_for(f"{address}/system", process)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from lib.errors import OptionError, VolumeError
 from lib.io import write
-from lib.io.read import read_volume
+from lib.io.read import read_mask, read_volume
 from lib.io.write import EXTENSIONS, write_mask
 from lib.samples import write_dicom
 from lib.volume import Volume
@@ -172,3 +172,21 @@ def test_empty_mask_in_a_seg_nrrd(tmp_path):
     path = write_mask(np.zeros_like(NOISE), VOLUME, tmp_path / "a.seg.nrrd")
     assert not read_volume(path).array.any()
     assert b"Segment0_Extent:=0 -1 0 -1 0 -1" in path.read_bytes()
+
+
+def test_a_missing_dicom_slice_is_refused(tmp_path):
+    volume = Volume(np.zeros((8, 8, 6), np.int16))
+    write_dicom(volume, tmp_path, modality="CT", description="gap")
+    assert read_volume(tmp_path).shape == (8, 8, 6)
+    (tmp_path / "0003.dcm").unlink()
+    with pytest.raises(VolumeError, match="missing"):
+        read_volume(tmp_path)
+
+
+def test_a_label_map_elsewhere_is_refused(tmp_path):
+    volume = Volume(np.zeros((8, 8, 6), np.int16))
+    path = write_mask(np.ones((8, 8, 6), bool), volume, tmp_path / "m.nii.gz")
+    assert read_mask(path, volume).all()
+    flipped = Volume(volume.array, np.diag([-1.0, 1, 1, 1]))
+    with pytest.raises(VolumeError, match="elsewhere"):
+        read_mask(path, flipped)

@@ -129,6 +129,7 @@ def test_scaled_and_not_finite_values(tmp_path):
 
 def test_read_mask(tmp_path):
     mask = (RAMP % 3).astype(np.float32)
-    np.testing.assert_array_equal(read_mask(save_nifti(mask, tmp_path / "a.nii"), Volume(RAMP)), RAMP % 3)
+    path = save_nifti(mask, tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_mask(path, Volume(RAMP, read_volume(path).affine)), RAMP % 3)
     with pytest.raises(VolumeError, match=r"has shape \(4, 5, 5\), but the image has \(4, 5, 6\)"):
         read_mask(save_nifti(mask[:, :, 1:], tmp_path / "b.nii"), Volume(RAMP))

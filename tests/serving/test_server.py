@@ -55,9 +55,9 @@ def server(studies, tmp_path_factory):
     command = [str(program), "start_server", "--app", str(ROOT / "apps" / "sam2"), "--studies", str(studies)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "labels", "spleen,liver"]
     here = tmp_path_factory.mktemp("elsewhere")
-    log = open(here / "log.txt", "w")
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(command, cwd=here, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    with open(here / "log.txt", "w") as log:
+        process = subprocess.Popen(command, cwd=here, stdout=log, stderr=subprocess.STDOUT, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/info/", process, 120)
@@ -65,7 +65,6 @@ def server(studies, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(20)
-        log.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,7 +29,7 @@ def test_same_seed_same_clips():
 def test_clips_are_in_range_and_start_with_the_target():
     clip = ClipGenerator(1).batch(24, 5, 96)
     assert clip.frames.shape == clip.masks.shape == (24, 5, 96, 96)
-    assert 0 <= clip.frames.min() and clip.frames.max() <= 255
+    assert clip.frames.min() >= 0 and clip.frames.max() <= 255
     assert clip.masks[:, 0].flatten(1).any(1).all()
     ended = ~clip.masks[:, -1].flatten(1).any(1)
     assert 0.1 < ended.float().mean() < 0.9, "some targets must end within the clip, and some must not"
