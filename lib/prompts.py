@@ -47,8 +47,8 @@ class SlicePrompt:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether it says what the structure is, and not only what is wrong with a mask."""
-        return self.mask is not None or bool((self.labels == 2).any())
+        """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""
+        return self.mask is not None or bool((self.labels > 0).any())
 
 
 def make_prompts(

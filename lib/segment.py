@@ -97,9 +97,9 @@ class Segmenter:
     ) -> Result:
         """Segments one structure.
 
-        Slices with a box or a painting, and the slice of the first click inside, say what the structure is; clicks on
-        other slices mend what tracking gives there. Then every annotated slice spreads to both sides. The result depends
-        on the prompts alone, not on what was asked before.
+        Slices with a click inside, a box or a painting say what the structure is; slices with clicks outside only mend
+        what tracking gives there. Then every annotated slice spreads to both sides. The result depends on the prompts
+        alone, not on what was asked before.
 
         Args:
             progress: wraps iterables for display, called with the keywords desc and total (for example `tqdm`).
@@ -118,7 +118,7 @@ class Segmenter:
             wanted = list(range(low, high + 1)) if options.propagate else list(said)
             with clock("encode"):
                 encoded = features.ensure(wanted, lambda x: progress(x, desc="Encoding slices"))
-            annotated, tracks = self._annotate(tracker, features, said, prompts, options, (low, high), clock, progress)
+            annotated, tracks = self._annotate(tracker, features, said, options, (low, high), clock, progress)
             if options.propagate:
                 with clock("propagate"):
                     tracks = self._propagate(tracker, features, annotated, (low, high), options, progress)
@@ -152,10 +152,9 @@ class Segmenter:
 
         return self._store.get((frames.key, id(model)), make)
 
-    def _annotate(self, tracker, features, said, prompts, options, limits, clock, progress):
+    def _annotate(self, tracker, features, said, options, limits, clock, progress):
         """Annotations of all prompted slices, and tracks that hold them."""
-        first = features.frames.to_pixel(prompts.positive[0])[0] if prompts.positive else None
-        roots = [t for t, p in said.items() if p.stands_alone or t == first]
+        roots = [t for t, p in said.items() if p.stands_alone]
         rest = [t for t in said if t not in roots]
         with clock("prompt"):
             annotated: dict[int, Annotation] = {t: tracker.annotate(features, t, said[t]) for t in roots}

@@ -70,16 +70,19 @@ class Tracker:
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
         """Decodes a slice from its prompt alone (no memory).
 
-        Several clicks are given at once; the mask they give is then refined once with the same clicks, as SAM's own
-        interactive loop does.
+        Clicks are given one after the other, each with the mask of those before it, as in SAM's own interactive loop
+        (on generated slices that gave Dice 0.66 after five clicks, all at once 0.61, all at once and again 0.64). A box and
+        the clicks with it are given at once.
         """
         with self._autocast():
             if prompt.mask is not None:
                 return self._painted(features, t, prompt)
-            out = self._step(features, [t], prompt=prompt)
-            if len(prompt.labels) > 1 and not (prompt.labels == 2).any():
-                logits = out["pred_masks"].clamp(-32, 32)
-                out = self._step(features, [t], prompt=prompt, start=logits)
+            at_once = len(prompt.labels) if (prompt.labels == 2).any() else 1
+            out, start = None, None
+            for n in range(at_once, len(prompt.labels) + 1):
+                part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
+                out = self._step(features, [t], prompt=part, start=start)
+                start = out["pred_masks"].clamp(-32, 32)
             return self._annotation(features, t, out, from_points=True)
 
     @torch.inference_mode()
@@ -93,7 +96,10 @@ class Tracker:
         nearest = min(annotated, key=lambda s: abs(s - t))
         memories = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}
         with self._autocast():
-            out = self._step(features, [t], prompt=prompt, start=start, memories=memories, time=abs(nearest - t))
+            for n in range(1, len(prompt.labels) + 1):
+                part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
+                out = self._step(features, [t], prompt=part, start=start, memories=memories, time=abs(nearest - t))
+                start = out["pred_masks"].clamp(-32, 32)
             return self._annotation(features, t, out, from_points=True)
 
     @torch.inference_mode()
