@@ -60,7 +60,7 @@ class ClipTrainer:
         return name
 
     def boxes_on_noise(self, clip: Clip) -> Steps:
-        """Warm-up of the prompt path: the target is simply the prompted box, or the spot around the prompted point."""
+        """Warm-up of the prompt path: the target is simply the prompted box."""
         steps = Steps(self.balance)
         features = trainable.encode_clip(self.model, clip.frames)[0]
         prompt = prompts.box(clip.masks[:, 0], self.rng, jitter=0.0)
