@@ -27,13 +27,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def features(model):
-    """A dark volume with a bright ball in the middle, smooth noise over it."""
+    """A dark volume with a bright ball in the middle, smooth noise over it; encoded slice by slice as the official
+    predictor does, so that the features are bit-equal and differences are the tracker's own."""
     rng = np.random.default_rng(0)
     x, y, z = np.meshgrid(*(np.arange(n) for n in (256, 256, SLICES)), indexing="ij")
     ball = ((x - 120) / 40) ** 2 + ((y - 100) / 40) ** 2 + ((z - 3) / 3.5) ** 2 < 1
     array = 60 + 120 * ball + 25 * ndimage.gaussian_filter(rng.normal(size=ball.shape), (6, 6, 1)) * 10
     volume = Volume(np.clip(array, 0, 255).astype(np.uint8))
-    return FrameFeatures(model, Frames(volume, 2, (0.0, 255.0)), torch.device("cpu"), nullcontext, 4)
+    return FrameFeatures(model, Frames(volume, 2, (0.0, 255.0)), torch.device("cpu"), nullcontext, 1)
 
 
 def click(x, y, label=1):
@@ -63,8 +64,7 @@ def test_features_are_those_of_the_official_encoder(model, features):
         expected = predictor.forward_image(normalize(features.squares([2])))["backbone_fpn"]
     ours, _, _ = features.gather([2])
     for mine, theirs in zip(ours, expected, strict=True):
-        # Encoded in a batch of other slices, so rounding may differ in the last place.
-        torch.testing.assert_close(mine[:, 0], theirs[0].flatten(1).T, atol=1e-5, rtol=1e-4)
+        assert torch.equal(mine[:, 0], theirs[0].flatten(1).T)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -98,8 +98,9 @@ def test_gaps_do_not_depend_on_each_other(model, features):
     both = tracker.propagate(features, annotated, low=0, high=6)
     left = tracker.propagate(features, {t: annotated[t] for t in (0, 3)}, low=0, high=3)
     right = tracker.propagate(features, {t: annotated[t] for t in (3, 6)}, low=3, high=6)
-    torch.testing.assert_close(both.logits[:4], left.logits[:4], atol=1e-4, rtol=0)
-    torch.testing.assert_close(both.logits[3:], right.logits[3:], atol=1e-4, rtol=0)
+    # Matrix products round differently by batch size, and memories are kept in bfloat16, as in the official predictor.
+    torch.testing.assert_close(both.logits[:4], left.logits[:4], atol=2e-3, rtol=0)
+    torch.testing.assert_close(both.logits[3:], right.logits[3:], atol=2e-3, rtol=0)
 
 
 def test_an_empty_slice_stops_tracking(model, features):
