@@ -70,19 +70,16 @@ class Tracker:
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
         """Decodes a slice from its prompt alone (no memory).
 
-        Clicks are given one after the other, each with the mask of those before it, as in SAM's own interactive loop
-        (on generated slices that gave Dice 0.66 after five clicks, all at once 0.61, all at once and again 0.64). A box and
-        the clicks with it are given at once.
+        All clicks are given at once, and the mask they give is refined once with the same clicks. (Five clicks, mean slice
+        Dice: at once 0.61, refined 0.64, one after the other 0.66 on generated slices; refined 0.72, one after the other
+        0.64 on real volumes, where the order in which clients list clicks is not the order in which they were made.)
         """
         with self._autocast():
             if prompt.mask is not None:
                 return self._painted(features, t, prompt)
-            at_once = len(prompt.labels) if (prompt.labels == 2).any() else 1
-            out, start = None, None
-            for n in range(at_once, len(prompt.labels) + 1):
-                part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
-                out = self._step(features, [t], prompt=part, start=start)
-                start = out["pred_masks"].clamp(-32, 32)
+            out = self._step(features, [t], prompt=prompt)
+            if len(prompt.labels) > 1 and not (prompt.labels == 2).any():
+                out = self._step(features, [t], prompt=prompt, start=out["pred_masks"].clamp(-32, 32))
             return self._annotation(features, t, out, from_points=True)
 
     @torch.inference_mode()
