@@ -53,6 +53,8 @@ weights and the same clicks, `classical` a random walker with the same clicks. N
 ## Known limits
 
 * Trained for minutes, not days: masks of low contrast structures are rough, and one click is often not enough.
+* It rarely notices that the object has ended: its object score says "present" on nearly every slice (column `empty FP`), so
+  set a range of slices, or say on one slice beyond each end that the structure is not there.
 * Predicted IoU and object score are not calibrated.
 * 256 pixels: structures under about 5 pixels of 256 across are lost.
 """
