@@ -164,6 +164,7 @@ def _ohif_help(host: str, port: int, store: dict) -> list[str]:
     lines = ["OHIF: open one of"]
     for name, uid in sorted(store["studies"].items()):
         lines.append(f"   {name}: http://{host}:{port}/ohif/monai-label?StudyInstanceUIDs={uid}")
-    lines.append("   panel MONAI Label: check the server address, connect; tab Point Prompts, model sam2; pick a segment,")
+    lines.append(f"   panel MONAI Label: enter the server http://{host}:{port}/ and press the round arrow;")
+    lines.append("   tab Point Prompts, model sam2; pick a segment,")
     lines.append("   click on the structure, press Run in that tab.")
     return lines
