@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib.serving.launch import _stop, start_monailabel, start_orthanc, wait_for  # noqa: E402
+from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for  # noqa: E402
 
 CHROMIUM = [
     "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic",
@@ -67,7 +67,7 @@ def main() -> None:
             page.screenshot(path=a.out)
             browser.close()
     finally:
-        _stop(processes)
+        stop(processes)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class Segmenter:
     def _engine(self, options: Options) -> tuple[Tracker, threading.Lock]:
         checkpoint = checkpoints.find(options.checkpoint)
         where = device.resolve(options.device)
-        key = (checkpoint.path, where)
+        key = (checkpoint, where)  # one file may serve at two image sizes
         with self._lock:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)

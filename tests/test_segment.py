@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lib.errors import CheckpointError, OptionError, PromptError
+from lib.model.checkpoints import EMBEDDED
 from lib.segment import Options, Segmenter
 from lib.volume import Volume
 
@@ -148,3 +149,10 @@ def test_two_users_at_once_get_what_each_would_alone(segmenter, volume):
         together = list(pool.map(lambda job: run(segmenter, job[0], **job[1]).mask, jobs))
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_one_file_at_two_image_sizes_is_two_networks(segmenter, volume):
+    at_256 = run(segmenter, volume, positive=[CENTRE])
+    options = Options(checkpoint=f"{EMBEDDED}@sam2_hiera_nano_256.yaml@128")
+    at_128 = run(segmenter, volume, options, positive=[CENTRE])
+    assert at_128.encoded == 12 and (at_128.mask != at_256.mask).any()

@@ -39,7 +39,7 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
         raise OptionError(f"There is no folder {studies}.")
     _check_free(host, port)
     processes: list[subprocess.Popen] = []
-    atexit.register(_stop, processes)
+    atexit.register(stop, processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     lines = []
     if studies is None:
@@ -141,7 +141,8 @@ def _check_free(host: str, port: int) -> None:
         raise OptionError(f"Port {port} on {host} is taken: stop the other server or choose another --port.")
 
 
-def _stop(processes: list) -> None:
+def stop(processes: list) -> None:
+    """Ends processes, the newest first, by force after ten seconds."""
     for p in reversed(processes):
         if p.poll() is None:
             p.terminate()
