@@ -46,14 +46,19 @@ class Prediction:
         return self.masks[torch.arange(len(self.masks), device=self.masks.device), self.chosen][:, None]
 
 
-def encode_clip(model, frames: torch.Tensor) -> list[FrameFeatures]:
-    """Features of frames (B, T, H, W) in [0, 255], one entry for each of the T slices."""
+def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[FrameFeatures]:
+    """Features of frames (B, T, H, W) in [0, 255], one entry for each of the T slices, each clip `objects` times."""
     b, t = frames.shape[:2]
     out = model.forward_image(normalize(frames.flatten(0, 1)))
     levels = [x.view(b, t, *x.shape[1:]) for x in out["backbone_fpn"][-3:]]
     position = out["vision_pos_enc"][-1].view(b, t, *out["vision_pos_enc"][-1].shape[1:])
     return [
-        FrameFeatures(levels[2][:, i], [levels[0][:, i], levels[1][:, i]], position[:, i]) for i in range(t)
+        FrameFeatures(
+            levels[2][:, i].repeat_interleave(objects, 0),
+            [x[:, i].repeat_interleave(objects, 0) for x in levels[:2]],
+            position[:, i].repeat_interleave(objects, 0),
+        )
+        for i in range(t)
     ]
 
 

@@ -62,16 +62,16 @@ class ClipTrainer:
     def boxes_on_noise(self, clip: Clip) -> Steps:
         """Warm-up of the prompt path: the target is simply the prompted box."""
         steps = Steps(self.balance)
-        features = trainable.encode_clip(self.model, clip.frames)[0]
+        features = trainable.encode_clip(self.model, clip.frames, clip.objects)[0]
         prompt = prompts.box(clip.masks[:, 0], self.rng, jitter=0.0)
         x = trainable.unconditioned(self.model, features)
         steps.add("box", trainable.decode(self.model, features, x, prompt), clip.masks[:, 0])
         return steps
 
-    def single_slices(self, clip: Clip, max_corrections: int = 2) -> Steps:
+    def single_slices(self, clip: Clip, max_corrections: int = 3) -> Steps:
         """Clicks or a box on one slice, then corrective clicks."""
         steps = Steps(self.balance)
-        features = trainable.encode_clip(self.model, clip.frames[:, :1])[0]
+        features = trainable.encode_clip(self.model, clip.frames[:, :1], clip.objects)[0]
         self._annotate(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections, steps)
         return steps
 
@@ -85,7 +85,7 @@ class ClipTrainer:
         """Annotate, follow, sometimes correct on the way."""
         kinds = kinds or {"click": 0.4, "box": 0.25, "mask": 0.35}
         model, steps = self.model, Steps(self.balance)
-        features = trainable.encode_clip(model, clip.frames)
+        features = trainable.encode_clip(model, clip.frames, clip.objects)
         slices = clip.frames.shape[1]
         memories = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         memories["cond_frame_outputs"][0] = self._annotation(features[0], clip.masks[:, 0], kinds, max_corrections, steps)

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lib.model.build import build
-from lib.model.checkpoints import save_weights
+from lib.model.checkpoints import read_weights, save_weights
 from lib.train.clips import ClipTrainer
+from lib.train.supervoxels import RealImages
 from lib.train.synthetic import Clip, ClipGenerator
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Phase:
         batch: clips in a step. slices: slices of a clip.
         rate: learning rate at the start of the phase; final_rate: at its end (cosine).
         balance: weighting of the mask loss, see `losses.mask_losses`.
+        objects: targets of a clip.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Phase:
     rate: float
     final_rate: float
     balance: float
+    objects: int = 1
 
 
 CURRICULUM = (
@@ -55,9 +58,15 @@ CURRICULUM = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training run; `scale` multiplies the steps of every phase."""
+    """Settings of a training run; `scale` multiplies the steps of every phase.
+
+    `start` is a safetensors checkpoint to begin with instead of random weights, `images` a folder of real images without
+    labels for a share of the clips.
+    """
 
     out: str
+    start: str | None = None
+    images: str | None = None
     config: str = "sam2_hiera_nano_256.yaml"
     seed: int = 1
     scale: float = 1.0
@@ -96,7 +105,11 @@ class Training:
         self.seconds = 0.0
         torch.manual_seed(settings.seed)
         self.model = build(settings.config, image_size=self.phases[0].size, training=True)
-        prepare(self.model)
+        if settings.start:
+            self.model.load_state_dict(read_weights(Path(settings.start)))
+        else:
+            prepare(self.model)
+        self.images = RealImages.read(settings.images) if settings.images else None
         self._to_device()
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         if (self.out / "state.pt").exists():
@@ -169,7 +182,7 @@ class Training:
 
     def _data(self, phase: Phase):
         """Clips of the steps still to do, made by a process of their own while the model trains."""
-        steps = _Steps(self.settings.seed * 1_000_003 + self.phase * 100_003, phase)
+        steps = _Steps(self.settings.seed * 1_000_003 + self.phase * 100_003, phase, self.images)
         loader = DataLoader(steps, batch_size=None, sampler=range(self.step, phase.steps), num_workers=1, prefetch_factor=4)
         return iter(loader)
 
@@ -233,8 +246,8 @@ class Training:
 class _Steps(Dataset):
     """The data of step i of a phase: (kind, seed, clip). Every step has its own seed, so a resumed run draws the same."""
 
-    def __init__(self, seed: int, phase: Phase):
-        self.seed, self.phase = seed, phase
+    def __init__(self, seed: int, phase: Phase, images: RealImages | None):
+        self.seed, self.phase, self.images = seed, phase, images
 
     def __len__(self) -> int:
         return self.phase.steps
@@ -243,8 +256,9 @@ class _Steps(Dataset):
         phase = self.phase
         seed = (self.seed + step) % (1 << 62)
         kind = "single_slices" if phase.kind == "clips" and step % 2 else phase.kind
-        batch = phase.batch if kind == phase.kind else phase.batch * phase.slices * 2 // 3
-        clip = ClipGenerator(seed).batch(batch, phase.slices if kind == "clips" else 1, phase.size)
+        batch = phase.batch if kind == phase.kind else max(1, phase.batch * phase.slices // 2)
+        generator = ClipGenerator(seed, images=self.images)
+        clip = generator.batch(batch, phase.slices if kind == "clips" else 1, phase.size, phase.objects)
         if kind == "boxes_on_noise":
             clip = _boxes_on_noise(clip, torch.Generator().manual_seed(seed))
         return kind, seed, clip
