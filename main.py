@@ -75,15 +75,45 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--components", default="annotated", help="annotated, largest or all")
     c.add_argument("--channel", type=int, help="of a 4D image")
 
-    c = add("train", _train, "train the small model from scratch on generated volumes", [
+    c = add("train", _train, "train the small model on generated volumes, from scratch or from a checkpoint", [
         "python main.py train --out runs/first", "python main.py train --out runs/quick --scale 0.01",
+        "python main.py train --out runs/next --start runs/first/model.safetensors --images DIR_OF_NIFTI",
         "python main.py train --sheet sheet.png",
+        "torchrun --nproc-per-node=4 main.py train --out runs/four_gpus",
     ])  # fmt: skip
-    c.add_argument("--out", default="runs/train", help="folder for checkpoints and log; an interrupted run there is resumed")
+    c.add_argument("--out", default="runs/train", help="folder for checkpoints, log and curves; a run there is gone on with")
+    c.add_argument("--start", metavar="FILE", help="weights to begin with (default: random)")
+    c.add_argument("--images", metavar="DIR", help="real NIfTI images without labels; a fifth of the clips is cut from them")
+    c.add_argument("--validate", metavar="DIR", help="labelled volumes (Decathlon layout) to check on after each phase")
+    c.add_argument("--check-every", type=int, default=0, metavar="STEPS", help="check more often")
     c.add_argument("--seed", type=int, default=1)
     c.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps")
     c.add_argument("--device", default="auto")
     c.add_argument("--sheet", metavar="PNG", help="only draw a sheet of training clips")
+
+    c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", [
+        "python main.py finetune --data sample-data --epochs 2", "python main.py finetune --data /data/Task09_Spleen --checkpoint tiny",
+        "python main.py finetune --data /data/studies --parts lora --minutes 60",
+    ])  # fmt: skip
+    c.add_argument("--data", required=True, help="Decathlon layout (dataset.json) or a MONAI Label datastore with submitted labels")
+    c.add_argument("--checkpoint", default="embedded", help="what to start from: name or path")
+    c.add_argument("--versions", type=Path, default=ROOT / "apps" / "sam2" / "model" / "versions", help="where versions are kept")
+    c.add_argument("--parts", default="decoder", help="what learns: decoder (the encoder stays as it is), lora or all")
+    c.add_argument("--epochs", type=int, default=8)
+    c.add_argument("--steps", type=int, default=60, help="of an epoch")
+    c.add_argument("--rate", type=float, default=2e-4, help="learning rate")
+    c.add_argument("--minutes", type=float, default=0, help="time limit (default: none)")
+    c.add_argument("--val-share", type=float, default=0.25, help="share of the volumes that are only checked on")
+    c.add_argument("--seed", type=int, default=1)
+    c.add_argument("--device", default="auto")
+    c.add_argument("--window", default="auto")
+
+    c = add("versions", _versions, "list fine-tuned versions, or choose the one to serve", [
+        "python main.py versions", "python main.py versions --serve v0002", "python main.py versions --serve base",
+    ])  # fmt: skip
+    c.add_argument("--checkpoint", default="embedded", help="the checkpoint they come from")
+    c.add_argument("--versions", type=Path, default=ROOT / "apps" / "sam2" / "model" / "versions")
+    c.add_argument("--serve", metavar="NAME", help="version to serve from now on; base: none of them")
     return parser
 
 
@@ -151,14 +181,60 @@ def _segment(options) -> None:
 
 def _train(options) -> None:
     from lib.model.device import resolve
+    from lib.segment import Options
+    from lib.train import checks
     from lib.train.loop import Settings, Training
     from lib.train.sheet import draw_sheet
+    from lib.train.supervoxels import RealImages
 
     if options.sheet:
-        logging.info("Drew %s", draw_sheet(options.sheet, options.seed))
+        images = RealImages.read(options.images) if options.images else None
+        logging.info("Drew %s", draw_sheet(options.sheet, options.seed, images=images))
         return
-    device = resolve(options.device)
-    Training(Settings(options.out, seed=options.seed, scale=options.scale, device=str(device))).run()
+    device = str(resolve(options.device))
+    volumes = checks.VolumeCheck(_cases(options.validate), Options(device=device)) if options.validate else None
+
+    def check(training):
+        figures = checks.on_generated(training)
+        if volumes:
+            figures |= {f"real_{k}": v for k, v in volumes(training.export("candidate.safetensors")).items()}
+        return figures
+
+    settings = Settings(
+        options.out, start=options.start, images=options.images, seed=options.seed, scale=options.scale, device=device,
+        check_every=options.check_every,
+    )  # fmt: skip
+    logging.info("Wrote %s.", Training(settings, check=check).run())
+
+
+def _finetune(options) -> None:
+    from lib.model.device import resolve
+    from lib.model.versions import Versions
+    from lib.train.finetune import FineTuning, fine_tune
+
+    chosen = FineTuning(
+        parts=options.parts, epochs=options.epochs, steps=options.steps, rate=options.rate, minutes=options.minutes,
+        val_share=options.val_share, seed=options.seed, device=str(resolve(options.device)), window=options.window,
+    )  # fmt: skip
+    versions = Versions(options.versions, options.checkpoint)
+    fine_tune(_cases(options.data), versions, versions.folder / "runs", chosen)
+
+
+def _versions(options) -> None:
+    from lib.model.versions import Versions
+
+    versions = Versions(options.versions, options.checkpoint)
+    if options.serve:
+        versions.serve(None if options.serve == "base" else options.serve)
+    served = versions.served()
+    for name in ["base", *versions.names()]:
+        sys.stdout.write(f"{name}{'  served' if name == (served.stem if served else 'base') else ''}\n")
+
+
+def _cases(folder: str) -> list:
+    from lib.datasets import find_cases
+
+    return find_cases(folder)
 
 
 def _numbers(text: str, count: int) -> list[float]:

@@ -52,33 +52,21 @@ class App:
         return self.segmenter.segment(volume, self.segmenter.prompts(volume, chosen, **prompts), chosen).mask
 
 
-def clicks_on(app: App, case, volume, frames, truth, t: int, count: int) -> dict:
-    """Up to `count` clicks on slice t (voxels), each correcting this engine's mask of that slice."""
-    y, x = simulate.deepest(truth[t])
-    prompts = {"positive": [frames.to_voxel(t, y, x)], "negative": []}
-    while len(prompts["positive"]) + len(prompts["negative"]) < count:
-        mask = frames.from_volume(app.segment(case, volume, frames, prompts, propagate=False))[t]
-        click = simulate.next_click(mask, truth[t])
-        if click is None:
-            break
-        voxel = frames.to_voxel(t, *click[1:])
-        if voxel in prompts["positive"] or voxel in prompts["negative"]:
-            break
-        prompts["positive" if click[0] else "negative"].append(voxel)
-    return prompts
-
-
 def prompts_for(kind: str, app: App, case, volume, frames, truth) -> tuple[dict, list[int]]:
-    """Prompts, and the slices they are on."""
+    """Prompts, and the slices they are on. Clicks correct this engine's masks."""
+    def clicks(t, count):
+        def predict(prompts):
+            return frames.from_volume(app.segment(case, volume, frames, prompts, propagate=False))[t]
+
+        return simulate.clicks_on(predict, frames, truth, t, count)
+
     largest = simulate.largest_slice(truth)
     if kind == "box":
-        ys, xs = np.nonzero(truth[largest])
-        corners = [frames.to_voxel(largest, f(ys), f(xs)) for f in (np.min, np.max)]
-        return {"boxes": [corners]}, [largest]
+        return simulate.box_on(frames, truth, largest), [largest]
     if kind == "clicks5":
-        return clicks_on(app, case, volume, frames, truth, largest, 5), [largest]
+        return clicks(largest, 5), [largest]
     slices = simulate.slices_at(truth)
-    each = [clicks_on(app, case, volume, frames, truth, t, 3) for t in slices]
+    each = [clicks(t, 3) for t in slices]
     return {k: [v for p in each for v in p[k]] for k in ("positive", "negative")}, slices
 
 

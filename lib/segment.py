@@ -14,7 +14,7 @@ from lib import masks
 from lib.errors import OptionError, PromptError
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
-from lib.model.features import FeatureStore, FrameFeatures
+from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.tracker import Annotation, Tracker, Tracks
 from lib.prompts import Prompts, by_slice, make_prompts
 from lib.volume import Volume
@@ -77,15 +77,24 @@ class Result:
     encoded: int = 0
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """A network on its device; those with one `encoder` (fine-tuned decoders) share features."""
+
+    tracker: Tracker
+    encoder: str
+    lock: threading.Lock
+
+
 class Segmenter:
     """Loads networks when they are first needed, keeps the features of recent volumes, answers requests.
 
     Requests may come from several threads: one network runs one request at a time (its lock), features are shared.
     """
 
-    def __init__(self, *, store_bytes: int | None = None):
-        self._store = FeatureStore(store_bytes) if store_bytes else FeatureStore()
-        self._engines: dict[tuple, tuple[Tracker, threading.Lock]] = {}
+    def __init__(self, store: FeatureStore | None = None):
+        self._store = store or FeatureStore()
+        self._engines: dict[tuple, _Engine] = {}
         self._lock = threading.Lock()
 
     def prompts(self, volume: Volume, options: Options, **prompts) -> Prompts:
@@ -110,10 +119,11 @@ class Segmenter:
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         said = by_slice(prompts, frames)
         low, high = _range(frames, prompts, options, said)
-        tracker, lock = self._engine(options)
+        engine = self._engine(options)
+        tracker = engine.tracker
         clock = Stopwatch()
-        with lock:
-            features = self._features(tracker, frames, options)
+        with engine.lock:
+            features = self._features(engine, frames, options)
             # All slices at once, nearest first would help only if the client could be shown a part.
             wanted = list(range(low, high + 1)) if options.propagate else list(said)
             with clock("encode"):
@@ -131,26 +141,27 @@ class Segmenter:
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------------------
-    def _engine(self, options: Options) -> tuple[Tracker, threading.Lock]:
+    def _engine(self, options: Options) -> "_Engine":
         checkpoint = checkpoints.find(options.checkpoint)
         where = device.resolve(options.device)
         key = (checkpoint, where)  # one file may serve at two image sizes
         with self._lock:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
-                self._engines[key] = (Tracker(model, device.autocast_factory(where)), threading.Lock())
+                tracker = Tracker(model, device.autocast_factory(where))
+                self._engines[key] = _Engine(tracker, encoder_key(model), threading.Lock())
             return self._engines[key]
 
-    def _features(self, tracker: Tracker, frames: Frames, options: Options) -> FrameFeatures:
+    def _features(self, engine: "_Engine", frames: Frames, options: Options) -> FrameFeatures:
         where = device.resolve(options.device)
-        model = tracker.model
+        model = engine.tracker.model
 
         def make():
             return FrameFeatures(
                 model, frames, where, device.autocast_factory(where), device.encoder_batch(where, model.image_size)
             )
 
-        return self._store.get((frames.key, id(model)), make)
+        return self._store.get((frames.key, engine.encoder, str(where)), make)
 
     def _annotate(self, tracker, features, said, options, limits, clock, progress):
         """Annotations of all prompted slices, and tracks that hold them."""

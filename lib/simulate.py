@@ -1,7 +1,11 @@
-"""Where a careful annotator would click next, from a reference mask: the clicks of Shen et al. 2024 (section 3.2)."""
+"""A simulated annotator, from a reference mask: the clicks of Shen et al. 2024 (section 3.2), boxes, and on which slices."""
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+
+from lib.frames import Frames
 
 MIN_DEPTH = 1.42  # pixels; a thinner error region gets no click
 
@@ -41,3 +45,29 @@ def slices_at(truth: np.ndarray, shares=(0.2, 0.5, 0.8)) -> list[int]:
     """Non-empty slices of bool (T, Y, X) at shares of the object's extent; equal ones once."""
     filled = np.flatnonzero(truth.any((1, 2)))
     return sorted({int(filled[round(s * (len(filled) - 1))]) for s in shares})
+
+
+def clicks_on(predict: Callable[[dict], np.ndarray], frames: Frames, truth: np.ndarray, t: int, count: int) -> dict:
+    """Up to `count` clicks (voxels) on slice t: one inside, then each where the answer to those before is most wrong.
+
+    Args:
+        predict: prompts {"positive": voxels, "negative": voxels} -> bool (Y, X), the mask of slice t.
+        truth: bool (T, Y, X).
+    """
+    y, x = deepest(truth[t])
+    prompts = {"positive": [frames.to_voxel(t, y, x)], "negative": []}
+    while len(prompts["positive"]) + len(prompts["negative"]) < count:
+        click = next_click(predict(prompts), truth[t])
+        if click is None:
+            break
+        voxel = frames.to_voxel(t, *click[1:])
+        if voxel in prompts["positive"] or voxel in prompts["negative"]:
+            break
+        prompts["positive" if click[0] else "negative"].append(voxel)
+    return prompts
+
+
+def box_on(frames: Frames, truth: np.ndarray, t: int) -> dict:
+    """The tight box of slice t as prompts."""
+    ys, xs = np.nonzero(truth[t])
+    return {"boxes": [[frames.to_voxel(t, f(ys), f(xs)) for f in (np.min, np.max)]]}

@@ -1,7 +1,7 @@
 """MONAI Label app: interactive segmentation of volumes with SAM 2. Start it with
 
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
-    [--conf window abdomen] [--conf channel 0]
+    [--conf window abdomen] [--conf channel 0] [--conf versions DIR]
 """
 
 import sys
@@ -19,8 +19,10 @@ from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
 from lib.segment import Segmenter  # noqa: E402
 from lib.serving.app import ClearErrors  # noqa: E402
+from lib.serving.catalog import Catalog  # noqa: E402
 from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
+from lib.serving.train import Sam2Train  # noqa: E402
 
 
 class Sam2App(ClearErrors, MONAILabelApp):
@@ -38,11 +40,18 @@ class Sam2App(ClearErrors, MONAILabelApp):
     def init_infers(self):
         channel = self.conf.get("channel")
         segmenter, volumes = Segmenter(), VolumeCache(channel=int(channel) if channel else None)
-        defaults = {"checkpoint": self.conf.get("checkpoint", "embedded"), "window": self.conf.get("window", "auto")}
+        window = self.conf.get("window", "auto")
         return {
-            "sam2": Sam2Task(segmenter, volumes, self.labels, dimension=3, **defaults),
-            "sam2_slice": Sam2Task(segmenter, volumes, self.labels, dimension=2, **defaults),
+            name: Sam2Task(segmenter, volumes, self.labels, self._catalog(), dimension=dimension, window=window)
+            for name, dimension in (("sam2", 3), ("sam2_slice", 2))
         }
+
+    def init_trainers(self):
+        return {"sam2": Sam2Train(self._catalog().versions, self.conf.get("window", "auto"))}
+
+    def _catalog(self) -> Catalog:
+        folder = self.conf.get("versions", Path(self.app_dir, "model", "versions"))
+        return Catalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
         return {"random": Random(), "first": First()}

@@ -92,10 +92,9 @@ def find(name: str | Path) -> Checkpoint:
         raise CheckpointError(f"Unknown checkpoint {file!r}: use {', '.join(KNOWN)}, or the path of a .pt or .safetensors file.")
     config, _, size = rest.partition("@")
     if not config and path.suffix == ".safetensors":
-        config = _metadata(path).get("config", "")
-        for known in KNOWN.values():
-            if known.config == config and not size:
-                return Checkpoint(path.stem, config, known.image_size, path)
+        metadata = _metadata(path)
+        config, size = metadata.get("config", ""), metadata.get("image_size", "")
+        size = size or next((k.image_size for k in KNOWN.values() if k.config == config), 0)
     if not config:
         config = _config_by_shape(read_weights(path))
     return Checkpoint(path.stem, config, int(size or 1024), path)
@@ -171,10 +170,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path.name} is damaged or not a checkpoint of weights only; it was not loaded.") from e
 
 
-def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, **metadata: str) -> None:
-    """Writes half-precision safetensors that know their configuration; complete or not at all."""
+def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, half: bool = True, **metadata: str) -> None:
+    """Writes safetensors that know their configuration (and image_size, if given); complete or not at all."""
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.half().contiguous() for k, v in weights.items()}, temporary, metadata={"config": config, **metadata})
+    tensors = {k: (v.half() if half else v.float()).cpu().contiguous() for k, v in weights.items()}
+    save_file(tensors, temporary, metadata={"config": config, **metadata})
     os.replace(temporary, path)
 
 

@@ -40,6 +40,13 @@ def autocast_factory(device: torch.device):
     return nullcontext
 
 
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done by the hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def encoder_batch(device: torch.device, image_size: int) -> int:
     """Slices encoded at once: what fits comfortably into a small GPU, or keeps a CPU's caches warm."""
     per_256 = 64 if device.type == "cuda" else 8

@@ -1,5 +1,6 @@
 """Every slice is encoded once: what the decoder and the memory need of a slice, kept in a store bounded in bytes."""
 
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -15,6 +16,17 @@ from lib.model.build import normalize
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30
+
+
+def encoder_key(model) -> str:
+    """Digest of everything that features depend on: encoder weights, the decoder's convolutions on them, image size."""
+    decoder = model.sam_mask_decoder
+    parts = [model.image_encoder, *(getattr(decoder, n) for n in ("conv_s0", "conv_s1") if hasattr(decoder, n))]
+    digest = hashlib.blake2b(str(model.image_size).encode(), digest_size=16)
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class FrameFeatures:

@@ -19,14 +19,14 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from tqdm import tqdm
 
 from lib import masks
-from lib.errors import CheckpointError, UserError
+from lib.errors import UserError
 from lib.frames import AXES, WINDOWS
 from lib.io.read import read_volume
 from lib.io.write import extension, write_mask
-from lib.model import checkpoints
 from lib.model.device import devices
 from lib.request import options_of, prompts_of, truth
-from lib.segment import DIRECTIONS, Options, Result, Segmenter, Stopwatch
+from lib.segment import DIRECTIONS, Result, Segmenter, Stopwatch
+from lib.serving.catalog import AUTO, Catalog
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -75,15 +75,15 @@ class Sam2Task(InferTask):
         segmenter, volumes: shared by all tasks of the app.
         labels: names of the structures that can be segmented.
         dimension: 3 fills the volume, 2 only the clicked slice.
-        checkpoint, window: defaults of the options.
+        catalog: the checkpoints on offer.
+        window: default of the option.
     """
 
-    def __init__(self, segmenter: Segmenter, volumes: VolumeCache, labels, *, dimension=3, checkpoint="embedded", window="auto"):
+    def __init__(self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: Catalog, *, dimension=3, window="auto"):
         whole = dimension == 3
-        names = [checkpoint, *(c.name for c in checkpoints.KNOWN.values() if c.name != checkpoint and c.path.is_file())]
         config: dict[str, Any] = {
             "device": devices(),
-            "checkpoint": list(dict.fromkeys(names)),
+            "checkpoint": catalog.names(),
             "window": list(dict.fromkeys([window, *WINDOWS])),
             "axis": list(AXES),
         }
@@ -100,7 +100,10 @@ class Sam2Task(InferTask):
             description=f"SAM 2: click, box or painted slice to a mask on {what}",
         )  # fmt: skip
         self._segmenter, self._volumes, self._whole = segmenter, volumes, whole
-        self._defaults = {"checkpoint": checkpoint, "window": window}
+        self._catalog, self._window = catalog, window
+
+    def config(self) -> dict:
+        return {**super().config(), "checkpoint": self._catalog.names()}  # a fine-tuning may have added one
 
     def is_valid(self) -> bool:
         return True
@@ -131,10 +134,9 @@ class Sam2Task(InferTask):
         if not request.get("image"):
             raise HTTPException(404, "There is no such image in the datastore.")
         ending = _ending(request)
-        options = options_of({**self._defaults, **request}, propagate=self._whole)
-        offered = self.config()["checkpoint"]
-        if options.checkpoint not in offered:  # clients choose by name; paths are for whoever starts the server
-            raise CheckpointError(f"The server offers the checkpoints {', '.join(offered)}; not {options.checkpoint!r}.")
+        chosen = request.get("checkpoint") or AUTO
+        checkpoint, served = self._catalog.resolve(str(chosen[0] if isinstance(chosen, list) else chosen))
+        options = options_of({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._whole)
         with clock("load"):
             volume = self._volumes.get(str(request["image"]))
         prompts = prompts_of(request, volume, options)
@@ -147,7 +149,7 @@ class Sam2Task(InferTask):
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
             volume.name, seconds["total"], list(result.annotated), result.encoded, _filled(result), len(result.present),
         )  # fmt: skip
-        return path, _params(result, volume, options, request, seconds)
+        return path, _params(result, volume, served, request, seconds)
 
 
 def _ending(request: dict) -> str:
@@ -180,7 +182,7 @@ def _filled(result: Result) -> int:
     return int(result.mask.any(others).sum())
 
 
-def _params(result: Result, volume: Volume, options: Options, request: dict, seconds: dict) -> dict:
+def _params(result: Result, volume: Volume, checkpoint: str, request: dict, seconds: dict) -> dict:
     """The JSON part of the answer."""
     def numbers(values) -> list:
         return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
@@ -198,5 +200,5 @@ def _params(result: Result, volume: Volume, options: Options, request: dict, sec
         "direction_agreement": numbers(result.agreement),
         "voxels": int(result.mask.sum()),
         "millilitres": round(float(result.mask.sum() * np.prod(volume.spacing_mm) / 1000), 3),
-        "checkpoint": options.checkpoint,
+        "checkpoint": checkpoint,
     }

@@ -1,67 +1,50 @@
-"""Training of a small SAM 2 from scratch on generated clips: a curriculum of phases, resumable, same seed same weights."""
+"""Training and fine-tuning of SAM 2 networks: one loop for generated clips and labelled volumes, resumable, same seed same
+weights, on a CPU, a GPU or several (`torchrun --nproc-per-node=N main.py train ...`)."""
 
 import json
 import logging
 import os
 import platform
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lib.model.build import build
 from lib.model.checkpoints import read_weights, save_weights
+from lib.model.device import bf16_is_fast
 from lib.train.clips import ClipTrainer
+from lib.train.parallel import Workers
+from lib.train.parts import choose_parts, merged
+from lib.train.phases import CURRICULUM, GeneratedSteps, Phase
+from lib.train.record import Record
 from lib.train.supervoxels import RealImages
-from lib.train.synthetic import Clip, ClipGenerator
+from lib.train.synthetic import Clip
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Phase:
-    """One stage of the curriculum.
-
-    Attributes:
-        kind: boxes_on_noise, single_slices, copies, or clips (of which every second step is single slices).
-        size: side of the slices in pixels.
-        batch: clips in a step. slices: slices of a clip.
-        rate: learning rate at the start of the phase; final_rate: at its end (cosine).
-        balance: weighting of the mask loss, see `losses.mask_losses`.
-        objects: targets of a clip.
-    """
-
-    kind: str
-    steps: int
-    size: int
-    batch: int
-    slices: int
-    rate: float
-    final_rate: float
-    balance: float
-    objects: int = 1
-
-
-CURRICULUM = (
-    Phase("boxes_on_noise", 350, 128, 24, 1, 3e-4, 3e-4, 1.0),
-    Phase("single_slices", 1500, 128, 24, 1, 4e-4, 3e-4, 0.7),
-    Phase("copies", 250, 128, 12, 2, 3e-4, 3e-4, 0.5),
-    Phase("clips", 1000, 128, 6, 5, 3e-4, 2e-4, 0.3),
-    Phase("clips", 1300, 256, 3, 4, 2.5e-4, 1e-5, 0.2),
-)
+LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training run; `scale` multiplies the steps of every phase.
+    """Settings of a training run.
 
-    `start` is a safetensors checkpoint to begin with instead of random weights, `images` a folder of real images without
-    labels for a share of the clips.
+    Attributes:
+        out: folder of the run. start: safetensors or .pt weights to begin with instead of random ones.
+        images: folder of real images without labels for a share of the generated clips.
+        config: configuration of the network. scale: multiplies the steps of every phase.
+        parts: what learns, see `parts.choose_parts`.
+        bf16: mixed precision (None: where it is faster). ema: of the weights that are exported. half: export 16 bits.
+        check_every: steps between checks; 0 means at the end of each phase.
     """
 
     out: str
@@ -71,15 +54,18 @@ class Settings:
     seed: int = 1
     scale: float = 1.0
     device: str = "cpu"
-    bf16: bool = True
+    parts: str = "all"
+    bf16: bool | None = None
+    half: bool = True
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.998
     save_every: int = 200
+    check_every: int = 0
 
 
 def prepare(model) -> None:
-    """Starting values without which training from nothing stalls (see the docstring of each line's reason).
+    """Starting values without which training from nothing stalls.
 
     Tokens find image positions at once when the query and key projections of their cross-attention start equal; an
     object counts as present until the model knows better.
@@ -93,189 +79,199 @@ def prepare(model) -> None:
         decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
 
 
-class Training:
-    """State of a run: weights, their moving average, optimizer, step counters. Everything in `out/state.pt`."""
+class Step(nn.Module):
+    """One training step's forward pass as a module, which is what `DistributedDataParallel` can wrap."""
 
-    def __init__(self, settings: Settings, curriculum: tuple[Phase, ...] = CURRICULUM):
-        self.settings = settings
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.figures: dict[str, list[float]] = {}
+
+    def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> torch.Tensor:
+        rng = torch.Generator(clip.frames.device).manual_seed(seed)
+        steps = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
+        self.figures = {"loss": [float(steps.loss.detach())], **steps.figures}
+        return steps.loss
+
+
+class Training:
+    """State of a run: weights, their moving average, optimizer, step counters. Everything in `out/state.pt`.
+
+    Args:
+        data: (seed, phase) -> dataset of the phase's steps; default: generated clips.
+        check: called with this object when a check is due, returns figures to log; `export` gives it a file.
+        stop: asked after each step; True ends the run early, as if the curriculum were over.
+    """
+
+    def __init__(
+        self, settings: Settings, curriculum: tuple[Phase, ...] = CURRICULUM, *,
+        data: Callable[[int, Phase], Dataset] | None = None,
+        check: Callable[["Training"], dict[str, float]] | None = None,
+        stop: Callable[["Training"], bool] = lambda training: False,
+    ):  # fmt: skip
+        self.settings, self._check, self._stop = settings, check, stop
         self.phases = [replace(p, steps=max(1, round(p.steps * settings.scale))) for p in curriculum]
+        self.workers = Workers.of(settings.device)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.phase = self.step = 0
         self.seconds = 0.0
+        self.figures: dict[str, list[float]] = {}
+        if data is None:
+            images = RealImages.read(settings.images) if settings.images else None
+            data = lambda seed, phase: GeneratedSteps(seed, phase, images)  # noqa: E731
+        self._data_of = data
+        state = self._read_state()
         torch.manual_seed(settings.seed)
-        self.model = build(settings.config, image_size=self.phases[0].size, training=True)
-        if settings.start:
-            self.model.load_state_dict(read_weights(Path(settings.start)))
-        else:
-            prepare(self.model)
-        self.images = RealImages.read(settings.images) if settings.images else None
-        self._to_device()
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        if (self.out / "state.pt").exists():
-            self._resume()
+        self._build(self.phases[min(state.get("phase", 0), len(self.phases) - 1)].size, state.get("model"))
+        average = state.get("average") or merged(self.model)
+        self.average = {k: v.to(self.workers.device, copy=True) for k, v in average.items()}
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
+            self.figures = state["figures"]
+            logger.info("Resuming in phase %d at step %d.", self.phase + 1, self.step)
+        self._record = Record(self.out, (self.phase, self.step)) if self.workers.first else None
+
+    @property
+    def total(self) -> int:
+        """Steps done in all phases."""
+        return sum(p.steps for p in self.phases[: self.phase]) + self.step
 
     def run(self) -> Path:
         """Trains to the end of the curriculum; returns the exported checkpoint."""
         while self.phase < len(self.phases):
             self._run_phase(self.phases[self.phase])
             self.phase, self.step = self.phase + 1, 0
-            self._new_optimizer()
-            self._save()
+            if self.phase < len(self.phases) and self.phases[self.phase].size != self.model.image_size:
+                self._build(self.phases[self.phase].size, self.model.state_dict())
+            else:
+                self._new_optimizer()
+            self.save()
         return self.export()
 
-    def export(self) -> Path:
-        """Writes the averaged weights as half-precision safetensors."""
-        path = self.out / "model.safetensors"
-        save_weights(self.average, path, self.settings.config)
+    def export(self, name: str = "model.safetensors") -> Path:
+        """Writes the averaged weights as half-precision safetensors, and how they came about."""
+        path = self.out / name
+        if not self.workers.first:
+            return path
+        size = str(self.phases[-1].size)
+        save_weights(self.average, path, self.settings.config, half=self.settings.half, image_size=size)
         info = {
             "settings": asdict(self.settings),
             "phases": [asdict(p) for p in self.phases],
             "finished_phases": self.phase,
             "seconds": round(self.seconds),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {self.settings.device}",
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {self.workers.device}",
+            "workers": self.workers.count,
             "torch": torch.__version__,
         }
-        (self.out / "training.json").write_text(json.dumps(info, indent=2))
-        logger.info("Wrote %s after %.0f s of training.", path, self.seconds)
+        path.with_name("training.json").write_text(json.dumps(info, indent=2))
         return path
 
+    def save(self) -> None:
+        """Everything that is needed to go on, complete or not at all."""
+        if not self.workers.first:
+            return
+        state = {
+            "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
+            "phase": self.phase, "step": self.step, "seconds": self.seconds, "figures": self.figures,
+        }  # fmt: skip
+        temporary = self.out / "state.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / "state.pt")
+        self._record.draw()
+
     # ----------------------------------------------------------------------------------------------------------------
-    def _to_device(self) -> None:
-        self.model.to(self.settings.device)
+    def _read_state(self) -> dict:
+        path = self.out / "state.pt"
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+
+    def _build(self, size: int, weights: dict | None) -> None:
+        """The network for slices of `size` pixels and its optimizer."""
+        self.model = build(self.settings.config, image_size=size, training=True)
+        if weights is None and self.settings.start:
+            self.model.load_state_dict({k: v.float() for k, v in read_weights(Path(self.settings.start)).items()})
+        elif weights is None:
+            prepare(self.model)
+        choose_parts(self.model, self.settings.parts)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        self.model.to(self.workers.device)
+        self._steps = Step(self.model)
+        if self.workers.count > 1:
+            self._steps = DistributedDataParallel(self._steps, find_unused_parameters=True)
         self._new_optimizer()
 
     def _new_optimizer(self) -> None:
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, others = [p for p in learning if p.ndim > 1], [p for p in learning if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98))
 
     def _run_phase(self, phase: Phase) -> None:
-        if self.model.image_size != phase.size:
-            weights = self.model.state_dict()
-            self.model = build(self.settings.config, image_size=phase.size, training=True)
-            self.model.load_state_dict(weights)
-            self._to_device()
-            if self.step:
-                self.optimizer.load_state_dict(self._optimizer_state)
         data = self._data(phase)
-        bar = tqdm(total=phase.steps, initial=self.step, desc=f"{self.phase + 1}/{len(self.phases)} {phase.kind}", mininterval=5)
-        figures: dict[str, list] = {}
+        title = f"{self.phase + 1}/{len(self.phases)} {phase.kind}"
+        bar = tqdm(total=phase.steps, initial=self.step, desc=title, mininterval=5, disable=not self.workers.first)
         while self.step < phase.steps:
             start = time.monotonic()
-            steps = self._train_step(phase, next(data))
+            for name, values in self._train_step(phase, next(data)).items():
+                self.figures.setdefault(name, []).extend(values)
             self.seconds += time.monotonic() - start
             self.step += 1
-            figures.setdefault("loss", []).append(float(steps.loss.detach()))
-            for name, values in steps.figures.items():
-                figures.setdefault(name, []).extend(values)
             bar.update()
-            if self.step % 50 == 0:
-                means = {k: round(sum(v) / len(v), 4) for k, v in figures.items()}
-                bar.set_postfix(means)
-                self._log({"phase": self.phase, "step": self.step, "seconds": round(self.seconds), **means})
-                figures = {}
-            if self.step % self.settings.save_every == 0:
-                self._save()
+            last = self.step == phase.steps or self._stop(self)
+            if self.step % LOG_EVERY == 0 or last:
+                self._log({k: sum(v) / len(v) for k, v in self.figures.items()})
+                self.figures = {}
+            if self._check and (last or (self.settings.check_every and self.step % self.settings.check_every == 0)):
+                self._log({f"check_{k}": float(v) for k, v in self._check(self).items()})
+            if self.step % self.settings.save_every == 0 or last:
+                self.save()
+            if last:
+                break
         bar.close()
 
     def _data(self, phase: Phase):
         """Clips of the steps still to do, made by a process of their own while the model trains."""
-        steps = _Steps(self.settings.seed * 1_000_003 + self.phase * 100_003, phase, self.images)
-        loader = DataLoader(steps, batch_size=None, sampler=range(self.step, phase.steps), num_workers=1, prefetch_factor=4)
-        return iter(loader)
+        seed = self.settings.seed * 1_000_003 + self.phase * 100_003 + self.workers.rank * 50_000_017
+        todo = range(self.step, phase.steps)
+        return iter(DataLoader(self._data_of(seed, phase), batch_size=None, sampler=todo, num_workers=1, prefetch_factor=4))
 
-    def _train_step(self, phase: Phase, drawn: tuple[str, int, Clip]):
+    def _train_step(self, phase: Phase, drawn: tuple[str, int, Clip]) -> dict[str, list[float]]:
         kind, seed, clip = drawn
-        device = torch.device(self.settings.device)
+        device = self.workers.device
         clip = Clip(clip.frames.to(device), clip.masks.to(device))
-        trainer = ClipTrainer(self.model, torch.Generator(device).manual_seed(seed), phase.balance)
         rate = phase.final_rate + (phase.rate - phase.final_rate) * 0.5 * (1 + _cos(self.step / phase.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / 50)
-        half = torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16)
+        bf16 = bf16_is_fast(device) if self.settings.bf16 is None else self.settings.bf16
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
         kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         self.optimizer.zero_grad(set_to_none=True)
         with kernel:
-            with half:
-                steps = getattr(trainer, kind)(clip)
-            steps.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = self._steps(kind, clip, seed, phase.balance)
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
         self._average()
-        return steps
+        return getattr(self._steps, "module", self._steps).figures
 
     @torch.no_grad()
     def _average(self) -> None:
         done = self.step + 10 if self.phase == 0 else 1 << 30
         keep = min(self.settings.ema, done / (done + 20))
-        for name, value in self.model.state_dict().items():
+        for name, value in merged(self.model).items():
             self.average[name].lerp_(value.to(self.average[name]), 1 - keep)
 
-    def _log(self, row: dict) -> None:
-        logger.info("%s", row)
-        with open(self.out / "log.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n")
-
-    def _save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "phase": self.phase,
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        temporary = self.out / "state.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / "state.pt")
-
-    def _resume(self) -> None:
-        state = torch.load(self.out / "state.pt", map_location=self.settings.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
-        self._optimizer_state = state["optimizer"]
-        self.optimizer.load_state_dict(self._optimizer_state)
-        logger.info("Resuming in phase %d at step %d.", self.phase + 1, self.step)
-
-
-class _Steps(Dataset):
-    """The data of step i of a phase: (kind, seed, clip). Every step has its own seed, so a resumed run draws the same."""
-
-    def __init__(self, seed: int, phase: Phase, images: RealImages | None):
-        self.seed, self.phase, self.images = seed, phase, images
-
-    def __len__(self) -> int:
-        return self.phase.steps
-
-    def __getitem__(self, step: int) -> tuple[str, int, Clip]:
-        phase = self.phase
-        seed = (self.seed + step) % (1 << 62)
-        kind = "single_slices" if phase.kind == "clips" and step % 2 else phase.kind
-        batch = phase.batch if kind == phase.kind else max(1, phase.batch * phase.slices // 2)
-        generator = ClipGenerator(seed, images=self.images)
-        clip = generator.batch(batch, phase.slices if kind == "clips" else 1, phase.size, phase.objects)
-        if kind == "boxes_on_noise":
-            clip = _boxes_on_noise(clip, torch.Generator().manual_seed(seed))
-        return kind, seed, clip
+    def _log(self, figures: dict[str, float]) -> None:
+        if self._record:
+            figures = {k: round(v, 4) for k, v in figures.items()}
+            row = {"phase": self.phase, "step": self.step, "total": self.total, "seconds": round(self.seconds)}
+            self._record.add(row | figures)
 
 
 def _cos(share: float) -> float:
     return float(torch.cos(torch.tensor(share * torch.pi)))
-
-
-def _boxes_on_noise(clip: Clip, rng: torch.Generator) -> Clip:
-    """Noise images and rectangles of random place and size."""
-    b, _, h, w = clip.masks.shape
-    frames = torch.rand(clip.frames.shape, generator=rng, device=clip.frames.device) * 255
-    corner = torch.rand(b, 2, generator=rng, device=frames.device) * 0.7
-    side = 0.08 + torch.rand(b, 2, generator=rng, device=frames.device) * 0.4
-    y = torch.arange(h, device=frames.device) / h
-    x = torch.arange(w, device=frames.device) / w
-    rows = (y >= corner[:, :1]) & (y < corner[:, :1] + side[:, :1])
-    columns = (x >= corner[:, 1:]) & (x < corner[:, 1:] + side[:, 1:])
-    return Clip(frames, (rows[:, :, None] & columns[:, None, :])[:, None])

@@ -1,0 +1,86 @@
+"""Fine-tuned versions of checkpoints: all are kept, one per base is served, those that were no better lie aside."""
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.errors import CheckpointError
+
+_NAME = re.compile(r"v\d{4}")
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A folder `root/BASE/` with v0001.safetensors, v0001.json, ..., served.json and aside/; BASE is the name or path of a
+    checkpoint, without folders and ending.
+
+    `served.json` names the version that answers requests for BASE. It is replaced as a whole, so a server that reads it
+    while a training writes it sees the old or the new one.
+    """
+
+    root: Path
+    base: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / re.sub(r"[^\w.+-]", "_", Path(self.base.partition("@")[0]).stem)
+
+    def served(self) -> Path | None:
+        """File of the served version; None: the base checkpoint itself."""
+        try:
+            name = json.loads((self.folder / "served.json").read_text())["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        path = self.folder / f"{name}.safetensors"
+        return path if name and path.is_file() else None
+
+    def names(self) -> list[str]:
+        """Versions that were accepted at some time, oldest first."""
+        return sorted(p.stem for p in self.folder.glob("v*.safetensors") if _NAME.fullmatch(p.stem))
+
+    def path(self, name: str) -> Path:
+        """File of a version.
+
+        Raises:
+            CheckpointError: no such version.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if not _NAME.fullmatch(name) or not path.is_file():
+            raise CheckpointError(f"There is no version {name!r} of {self.base}: {', '.join(self.names()) or 'none yet'}.")
+        return path
+
+    def add(self, checkpoint: Path, info: dict, *, better: bool) -> Path:
+        """Takes a checkpoint in: served from now on if `better`, else kept under aside/. Returns its new path."""
+        (self.folder / "aside").mkdir(parents=True, exist_ok=True)
+        taken = [int(p.stem[1:]) for p in self.folder.rglob("v*.safetensors") if _NAME.fullmatch(p.stem)]
+        name = f"v{max(taken, default=0) + 1:04d}"
+        folder = self.folder if better else self.folder / "aside"
+        path = folder / f"{name}.safetensors"
+        shutil.copy(checkpoint, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+        content = {"version": name, "base": self.base, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **info}
+        _write(folder / f"{name}.json", content)
+        if better:
+            self.serve(name)
+        return path
+
+    def serve(self, name: str | None) -> None:
+        """Serves a version from now on, or (None) the base checkpoint again.
+
+        Raises:
+            CheckpointError: no such version.
+        """
+        if name:
+            self.path(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "served.json", {"version": name})
+
+
+def _write(path: Path, content: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
