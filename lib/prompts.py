@@ -1,6 +1,8 @@
 """What a user says about one structure: clicks, boxes, painted slices, "not here". Checked once, here."""
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -44,6 +46,14 @@ class SlicePrompt:
     points: np.ndarray
     labels: np.ndarray
     mask: np.ndarray | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the content."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.points, self.labels, *(() if self.mask is None else (np.packbits(self.mask),))):
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @property
     def stands_alone(self) -> bool:

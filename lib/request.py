@@ -40,6 +40,7 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         z_range=_z_range(value("z_range", None)),
         components=components,
         propagate=propagate,
+        stop_mm=_distance(value("stop_mm", 15.0)),
     )
 
 
@@ -162,3 +163,11 @@ def _z_range(value) -> tuple[int, int] | None:
     except (TypeError, ValueError, OverflowError) as e:
         raise OptionError(f"z_range must be two slice indices 'low,high'; got {value!r}.") from e
     return min(low, high), max(low, high)
+
+
+def _distance(value) -> float:
+    """Millimetres."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as e:
+        raise OptionError(f"stop_mm must be a distance in millimetres; got {value!r}.") from e

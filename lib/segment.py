@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from lib.errors import OptionError, PromptError
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
-from lib.model.tracker import Annotation, Tracker, Tracks
+from lib.model.prefetch import Prefetcher
+from lib.model.runs import Memo
+from lib.model.tracker import BATCH, Annotation, Tracker, Tracks
 from lib.prompts import Prompts, by_slice, make_prompts
 from lib.volume import Volume
 
@@ -36,6 +38,8 @@ class Options:
         z_range: slices (low, high), both included, to which the structure is confined; None for all.
         components: see `lib.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
+        batch: most slices or gaps that go through the network at once; 0 = what suits the device.
+        stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
     """
 
     checkpoint: str = "embedded"
@@ -46,12 +50,16 @@ class Options:
     z_range: tuple[int, int] | None = None
     components: str = "annotated"
     propagate: bool = True
+    stop_mm: float = 15.0
+    batch: int = 0
 
     def __post_init__(self):
         if self.direction not in DIRECTIONS:
             raise OptionError(f"Unknown direction {self.direction!r}: use {', '.join(DIRECTIONS)}.")
         if self.components not in masks.COMPONENTS:
             raise OptionError(f"Unknown components {self.components!r}: use {', '.join(masks.COMPONENTS)}.")
+        if not 0 <= self.stop_mm < float("inf"):
+            raise OptionError("stop_mm must be a distance in millimetres, or 0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +89,49 @@ class Result:
 class _Engine:
     """A network on its device; those with one `encoder` (fine-tuned decoders) share features."""
 
+    name: tuple
     tracker: Tracker
     encoder: str
     lock: threading.Lock
 
 
-class Segmenter:
-    """Loads networks when they are first needed, keeps the features of recent volumes, answers requests.
+@dataclass
+class _Job:
+    """One request on its way."""
 
-    Requests may come from several threads: one network runs one request at a time (its lock), features are shared.
+    engine: _Engine
+    frames: Frames
+    options: Options
+    limits: tuple[int, int]
+    progress: Callable
+    clock: "Stopwatch" = field(default_factory=lambda: Stopwatch())
+    encoded: int = 0
+    features: FrameFeatures | None = None
+
+    @property
+    def scope(self) -> tuple:
+        """What results of the network depend on besides prompts."""
+        return self.frames.key, self.engine.name
+
+    def encode(self, slices) -> None:
+        self.encoded += self.features.ensure(slices)
+
+    def encode_ahead(self, slices) -> None:
+        with self.clock("encode"):
+            self.encode(slices)
+
+
+class Segmenter:
+    """Loads networks when they are first needed, keeps features and results of recent requests, answers requests.
+
+    Nothing belongs to a user or a session: the same volume and the same prompts are recognised by their content, a change
+    of prompts costs what the change costs. Requests may come from several threads: one network runs one request at a time
+    (its lock), features and results are shared.
     """
 
-    def __init__(self, store: FeatureStore | None = None):
-        self._store = store or FeatureStore()
+    def __init__(self, store: FeatureStore | None = None, memo: Memo | None = None):
+        self._store, self._memo = store or FeatureStore(), memo or Memo()
+        self._prefetcher = Prefetcher()
         self._engines: dict[tuple, _Engine] = {}
         self._lock = threading.Lock()
 
@@ -116,31 +154,60 @@ class Segmenter:
         Raises:
             UserError: prompts or options that make no sense; see `lib.errors`.
         """
+        with self._prefetcher.paused():
+            try:
+                return self._segment(volume, prompts, options, progress)
+            except torch.OutOfMemoryError:
+                where = device.resolve(options.device)
+                if where.type == "cpu":
+                    raise
+                logger.warning("%s is out of memory: forgetting all features, going on with single slices.", where)
+                self._forget()
+            try:
+                return self._segment(volume, prompts, replace(options, batch=1), progress)
+            except torch.OutOfMemoryError:
+                logger.warning("%s is out of memory again: this request is answered by the CPU.", where)
+                self._forget()
+            return self._segment(volume, prompts, replace(options, device="cpu"), progress)
+
+    def prefetch(self, volume: Volume, options: Options = Options(), near: Sequence[int] = ()) -> None:
+        """Encodes all slices in the background, those nearest to the slices `near` (default: the middle) first."""
+        frames = Frames.of(volume, window=options.window, axis=options.axis)
+        centres = list(near) or [len(frames) // 2]
+        order = sorted(range(len(frames)), key=lambda t: min(abs(t - c) for c in centres))
+        self._prefetcher.wish(self._features(self._engine(options), frames, options), order)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the background has encoded what it was asked for."""
+        return self._prefetcher.wait(timeout)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    def _forget(self) -> None:
+        self._store.clear()
+        self._memo.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _segment(self, volume: Volume, prompts: Prompts, options: Options, progress: Callable) -> Result:
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         said = by_slice(prompts, frames)
         low, high = _range(frames, prompts, options, said)
-        engine = self._engine(options)
-        tracker = engine.tracker
-        clock = Stopwatch()
-        with engine.lock:
-            features = self._features(engine, frames, options)
-            # All slices at once, nearest first would help only if the client could be shown a part.
-            wanted = list(range(low, high + 1)) if options.propagate else list(said)
-            with clock("encode"):
-                encoded = features.ensure(wanted, lambda x: progress(x, desc="Encoding slices"))
-            annotated, tracks = self._annotate(tracker, features, said, options, (low, high), clock, progress)
+        job = _Job(self._engine(options), frames, options, (low, high), progress)
+        with job.engine.lock:
+            job.features = self._features(job.engine, frames, options)
+            with job.clock("encode"):
+                job.encode(list(said))
+            annotated, tracks = self._annotate(job, said)
             if options.propagate:
-                with clock("propagate"):
-                    tracks = self._propagate(tracker, features, annotated, (low, high), options, progress)
-            with clock("finish"):
-                mask = self._finish(features, annotated, tracks, prompts, options)
+                tracks = self._propagate(job, annotated)
+            with job.clock("finish"):
+                mask = self._finish(job.features, annotated, tracks, prompts, options)
         self._store.trim()
         return Result(
             mask, frames.axis, tuple(sorted(annotated)), tracks.iou.float().cpu().numpy(),
-            tracks.object_score.float().sigmoid().cpu().numpy(), tracks.agreement.cpu().numpy(), clock.seconds, encoded,
+            tracks.object_score.float().sigmoid().cpu().numpy(), tracks.agreement.cpu().numpy(), job.clock.seconds, job.encoded,
         )  # fmt: skip
 
-    # ----------------------------------------------------------------------------------------------------------------
     def _engine(self, options: Options) -> "_Engine":
         checkpoint = checkpoints.find(options.checkpoint)
         where = device.resolve(options.device)
@@ -149,7 +216,7 @@ class Segmenter:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
                 tracker = Tracker(model, device.autocast_factory(where))
-                self._engines[key] = _Engine(tracker, encoder_key(model), threading.Lock())
+                self._engines[key] = _Engine(key, tracker, encoder_key(model), threading.Lock())
             return self._engines[key]
 
     def _features(self, engine: "_Engine", frames: Frames, options: Options) -> FrameFeatures:
@@ -157,33 +224,39 @@ class Segmenter:
         model = engine.tracker.model
 
         def make():
-            return FrameFeatures(
-                model, frames, where, device.autocast_factory(where), device.encoder_batch(where, model.image_size)
-            )
+            batch = options.batch or device.encoder_batch(where, model.image_size)
+            return FrameFeatures(model, frames, where, device.autocast_factory(where), batch, self._store.limit)
 
         return self._store.get((frames.key, engine.encoder, str(where)), make)
 
-    def _annotate(self, tracker, features, said, options, limits, clock, progress):
+    def _annotate(self, job: "_Job", said) -> tuple[dict[int, Annotation], Tracks]:
         """Annotations of all prompted slices, and tracks that hold them."""
         roots = [t for t, p in said.items() if p.stands_alone]
         rest = [t for t in said if t not in roots]
-        with clock("prompt"):
-            annotated: dict[int, Annotation] = {t: tracker.annotate(features, t, said[t]) for t in roots}
+        tracker = job.engine.tracker
+        annotated: dict[int, Annotation] = {}
+        with job.clock("prompt"):
+            for t in roots:
+                key = (*job.scope, t, said[t].key)
+                annotated[t] = self._memo.get(key) or tracker.annotate(job.features, t, said[t])
+                self._memo.put(key, annotated[t], annotated[t].nbytes)
         if rest:
-            with clock("propagate"):
-                shown = self._propagate(tracker, features, annotated, limits, options, progress)
-            with clock("prompt"):
-                mended = {t: tracker.correct(features, t, said[t], annotated, shown) for t in rest}
-            annotated |= mended
-        return annotated, _tracks_of(annotated, len(features.frames), features.device)
+            shown = self._propagate(job, annotated)
+            with job.clock("prompt"):
+                annotated |= {t: tracker.correct(job.features, t, said[t], annotated, shown) for t in rest}
+        return annotated, _tracks_of(annotated, len(job.frames), job.features.device)
 
-    @staticmethod
-    def _propagate(tracker, features, annotated, limits, options, progress) -> Tracks:
-        return tracker.propagate(
-            features, annotated, low=limits[0], high=limits[1],
-            forward=options.direction != "backward", backward=options.direction != "forward",
-            progress=lambda x: progress(x, desc="Propagating"),
-        )  # fmt: skip
+    def _propagate(self, job: "_Job", annotated) -> Tracks:
+        before = job.clock.seconds.get("encode", 0.0)
+        with job.clock("propagate"):
+            tracks = job.engine.tracker.propagate(
+                job.features, annotated, low=job.limits[0], high=job.limits[1],
+                forward=job.options.direction != "backward", backward=job.options.direction != "forward",
+                stop_mm=job.options.stop_mm, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode_ahead,
+                progress=lambda x: job.progress(x, desc="Propagating"),
+            )  # fmt: skip
+        job.clock.seconds["propagate"] -= job.clock.seconds.get("encode", 0.0) - before
+        return tracks
 
     @staticmethod
     def _finish(features, annotated, tracks, prompts, options) -> np.ndarray:

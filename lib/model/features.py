@@ -16,6 +16,7 @@ from lib.model.build import normalize
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30
+EXACT_SIDE = 256  # features of squares up to this side are kept as they come
 
 
 def encoder_key(model) -> str:
@@ -35,22 +36,31 @@ class FrameFeatures:
     A slice is resized so that its longer physical side fills the model's square (true aspect), the rest is padded.
     The square's pixel (y, x) is the slice's pixel ((y + 0.5) / scale_y - 0.5, ...).
 
+    Features of large squares are kept in half precision. A volume whose features exceed `limit` bytes forgets the slices
+    that were used longest ago; they are encoded again when they are needed.
+
     Attributes:
         frames: the slices. side: the square's side in pixels.
         height, width: of the slice within the square.
+        batch: slices encoded at once.
     """
 
-    def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int):
+    def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES):
         self.model, self.frames, self.device, self._autocast, self.batch = model, frames, device, autocast, batch
+        self.limit = limit
         self.side = model.image_size
         self.height, self.width = fit(frames.size, frames.pixel_mm, self.side)
-        self._slices: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.position: list[torch.Tensor] | None = None
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for levels in self._slices.values() for t in levels)
+        with self._lock:
+            return self._each() * len(self._slices)
+
+    def _each(self) -> int:
+        return sum(t.nbytes for t in next(iter(self._slices.values()))) if self._slices else 0
 
     def missing(self, indices) -> list[int]:
         """Those of the slice indices that are not encoded yet."""
@@ -61,10 +71,13 @@ class FrameFeatures:
         if not self.missing(indices):
             return 0
         with self._lock:
-            todo = self.missing(indices)
-            for start in progress(range(0, len(todo), self.batch)):
-                self._encode(todo[start : start + self.batch])
-            return len(todo)
+            return self._encode_missing(indices, progress)
+
+    def _encode_missing(self, indices, progress) -> int:
+        todo = self.missing(indices)
+        for start in progress(range(0, len(todo), self.batch)):
+            self._encode(todo[start : start + self.batch])
+        return len(todo)
 
     def squares(self, indices) -> torch.Tensor:
         """Model input before normalisation: float32 (N, side, side) in [0, 255], on the device."""
@@ -81,13 +94,21 @@ class FrameFeatures:
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
         if self.position is None:
             self.position = [p[:1] for p in out["vision_pos_enc"][-self.model.num_feature_levels :]]
+        kind = torch.float16 if self.side > EXACT_SIDE and levels[0].dtype == torch.float32 else levels[0].dtype
         for n, t in enumerate(indices):
-            self._slices[t] = tuple(level[n].clone() for level in levels)
+            self._slices[t] = tuple(level[n].to(kind, copy=True) for level in levels)
+        while len(self._slices) > len(indices) and self._each() * len(self._slices) > self.limit:
+            self._slices.popitem(last=False)
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
         """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes, sizes."""
-        self.ensure(indices)
-        levels = [torch.stack([self._slices[t][n] for t in indices]) for n in range(len(self.position))]
+        with self._lock:  # nothing is forgotten between encoding and reading
+            self._encode_missing(indices, lambda x: x)
+            for t in indices:
+                self._slices.move_to_end(t)
+            kept = [self._slices[t] for t in indices]
+        levels = [torch.stack([k[n] for k in kept]) for n in range(len(self.position))]
+        levels = [x.float() if x.dtype == torch.float16 else x for x in levels]
         sizes = [tuple(x.shape[-2:]) for x in levels]
         b = len(indices)
         position = [p.expand(b, -1, -1, -1).flatten(2).permute(2, 0, 1) for p in self.position]
@@ -136,6 +157,11 @@ class FeatureStore:
                 self._entries[key] = make()
             self._entries.move_to_end(key)
             return self._entries[key]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._entries.clear()
 
     def trim(self) -> None:
         """Forgets old volumes until the rest fits."""

@@ -3,30 +3,43 @@
 How it differs from the official video predictor, whose network it uses unchanged: every gap between two neighbouring
 annotated slices is a run of its own that knows only the memories of its two ends, so the result is a function of the
 prompts alone, whatever was asked before. A run steps away from its near end in virtual time 1, 2, ...; all runs of
-one kind go through the network as one batch. Inner gaps are run from both ends and blended by distance.
+one kind, of all structures, go through the network as one batch. Inner gaps are run from both ends and blended by
+distance. What a run gives depends on its two ends only, so a `Memo` makes a correction cost no more than its two gaps.
 """
 
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from lib.model.features import FrameFeatures
+from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, plan
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
-ABSENT = -1024.0  # SAM 2's logit for "no object on this frame"
-_CLAMP = 10.0  # before blending, so that one direction's "absent" does not overrule the other
+BATCH = 32
+_AHEAD = 8  # slices that a run has encoded before it comes to them
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """A prompted slice, decoded: logits (1, 1, h, w) at stride 4, predicted IoU, object score logit, memory entry."""
+    """A prompted slice, decoded: logits (1, 1, h, w) at stride 4, predicted IoU, object score logit, memory entry; `key`
+    tells it from others (everything it depends on within one volume and network)."""
 
     logits: torch.Tensor
     iou: float
     object_score: float
     memory: dict = field(repr=False)
+    key: tuple = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        positions = self.memory["maskmem_pos_enc"]
+        return sum(t.nbytes for t in (self.logits, self.memory["maskmem_features"], self.memory["obj_ptr"], *positions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +56,6 @@ class Tracks:
     iou: torch.Tensor
     object_score: torch.Tensor
     agreement: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Steps from the annotated slice `near`, `length` slices in direction `step`; `far` is the other end or None."""
-
-    near: int
-    step: int
-    length: int
-    far: int | None = None
 
 
 class Tracker:
@@ -80,7 +83,7 @@ class Tracker:
             out = self._step(features, [t], prompt=prompt)
             if len(prompt.labels) > 1 and not (prompt.labels == 2).any():
                 out = self._step(features, [t], prompt=prompt, start=out["pred_masks"].clamp(-32, 32))
-            return self._annotation(features, t, out, from_points=True)
+            return self._annotation(features, t, out, from_points=True, key=(t, prompt.key))
 
     @torch.inference_mode()
     def correct(self, features: FrameFeatures, t: int, prompt: SlicePrompt, annotated, tracks: Tracks) -> Annotation:
@@ -97,68 +100,102 @@ class Tracker:
                 part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
                 out = self._step(features, [t], prompt=part, start=start, memories=memories, time=abs(nearest - t))
                 start = out["pred_masks"].clamp(-32, 32)
-            return self._annotation(features, t, out, from_points=True)
+            drawn = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
+            key = (t, prompt.key, annotated[nearest].key, drawn)
+            return self._annotation(features, t, out, from_points=True, key=key)
+
+    def propagate(self, features: FrameFeatures, annotated: dict[int, Annotation], **options) -> Tracks:
+        """Fills the slices low..high from the annotated ones; see `propagate_all`."""
+        return self.propagate_all(features, [annotated], **options)[0]
 
     @torch.inference_mode()
-    def propagate(
-        self, features: FrameFeatures, annotated: dict[int, Annotation], *, low: int, high: int,
-        forward: bool = True, backward: bool = True, progress=lambda iterable: iterable,
-    ) -> Tracks:  # fmt: skip
-        """Fills the slices low..high (both included) from the annotated ones.
+    def propagate_all(
+        self, features: FrameFeatures, structures: Sequence[dict[int, Annotation]], *, low: int, high: int,
+        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, batch: int = BATCH, memo: Memo | None = None, scope: tuple = (),
+        prepare: Callable | None = None, progress: Callable = lambda iterable: iterable,
+    ) -> list[Tracks]:  # fmt: skip
+        """Fills the slices low..high (both included) of several structures from their annotated ones.
 
         Args:
-            annotated: at least one, all within low..high; a slice annotated as empty stops tracking there.
+            structures: for each, {slice: annotation}, at least one, all within low..high; a slice annotated as empty stops
+                tracking there.
             forward, backward: directions to track in (towards higher, lower slice indices).
+            stop_mm: an outer run ends when the object has been absent for that distance (and 3 slices); 0 = never.
+            batch: most runs that go through the network at once.
+            memo: known outcomes of runs, for keys that begin with `scope` (volume and network).
+            prepare: called with slice indices shortly before they are needed; default: encodes them.
         """
-        runs = _plan(sorted(annotated), low, high, forward, backward, annotated)
-        total = len(features.frames)
-        shape = next(iter(annotated.values())).logits.shape[-2:]
-        device = features.device
-        results: dict[_Run, tuple] = {}
-        groups = [[r for r in runs if r.far is None], [r for r in runs if r.far is not None]]
-        steps = sum(max((r.length for r in g), default=0) for g in groups)
-        bar = iter(progress(range(steps)))
+        prepare = prepare or features.ensure
+        patience = max(3, math.ceil(stop_mm / features.frames.slice_mm)) if stop_mm else 0
+        plans = [plan(sorted(a), low, high, forward, backward, a) for a in structures]
+        jobs = {(n, run): self._key(scope, structures[n], run, patience) for n, runs in enumerate(plans) for run in runs}
+        results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
+        todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -job[1].length)
+        groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
+        groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
+        bar = iter(progress(range(sum(g[0][1].length for g in groups))))
         for group in groups:
-            results.update(self._run_batch(features, annotated, group, bar))
+            for job, outcome in self._run_batch(features, structures, group, patience, prepare, bar).items():
+                results[job] = outcome
+                if memo:
+                    memo.put(jobs[job], outcome, sum(t.nbytes for t in outcome))
+        for _ in bar:  # lets a progress bar finish
+            pass
+        return [
+            self._assemble(features, structures[n], runs, {run: results[n, run] for run in runs})
+            for n, runs in enumerate(plans)
+        ]
+
+    # ----------------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _key(scope, annotated, run: Run, patience: int) -> tuple:
+        far = None if run.far is None else annotated[run.far].key
+        return (*scope, run, annotated[run.near].key, far, patience if run.far is None else 0)
+
+    @staticmethod
+    def _assemble(features, annotated, runs, results) -> Tracks:
+        total, device = len(features.frames), features.device
+        shape = next(iter(annotated.values())).logits.shape[-2:]
         logits = torch.full((total, *shape), ABSENT, device=device)
         iou, score = torch.ones(total, device=device), torch.full((total,), -10.0, device=device)
         agreement = torch.full((total,), torch.nan, device=device)
         for t, a in annotated.items():
             logits[t], iou[t], score[t] = a.logits[0, 0], a.iou, a.object_score
         for run in runs:
-            _merge(run, runs, results, (logits, iou, score, agreement))
-        for _ in bar:  # lets a progress bar finish
-            pass
+            merge(run, runs, results, (logits, iou, score, agreement))
         return Tracks(logits, iou, score, agreement)
 
-    # ----------------------------------------------------------------------------------------------------------------
-    def _run_batch(self, features, annotated, runs, bar) -> dict:
-        """Steps all runs together; {run: (logits (L, h, w), iou (L,), score (L,))}."""
-        if not runs:
-            return {}
-        runs = sorted(runs, key=lambda r: -r.length)
-        cond = {0: _stack([annotated[r.near].memory for r in runs])}
-        if runs[0].far is not None:
-            cond[FAR_END] = _stack([annotated[r.far].memory for r in runs])
+    def _run_batch(self, features, structures, jobs, patience, prepare, bar) -> dict[tuple[int, Run], Outcome]:
+        """Steps runs of one kind (outer, or inner), longest first, together."""
+        ends = [structures[n][run.near] for n, run in jobs]
+        cond = {0: _stack([a.memory for a in ends])}
+        if jobs[0][1].far is not None:
+            cond[FAR_END] = _stack([structures[n][run.far].memory for n, run in jobs])
         memories = {"cond_frame_outputs": cond, "non_cond_frame_outputs": {}}
-        out: dict[_Run, list] = {r: [] for r in runs}
         keep = max(self.model.num_maskmem * max(1, self.model.memory_temporal_stride_for_eval) + 1,
                    self.model.max_obj_ptrs_in_encoder)  # fmt: skip
-        alive = len(runs)
-        for d in range(1, runs[0].length + 1):
+        out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
+        absent, active = dict.fromkeys(jobs, 0), list(jobs)
+        for d in range(1, jobs[0][1].length + 1):
             next(bar, None)
-            active = sum(r.length >= d for r in runs)
-            if active < alive:
-                memories = _shrink(memories, active)
-                alive = active
-            slices = [r.near + d * r.step for r in runs[:active]]
+            alive = [i for i, j in enumerate(active) if j[1].length >= d and not 0 < patience <= absent[j]]
+            if not alive:
+                break
+            if len(alive) < len(active):
+                memories, active = _rows(memories, alive), [active[i] for i in alive]
+            if d % _AHEAD == 1:
+                prepare([t for _, run in active for t in run.slices[d - 1 : d - 1 + _AHEAD]])
+            slices = [run.near + d * run.step for _, run in active]
             with self._autocast():
                 step = self._step(features, slices, memories=memories, time=d, remember=True)
             memories["non_cond_frame_outputs"][d] = _memory_of(step)
             memories["non_cond_frame_outputs"].pop(d - keep, None)
-            for n, r in enumerate(runs[:active]):
-                out[r].append((step["pred_masks"][n, 0].float(), step["iou"][n], step["object_score_logits"][n, 0]))
-        return {r: tuple(torch.stack([torch.as_tensor(s[n]) for s in rows]) for n in range(3)) for r, rows in out.items()}
+            scores = step["object_score_logits"][:, 0].float()
+            there = (scores > 0).tolist() if patience and active[0][1].far is None else [True] * len(active)
+            for n, job in enumerate(active):
+                out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
+                absent[job] = 0 if there[n] else absent[job] + 1
+        return {job: _outcome(job[1], rows) for job, rows in out.items()}
 
     def _step(self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False) -> dict:
         """One call of SAM 2's own `track_step` for a batch of slices at the same virtual time, plus predicted IoU."""
@@ -182,7 +219,7 @@ class Tracker:
             current["maskmem_features"] = current["maskmem_features"].to(torch.bfloat16)
         return current
 
-    def _annotation(self, features, t, out, from_points: bool) -> Annotation:
+    def _annotation(self, features, t, out, from_points: bool, key: tuple) -> Annotation:
         """Encodes the memory of a prompted slice as the official predictor does before it propagates."""
         feats, _, sizes = features.gather([t])
         big = F.interpolate(out["pred_masks"].float(), (self.model.image_size,) * 2, mode="bilinear", align_corners=False)
@@ -192,7 +229,8 @@ class Tracker:
             "maskmem_pos_enc": position,
             "obj_ptr": out["obj_ptr"],
         }
-        return Annotation(out["pred_masks"].float(), float(out["iou"][0]), float(out["object_score_logits"][0, 0]), entry)
+        score = float(out["object_score_logits"][0, 0])
+        return Annotation(out["pred_masks"].float(), float(out["iou"][0]), score, entry, key)
 
     def _painted(self, features, t, prompt) -> Annotation:
         feats, positions, sizes = features.gather([t])
@@ -203,53 +241,7 @@ class Tracker:
         )  # fmt: skip
         _, _, _, low_res, _, pointer, score = heads
         current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score.float(), iou=torch.ones(1))
-        return self._annotation(features, t, current, from_points=True)
-
-
-def _plan(annotated, low, high, forward, backward, annotations) -> list[_Run]:
-    """Runs that fill the gaps; nothing runs outward from a slice annotated as empty."""
-    def empty(t):
-        return annotations[t].object_score <= 0
-
-    runs = []
-    first, last = annotated[0], annotated[-1]
-    if backward and first > low and not empty(first):
-        runs.append(_Run(first, -1, first - low))
-    if forward and last < high and not empty(last):
-        runs.append(_Run(last, 1, high - last))
-    for a, b in zip(annotated, annotated[1:], strict=False):
-        if b - a > 1 and not (empty(a) and empty(b)):
-            if forward:
-                runs.append(_Run(a, 1, b - a - 1, b))
-            if backward:
-                runs.append(_Run(b, -1, b - a - 1, a))
-    return runs
-
-
-def _merge(run, runs, results, out) -> None:
-    """Writes a run's result; where the opposite run of the gap exists, the two are blended by distance."""
-    logits, iou, score, agreement = out
-    index = [run.near + (d + 1) * run.step for d in range(run.length)]
-    own = results[run]
-    other = next((r for r in runs if r.far == run.near and r.near == run.far), None) if run.far is not None else None
-    if other is None:
-        logits[index], iou[index], score[index] = own[0], own[1].to(iou), own[2].float()
-        return
-    if run.step < 0:
-        return  # blended when its partner was written
-    back = tuple(x.flip(0) for x in results[other])
-    d = torch.arange(1, run.length + 1, device=logits.device, dtype=torch.float32)
-    w = 1 - d / (run.length + 1)
-    # A direction counts by nearness and by how sure it is of its mask.
-    trust = w * (own[1] * own[2].float().sigmoid()).clamp_min(1e-3)
-    back_trust = (1 - w) * (back[1] * back[2].float().sigmoid()).clamp_min(1e-3)
-    share = trust / (trust + back_trust)
-    a, b = own[0].clamp(-_CLAMP, _CLAMP), back[0].clamp(-_CLAMP, _CLAMP)
-    logits[index] = share[:, None, None] * a + (1 - share[:, None, None]) * b
-    iou[index] = (share * own[1] + (1 - share) * back[1]).to(iou)
-    score[index] = share * own[2].float() + (1 - share) * back[2].float()
-    inside, total = ((a > 0) & (b > 0)).sum((1, 2)), (a > 0).sum((1, 2)) + (b > 0).sum((1, 2))
-    agreement[index] = torch.where(total > 0, 2 * inside / total.clamp_min(1), 1.0)
+        return self._annotation(features, t, current, from_points=True, key=(t, prompt.key))
 
 
 def _memory_of(step: dict) -> dict:
@@ -266,13 +258,23 @@ def _stack(entries: list[dict]) -> dict:
     }
 
 
-def _shrink(memories: dict, n: int) -> dict:
-    """The first `n` runs of all memory entries."""
+def _outcome(run: Run, rows: list) -> Outcome:
+    """What a run gave; the slices that it did not come to are without the object."""
+    logits, iou, score = (torch.stack([torch.as_tensor(r[n]).float() for r in rows]) for n in range(3))
+    left = run.length - len(rows)
+    if left:
+        logits = torch.cat([logits, logits.new_full((left, *logits.shape[1:]), ABSENT)])
+        iou, score = torch.cat([iou, iou.new_ones(left)]), torch.cat([score, score.new_full((left,), -10.0)])
+    return logits, iou, score
+
+
+def _rows(memories: dict, rows: list[int]) -> dict:
+    """Some runs of all memory entries."""
     def cut(e):
         return {
-            "maskmem_features": e["maskmem_features"][:n],
-            "maskmem_pos_enc": [p[:n] for p in e["maskmem_pos_enc"]],
-            "obj_ptr": e["obj_ptr"][:n],
+            "maskmem_features": e["maskmem_features"][rows],
+            "maskmem_pos_enc": [p[rows] for p in e["maskmem_pos_enc"]],
+            "obj_ptr": e["obj_ptr"][rows],
         }
 
     return {kind: {d: cut(e) for d, e in entries.items()} for kind, entries in memories.items()}

@@ -93,6 +93,7 @@ class Sam2Task(InferTask):
                 "components": list(masks.COMPONENTS),
                 "largest_cc": False,
                 "z_range": "",
+                "stop_mm": 15,
             }
         what = "all slices" if whole else "the clicked slice"
         super().__init__(
@@ -142,6 +143,8 @@ class Sam2Task(InferTask):
         prompts = prompts_of(request, volume, options)
         progress = partial(tqdm, mininterval=2.0, leave=False)
         result = self._segmenter.segment(volume, prompts, options, progress)
+        if self._whole:
+            self._segmenter.prefetch(volume, options, result.annotated)
         with clock("write"):
             path = _write(result, volume, request, ending)
         seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}

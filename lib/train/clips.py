@@ -83,7 +83,7 @@ class ClipTrainer:
 
     def clips(self, clip: Clip, kinds: dict[str, float] | None = None, max_corrections: int = 1) -> Steps:
         """Annotate, follow, sometimes correct on the way."""
-        kinds = kinds or {"click": 0.4, "box": 0.25, "mask": 0.35}
+        kinds = kinds or {"click": 0.2, "box": 0.2, "mask": 0.6}
         model, steps = self.model, Steps(self.balance)
         features = trainable.encode_clip(model, clip.frames, clip.objects)
         slices = clip.frames.shape[1]

@@ -47,4 +47,4 @@ def frame_loss(prediction: Prediction, target: torch.Tensor, balance: float) -> 
     loss = (per_clip * weight).sum() / weight.sum().clamp_min(1)
     score = F.binary_cross_entropy_with_logits(prediction.object_score[:, 0], weight)
     chosen = true_iou[torch.arange(len(target), device=target.device), prediction.chosen]
-    return loss + 2 * score, chosen
+    return loss + 4 * score, chosen

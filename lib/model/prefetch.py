@@ -1,0 +1,66 @@
+"""Encodes the slices of a volume in the background while the annotator looks at it."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable
+from contextlib import contextmanager
+
+from lib.model.features import FrameFeatures
+
+logger = logging.getLogger(__name__)
+
+
+class Prefetcher:
+    """One thread for all volumes, the latest wish first; it stands still while a request is being answered."""
+
+    def __init__(self):
+        self._todo: deque[tuple[FrameFeatures, list[int]]] = deque()
+        self._condition = threading.Condition()
+        self._requests = 0
+        self._thread: threading.Thread | None = None
+
+    def wish(self, features: FrameFeatures, slices: Iterable[int]) -> None:
+        """Encodes `slices` in this order when there is time; replaces an earlier wish for the same volume."""
+        with self._condition:
+            self._todo = deque(job for job in self._todo if job[0] is not features)
+            self._todo.appendleft((features, features.missing(slices)))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+                self._thread.start()
+            self._condition.notify_all()
+
+    @contextmanager
+    def paused(self):
+        """While a request runs."""
+        with self._condition:
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._requests -= 1
+                self._condition.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until everything wished for is done; False after `timeout` seconds."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._todo, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._todo and not self._requests)
+                features, slices = self._todo[0]
+            try:
+                features.ensure(slices[: features.batch])
+                rest = slices[features.batch :]
+            except Exception:  # the request that needs the slice will say what is wrong
+                logger.exception("Encoding in the background failed")
+                rest = []
+            with self._condition:
+                if self._todo and self._todo[0][0] is features:
+                    self._todo[0] = features, rest
+                    if not rest:
+                        self._todo.popleft()
+                        self._condition.notify_all()
