@@ -181,7 +181,7 @@ def _segment(options) -> None:
 
 def _train(options) -> None:
     from lib.model.device import resolve
-    from lib.segment import Options
+    from lib.options import Options
     from lib.train import checks
     from lib.train.loop import Settings, Training
     from lib.train.sheet import draw_sheet

@@ -32,7 +32,8 @@ from lib import metrics, simulate  # noqa: E402
 from lib.datasets import read_cases  # noqa: E402
 from lib.frames import Frames  # noqa: E402
 from lib.io.read import read_mask, read_volume  # noqa: E402
-from lib.segment import Options, Segmenter  # noqa: E402
+from lib.options import Options  # noqa: E402
+from lib.segment import Segmenter  # noqa: E402
 
 PROMPTS = ("clicks5", "box", "three_slices")
 ENGINES = ("app", "builtin", "classical")

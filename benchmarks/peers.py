@@ -45,16 +45,22 @@ class Builtin:
         """The task knows only slices along k, so the volume must be sliced there."""
         if frames.axis != 2:
             raise ValueError("MONAI Label's built-in task can only step along the last axis.")
-        request = {
-            "image": str(case.image), "device": self.device, "reset_state": True, "result_write_to_file": False,
-            "foreground": [list(v) for v in prompts.get("positive", [])],
-            "background": [list(v) for v in prompts.get("negative", [])],
-            "roi": [],
-        }  # fmt: skip
+        request = self._request(case.image, prompts.get("positive", []), prompts.get("negative", []), reset=True)
         for low, high in prompts.get("boxes", []):  # in the order in which the task reads it
             request["roi"] = [int(v) for v in (low[0], low[1], high[0], high[1], low[2], low[2] + 1)]
         mask, _ = self.task(request)
         return np.asarray(mask) > 0
+
+    def run(self, image: Path, clicks: list, *, reset: bool) -> np.ndarray:
+        """Mask of clicks inside; what the task remembers of this image counts on unless `reset`."""
+        mask, _ = self.task(self._request(image, clicks, [], reset=reset))
+        return np.asarray(mask) > 0
+
+    def _request(self, image, foreground, background, *, reset: bool) -> dict:
+        return {
+            "image": str(image), "device": self.device, "reset_state": reset, "result_write_to_file": False,
+            "foreground": [list(v) for v in foreground], "background": [list(v) for v in background], "roi": [],
+        }  # fmt: skip
 
 
 class RandomWalker:

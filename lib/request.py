@@ -14,8 +14,8 @@ import numpy as np
 from lib.errors import OptionError, PromptError
 from lib.frames import resolve_axis
 from lib.io.read import read_mask
+from lib.options import Options
 from lib.prompts import Prompts, make_prompts
-from lib.segment import Options
 from lib.volume import Volume
 
 

@@ -2,65 +2,26 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from lib import masks
-from lib.errors import OptionError, PromptError
+from lib.clock import Stopwatch
+from lib.errors import PromptError
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
 from lib.model.tracker import BATCH, Annotation, Tracker, Tracks
+from lib.options import Options
 from lib.prompts import Prompts, by_slice, make_prompts
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
-
-DIRECTIONS = ("both", "forward", "backward")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user can choose.
-
-    Attributes:
-        checkpoint: name or path, see `lib.model.checkpoints.find`.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        window, axis: see `lib.frames`.
-        direction: "both", or "forward" (higher slice indices) or "backward" only.
-        z_range: slices (low, high), both included, to which the structure is confined; None for all.
-        components: see `lib.masks.keep_components`.
-        propagate: False leaves all slices but the annotated ones empty.
-        batch: most slices or gaps that go through the network at once; 0 = what suits the device.
-        stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
-    """
-
-    checkpoint: str = "embedded"
-    device: str = "auto"
-    window: str = "auto"
-    axis: str = "auto"
-    direction: str = "both"
-    z_range: tuple[int, int] | None = None
-    components: str = "annotated"
-    propagate: bool = True
-    stop_mm: float = 15.0
-    batch: int = 0
-
-    def __post_init__(self):
-        if self.direction not in DIRECTIONS:
-            raise OptionError(f"Unknown direction {self.direction!r}: use {', '.join(DIRECTIONS)}.")
-        if self.components not in masks.COMPONENTS:
-            raise OptionError(f"Unknown components {self.components!r}: use {', '.join(masks.COMPONENTS)}.")
-        if not 0 <= self.stop_mm < float("inf"):
-            raise OptionError("stop_mm must be a distance in millimetres, or 0.")
-
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -104,7 +65,7 @@ class _Job:
     options: Options
     limits: tuple[int, int]
     progress: Callable
-    clock: "Stopwatch" = field(default_factory=lambda: Stopwatch())
+    clock: Stopwatch = field(default_factory=Stopwatch)
     encoded: int = 0
     features: FrameFeatures | None = None
 
@@ -282,21 +243,6 @@ class Segmenter:
             for voxel in voxels:
                 mask[voxel] = value
         return mask
-
-
-class Stopwatch:
-    """Adds up seconds under names."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str):
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _range(frames: Frames, prompts: Prompts, options: Options, said) -> tuple[int, int]:

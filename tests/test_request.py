@@ -7,8 +7,8 @@ import pytest
 from lib.errors import OptionError, PromptError, VolumeError
 from lib.frames import resolve_axis, window_bounds
 from lib.io.write import write_mask
+from lib.options import Options
 from lib.request import options_of, prompts_of, truth
-from lib.segment import Options
 from lib.volume import Volume
 
 VOLUME = Volume(np.zeros((10, 12, 8), np.int16))

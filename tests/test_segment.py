@@ -5,7 +5,8 @@ import pytest
 
 from lib.errors import CheckpointError, OptionError, PromptError
 from lib.model.checkpoints import EMBEDDED
-from lib.segment import Options, Segmenter
+from lib.options import Options
+from lib.segment import Segmenter
 from lib.volume import Volume
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -156,3 +157,90 @@ def test_one_file_at_two_image_sizes_is_two_networks(segmenter, volume):
     options = Options(checkpoint=f"{EMBEDDED}@sam2_hiera_nano_256.yaml@128")
     at_128 = run(segmenter, volume, options, positive=[CENTRE])
     assert at_128.encoded == 12 and (at_128.mask != at_256.mask).any()
+
+
+def count_steps(monkeypatch):
+    """Slices that went through the network since, as a list that grows."""
+    from lib.model.tracker import Tracker
+
+    original, slices = Tracker._step, []
+
+    def counted(self, features, indices, **how):
+        slices.extend(indices)
+        return original(self, features, indices, **how)
+
+    monkeypatch.setattr(Tracker, "_step", counted)
+    return slices
+
+
+def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
+    one, two = {"positive": [CENTRE, (30, 34, 3)]}, {"positive": [CENTRE, (30, 34, 3), (28, 30, 3)]}
+    run(segmenter, volume, **one)
+    steps = count_steps(monkeypatch)
+    corrected = run(segmenter, volume, **two)
+    assert max(steps) <= 5, "slices beyond the annotation at 6 are as they were"
+    steps.clear()
+    run(segmenter, volume, **one)
+    assert not steps, "undo costs no step of the network"
+    np.testing.assert_array_equal(corrected.mask, run(Segmenter(), volume, **two).mask)
+
+
+def test_a_known_request_costs_no_step_whoever_asks(segmenter, volume, monkeypatch):
+    first = run(segmenter, volume, positive=[CENTRE], negative=[(36, 36, 6)])
+    steps = count_steps(monkeypatch)
+    again = run(segmenter, volume, positive=[CENTRE], negative=[(36, 36, 6)])
+    assert not steps
+    np.testing.assert_array_equal(first.mask, again.mask)
+
+
+def test_stopping_early_changes_nothing_before_the_end(volume):
+    """With an object score that says "gone" from slice 8 on, tracking stops after the distance asked for."""
+    import torch
+
+    from lib.model.tracker import Tracker
+
+    original = Tracker._step
+
+    def gone(self, features, indices, **how):
+        out = original(self, features, indices, **how)
+        away = torch.tensor([t >= 8 for t in indices])
+        out["object_score_logits"] = torch.where(away[:, None], -5.0, out["object_score_logits"])
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "_step", gone)
+        seen = count_steps(patch)
+        stopped = run(Segmenter(), volume, Options(stop_mm=9), positive=[CENTRE])  # 3 slices of 3 mm
+        assert 10 in seen and 11 not in seen
+        seen.clear()
+        never = run(Segmenter(), volume, Options(stop_mm=0), positive=[CENTRE])
+        assert 11 in seen
+    np.testing.assert_array_equal(stopped.mask[:, :, :8], never.mask[:, :, :8])
+
+
+def test_only_slices_that_tracking_comes_to_are_encoded(volume):
+    segmenter = Segmenter()
+    assert run(segmenter, volume, Options(z_range=(5, 7)), positive=[CENTRE]).encoded == 3
+    segmenter.prefetch(volume)
+    assert segmenter.wait(60)
+    assert run(segmenter, volume, positive=[CENTRE]).encoded == 0
+
+
+def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):
+    """As a GPU that is full: the first two attempts fail, the CPU answers."""
+    import torch
+
+    from lib.model import device
+
+    segmenter, original, tried = Segmenter(), Segmenter._segment, []
+
+    def full(self, volume, prompts, options, progress):
+        tried.append((options.batch, options.device))
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("full")
+        return original(self, volume, prompts, options, progress)
+
+    monkeypatch.setattr(Segmenter, "_segment", full)
+    monkeypatch.setattr(device, "resolve", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    result = run(segmenter, volume, positive=[CENTRE])
+    assert tried == [(0, "auto"), (1, "auto"), (0, "cpu")] and result.mask.any()

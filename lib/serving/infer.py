@@ -24,8 +24,9 @@ from lib.frames import AXES, WINDOWS
 from lib.io.read import read_volume
 from lib.io.write import extension, write_mask
 from lib.model.device import devices
+from lib.options import DIRECTIONS
 from lib.request import options_of, prompts_of, truth
-from lib.segment import DIRECTIONS, Result, Segmenter, Stopwatch
+from lib.segment import Result, Segmenter
 from lib.serving.catalog import AUTO, Catalog
 from lib.volume import Volume
 

@@ -13,7 +13,8 @@ from lib.frames import Frames
 from lib.io.read import read_mask, read_volume
 from lib.model.build import build
 from lib.model.features import FeatureStore
-from lib.segment import Options, Segmenter
+from lib.options import Options
+from lib.segment import Segmenter
 from lib.train.clips import ClipTrainer
 from lib.train.loop import Training
 from lib.train.synthetic import ClipGenerator

@@ -14,7 +14,7 @@ from lib.datasets import Case
 from lib.errors import OptionError, UserError
 from lib.model import checkpoints
 from lib.model.versions import Versions
-from lib.segment import Options
+from lib.options import Options
 from lib.train.checks import VolumeCheck
 from lib.train.loop import Settings, Training
 from lib.train.parts import PARTS

@@ -1,0 +1,317 @@
+"""How long does an annotator wait? This app, MONAI Label's built-in SAM 2 task and the official video predictor, with the same
+weights and the same clicks on the same machine, each in a process of its own, one after the other.
+
+  open              the volume becomes known; the app encodes it in the background, which is waited for here
+  first_click_cold  first click on a volume nobody has opened
+  first_click       first click on the opened volume
+  second_click      a click on another slice
+  correction        one more click on the first slice
+  second_label      the first click of another structure
+  undo              the last click of the first structure is taken back
+
+`official` runs in both directions with all corrected frames as conditioning frames; `builtin` goes forward only, as it does.
+`slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both.
+
+examples:
+  python benchmarks/latency.py --json rows.json
+  python benchmarks/latency.py --cases icbm --engines app,official
+  python benchmarks/latency.py --gpu --cases icbm
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+ENGINES = ("app", "builtin", "official")
+CASES = ("icbm", "phantom300")
+STEPS = ("open", "first_click_cold", "first_click", "second_click", "correction", "second_label", "undo")
+
+
+def make_case(name: str, folder: Path) -> tuple[Path, dict]:
+    """Image file and the prompts of each step."""
+    import nibabel as nib
+
+    from lib import phantom, samples, simulate
+    from lib.frames import Frames
+
+    if name == "icbm":
+        volume, labels = samples.icbm152()
+        first, second = 2, 3
+    else:
+        volume, labels = phantom.abdomen(5, shape=(512, 512, 300), spacing_mm=(0.7, 0.7, 1.0))
+        first, second = phantom.LABELS["liver"], phantom.LABELS["kidney_left"]
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(volume.array, volume.affine), path)
+    frames = Frames.of(volume)
+
+    def inside(value, share, skip=0):
+        truth = frames.from_volume(labels == value)
+        filled = np.flatnonzero(truth.any((1, 2)))
+        t = int(filled[round(share * (len(filled) - 1))])
+        y, x = simulate.deepest(truth[t])
+        if skip:  # another place of the same slice
+            ys, xs = np.ogrid[: truth.shape[1], : truth.shape[2]]
+            left = truth[t] & ((ys - y) ** 2 + (xs - x) ** 2 > skip**2)
+            y, x = simulate.deepest(left) or (y, x)
+        return [int(v) for v in frames.to_voxel(t, y, x)]
+
+    a, b, c, other = inside(first, 0.5), inside(first, 0.35), inside(first, 0.5, skip=12), inside(second, 0.5)
+    return path, {
+        "first_click_cold": [a], "first_click": [a], "second_click": [a, b], "correction": [a, c, b], "second_label": [other],
+        "undo": [a, b],
+    }  # fmt: skip
+
+
+class App:
+    """This app's own inference task, as the server calls it."""
+
+    def __init__(self, options):
+        from lib.options import Options
+        from lib.segment import Segmenter
+        from lib.serving.catalog import Catalog
+        from lib.serving.infer import Sam2Task, VolumeCache
+
+        self.segmenter, self.volumes = Segmenter(), VolumeCache()
+        self.options = Options(checkpoint=options.checkpoint, device=options.device)
+        catalog = Catalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
+        self.task = Sam2Task(self.segmenter, self.volumes, ["a"], catalog)
+        self.request = {"device": options.device, "result_extension": ".nrrd", "result_compress": False}
+
+    def warm(self, path) -> None:
+        """Loads the network by way of a small volume."""
+        self.step("warm", path, [[3, 3, 1]])
+        self.segmenter.wait()
+
+    def open(self, path) -> None:
+        self.segmenter.prefetch(self.volumes.get(str(path)), self.options)
+        self.segmenter.wait()
+
+    def step(self, name, path, clicks) -> tuple[np.ndarray, np.ndarray]:
+        import nrrd
+
+        file, answer = self.task({"image": str(path), "foreground": clicks, "background": [], **self.request})
+        self.last = file, len(answer["predicted_iou"])
+        return lambda: (nrrd.read(file)[0] > 0, np.arange(self.last[1]))
+
+
+class Builtin:
+    """MONAI Label's task; it is told to forget only where the prompts no longer hold what it remembers."""
+
+    def __init__(self, options):
+        from peers import Builtin as Task
+
+        self.task = Task(options)
+
+    def warm(self, path) -> None:
+        self.step("warm", path, [[3, 3, 1]])
+
+    def open(self, path) -> None:
+        """It has no such thing."""
+
+    def step(self, name, path, clicks):
+        reset = name in ("warm", "first_click_cold", "first_click", "second_label", "undo")
+        mask = self.task.run(path, clicks, reset=reset)
+        return lambda: (mask, np.arange(min(c[2] for c in clicks), mask.shape[2]))
+
+
+class Official:
+    """`SAM2VideoPredictor` on the windowed slices in memory, both directions."""
+
+    def __init__(self, options):
+        import torch
+
+        from lib.model import checkpoints, device
+        from lib.model.build import build_official
+
+        found = checkpoints.find(options.checkpoint)
+        self.device = device.resolve(options.device)
+        self.autocast = device.autocast_factory(self.device)
+        self.predictor = build_official(found.config, add_all_frames_to_correct_as_cond=True)
+        weights = checkpoints.read_weights(found.path)
+        self.predictor.load_state_dict({k: v.float() for k, v in weights.items()})
+        self.predictor.to(self.device)
+        self.state, self.clicks, self.torch = None, [], torch
+
+    def warm(self, path) -> None:
+        self.open(path)
+        self.step("warm", path, [[3, 3, 1]])
+
+    def open(self, path) -> None:
+        import sam2.sam2_video_predictor as module
+
+        from lib.frames import Frames
+        from lib.io.read import read_volume
+        from lib.model.build import normalize
+        from lib.model.features import FrameFeatures
+
+        frames = Frames.of(read_volume(path))
+        self.features = FrameFeatures(self.predictor, frames, self.device, self.autocast, 1)
+        squares = normalize(self.features.squares(range(len(frames))))
+        side = self.predictor.image_size
+        module.load_video_frames = lambda **_: (squares, side, side)
+        with self.torch.inference_mode(), self.autocast():
+            self.state = self.predictor.init_state(video_path="")
+
+    def step(self, name, path, clicks):
+        if name == "first_click_cold" or self.state is None:
+            self.open(path)
+        structure = 2 if name == "second_label" else 1
+        frames = self.features.frames
+        if name in ("first_click_cold", "first_click"):
+            self.predictor.reset_state(self.state)
+        by_slice: dict[int, list] = {}
+        for voxel in clicks:
+            t, y, x = frames.to_pixel(voxel)
+            by_slice.setdefault(t, []).append((x, y))
+        logits = {}
+        with self.torch.inference_mode(), self.autocast():
+            for t, points in by_slice.items():
+                xy = self.features.to_square(np.array(points))
+                self.predictor.add_new_points_or_box(
+                    self.state, t, structure, points=xy.tolist(), labels=[1] * len(points), normalize_coords=True
+                )
+            for reverse in (False, True):
+                start = max(by_slice) if reverse else min(by_slice)
+                for t, ids, out in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
+                    if t not in logits or reverse:
+                        logits[t] = out[ids.index(structure), 0].float().cpu()
+
+        def result():
+            stack = np.zeros((len(frames), *frames.size), bool)
+            for t, x in logits.items():
+                stack[t] = (self.features.to_slices(x[None])[0] > 0).numpy()
+            return frames.to_volume(stack), np.arange(len(frames))
+
+        return result
+
+
+def run_one(engine: str, options, image: Path, steps: dict, out: Path) -> None:
+    """All steps of one engine in this process; rows and masks go to the folder `out`."""
+    import nibabel as nib
+    import torch
+
+    logging.disable(logging.WARNING)
+    small = out / "warm.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.int16), np.eye(4)), small)
+    make = {"app": App, "builtin": Builtin, "official": Official}[engine]
+    cuda = torch.cuda.is_available() and options.device != "cpu"
+    rows = []
+    for part in (("first_click_cold",), STEPS[:1] + STEPS[2:]):
+        tool = make(options)
+        tool.warm(small)
+        tool.state = None
+        for name in part:
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            result = tool.open(image) if name == "open" else tool.step(name, image, steps[name])
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            row = {"engine": engine, "step": name, "seconds": round(seconds, 3), "slices": 0}
+            if result:
+                mask, slices = result()
+                row["slices"] = len(slices)
+                np.savez_compressed(out / f"{engine}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
+            row["peak_host_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if cuda else 0
+            rows.append(row)
+    (out / f"{engine}.json").write_text(json.dumps(rows))
+
+
+def compare(out: Path, row: dict, axis: int) -> float | None:
+    """Dice of a row's mask and the official one on the slices of both."""
+    files = [out / f"{e}_{row['step']}.npz" for e in (row["engine"], "official")]
+    if not all(f.exists() for f in files):
+        return None
+    masks, slices = [], []
+    for f in files:
+        z = np.load(f)
+        masks.append(np.unpackbits(z["mask"], count=int(np.prod(z["shape"]))).reshape(z["shape"]).astype(bool))
+        slices.append(z["slices"])
+    both = np.intersect1d(*slices)
+    a, b = (np.take(m, both, axis) for m in masks)
+    return round(2 * float((a & b).sum()) / max(1, int(a.sum() + b.sum())), 4)
+
+
+def table(rows: list[dict]) -> str:
+    """Per case and step: seconds, speed-up of the app, Dice against the official predictor, memory."""
+    lines = []
+    for case in dict.fromkeys(r["case"] for r in rows):
+        lines += ["", f"{case}", f"{'step':18}" + "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}" for e in ENGINES) + "   app faster than"]
+        for step in STEPS:
+            cells = {r["engine"]: r for r in rows if r["case"] == case and r["step"] == step}
+            text = f"{step:18}"
+            for e in ENGINES:
+                r = cells.get(e)
+                each = f"{1000 * r['seconds'] / r['slices']:.1f}" if r and r["slices"] else ""
+                dice = f"{r['dice_vs_official']:.3f}" if r and r.get("dice_vs_official") is not None else ""
+                text += f"{r['seconds'] if r else '':>12}{each:>10}{dice:>7}"
+            if "app" in cells and step != "open":
+                text += "".join(f"   {e} {cells[e]['seconds'] / cells['app']['seconds']:.1f}x" for e in ENGINES[1:] if e in cells)
+            lines.append(text)
+        peaks = {e: max((r["peak_host_mb"] for r in rows if r["case"] == case and r["engine"] == e), default=0) for e in ENGINES}
+        lines.append("peak host memory, MB: " + ", ".join(f"{e} {v}" for e, v in peaks.items() if v))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--json", type=Path, help="write the rows here")
+    p.add_argument("--engines", default=",".join(ENGINES))
+    p.add_argument("--cases", default=",".join(CASES))
+    p.add_argument("--checkpoint", default="embedded")
+    p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
+    p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
+    p.add_argument("--one", nargs=4, metavar=("ENGINE", "IMAGE", "STEPS", "OUT"), help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.one:
+        engine, image, steps, out = a.one
+        run_one(engine, a, Path(image), json.loads(steps), Path(out))
+        return
+    rows = []
+    runs = [(a.checkpoint, a.device)]
+    with tempfile.TemporaryDirectory(prefix="latency_") as temporary:
+        if a.gpu:
+            from gpu import random_checkpoint
+
+            runs = [(random_checkpoint(name, Path(temporary)), "cuda") for name in ("tiny", "large")]
+        for name in a.cases.split(","):
+            image, steps = make_case(name, Path(temporary))
+            for checkpoint, device in runs:
+                out = Path(temporary, f"{name}_{Path(checkpoint.partition('@')[0]).stem}")
+                out.mkdir()
+                case = name if not a.gpu else out.name
+                for engine in a.engines.split(","):
+                    sys.stderr.write(f"{case}: {engine}\n")
+                    command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out)]
+                    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+                    with open(out / f"{engine}.log", "w") as log:  # progress bars of all three
+                        done = subprocess.run(
+                            [*command, "--checkpoint", checkpoint, "--device", device], env=environment, stdout=log, stderr=log
+                        )
+                    if done.returncode:
+                        raise SystemExit(f"{engine} failed:\n{(out / f'{engine}.log').read_text()[-3000:]}")
+                    rows += [{"case": case, **r} for r in json.loads((out / f"{engine}.json").read_text())]
+                for r in rows:
+                    if r["case"] == case:
+                        r["dice_vs_official"] = compare(out, r, axis=2)
+                if a.json:
+                    a.json.write_text(json.dumps(rows, indent=1))
+    sys.stdout.write(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What a user can choose about a segmentation."""
+
+from dataclasses import dataclass
+
+from lib import masks
+from lib.errors import OptionError
+
+DIRECTIONS = ("both", "forward", "backward")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can choose.
+
+    Attributes:
+        checkpoint: name or path, see `lib.model.checkpoints.find`.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        window, axis: see `lib.frames`.
+        direction: "both", or "forward" (higher slice indices) or "backward" only.
+        z_range: slices (low, high), both included, to which the structure is confined; None for all.
+        components: see `lib.masks.keep_components`.
+        propagate: False leaves all slices but the annotated ones empty.
+        batch: most slices or gaps that go through the network at once; 0 = what suits the device.
+        stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
+    """
+
+    checkpoint: str = "embedded"
+    device: str = "auto"
+    window: str = "auto"
+    axis: str = "auto"
+    direction: str = "both"
+    z_range: tuple[int, int] | None = None
+    components: str = "annotated"
+    propagate: bool = True
+    stop_mm: float = 15.0
+    batch: int = 0
+
+    def __post_init__(self):
+        if self.direction not in DIRECTIONS:
+            raise OptionError(f"Unknown direction {self.direction!r}: use {', '.join(DIRECTIONS)}.")
+        if self.components not in masks.COMPONENTS:
+            raise OptionError(f"Unknown components {self.components!r}: use {', '.join(masks.COMPONENTS)}.")
+        if not 0 <= self.stop_mm < float("inf"):
+            raise OptionError("stop_mm must be a distance in millimetres, or 0.")
