@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from tqdm import tqdm
 
 from lib import masks
+from lib.clock import Stopwatch
 from lib.errors import UserError
 from lib.frames import AXES, WINDOWS
 from lib.io.read import read_volume

@@ -52,7 +52,7 @@ def test_other_checkpoints_keep_their_names(catalog):
     assert catalog.resolve("tiny") == ("tiny", "tiny")
 
 
-@pytest.mark.parametrize("name", ["", "large", "v0001", "v0002", "../x", "embedded/v0001", "embedded@sam2_hiera_nano_256.yaml@512"])
+@pytest.mark.parametrize("name", ["", "large", "v0001", "v0002", "../x", "embedded/v0001", "embedded@x.yaml@512"])
 def test_what_is_not_offered_is_refused(catalog, weights, name):
     catalog.versions.add(weights, {}, better=False)
     with pytest.raises(CheckpointError, match="auto, embedded, tiny"):

@@ -1,0 +1,130 @@
+"""What does *Train* bring? Fine-tuning through a real server on submitted labels, measured on volumes it never saw.
+
+Starts a server on generated phantoms, submits the labels of four of them through the Slicer plugin's client, measures the others
+(three simulated clicks on the largest slice of each structure, through /infer), posts /train/sam2, waits, measures again.
+
+examples:
+  python benchmarks/finetune.py --minutes 13 --json finetune.json
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lib import metrics, phantom, simulate  # noqa: E402
+from lib.frames import Frames  # noqa: E402
+from lib.io.read import read_volume  # noqa: E402
+from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+
+SUBMITTED, HELD_BACK = (101, 102, 103, 104), (105, 106)  # seeds of phantoms
+
+
+def slicer_client(address: str, folder: Path):
+    """The Slicer plugin's client, which runs without Slicer."""
+    path = Path(sys.prefix, "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py")
+    spec = importlib.util.spec_from_file_location("slicer_client", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MONAILabelClient(address, tmpdir=str(folder), client_id="bench")
+
+
+def make_studies(folder: Path) -> None:
+    """Images in `folder`, labels in `folder/truth`."""
+    (folder / "truth").mkdir(parents=True)
+    for seed in (*SUBMITTED, *HELD_BACK):
+        volume, labels = phantom.abdomen(seed)
+        nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / f"phantom_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(labels, volume.affine), folder / "truth" / f"phantom_{seed}.nii.gz")
+
+
+def measure(client, studies: Path, params: dict) -> list[dict]:
+    """Rows {case, label, volume_dice, checkpoint} of the volumes held back."""
+    rows = []
+    for seed in HELD_BACK:
+        name = f"phantom_{seed}"
+        volume = read_volume(studies / f"{name}.nii.gz")
+        labels = np.asarray(nib.load(studies / "truth" / f"{name}.nii.gz").dataobj)
+        frames = Frames.of(volume)
+        for label, value in tqdm(phantom.LABELS.items(), desc=name):
+            truth = frames.from_volume(labels == value)
+            if not truth.any():
+                continue
+            t = simulate.largest_slice(truth)
+
+            def ask(model, prompts, name=name, volume=volume, frames=frames, t=t):
+                fields = {"foreground": prompts["positive"], "background": prompts["negative"], **params}
+                path, answer = client.infer(model, name, {**fields, "slice": t} if model == "sam2_slice" else fields)
+                return frames.from_volume(np.asarray(nib.load(path).dataobj) > 0), answer
+
+            prompts = simulate.clicks_on(lambda p, ask=ask, t=t: ask("sam2_slice", p)[0][t], frames, truth, t, 3)
+            mask, answer = ask("sam2", prompts)
+            rows.append({"case": name, "label": label, "volume_dice": metrics.dice(mask, truth), "checkpoint": answer["checkpoint"]})
+    return rows
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--minutes", type=float, default=13, help="time limit of the training")
+    p.add_argument("--epochs", type=int, default=8)
+    p.add_argument("--parts", default="decoder")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="finetune_"))
+    studies = folder / "studies"
+    make_studies(studies)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    os.environ["MONAI_LABEL_DATASTORE_FILE_EXT"] = '["*.nii.gz"]'
+    server = start_monailabel(str(studies), "127.0.0.1", port, [("versions", str(folder / "versions"))])
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/info/", server)
+        client = slicer_client(address, folder)
+        params = {"result_extension": ".nii.gz", "result_dtype": "uint8"}
+        for seed in SUBMITTED:
+            names = [{"name": k, "idx": v} for k, v in phantom.LABELS.items()]
+            client.save_label(f"phantom_{seed}", str(studies / "truth" / f"phantom_{seed}.nii.gz"), "final", {"label_info": names})
+        before = measure(client, studies, params)
+        start = time.monotonic()
+        client.train_start("sam2", {"max_epochs": a.epochs, "max_minutes": a.minutes, "parts": a.parts})
+        status = {"status": "SUBMITTED"}
+        with tqdm(desc="training", unit="s") as bar:
+            while status["status"] in ("SUBMITTED", "RUNNING"):
+                time.sleep(5)
+                bar.update(5)
+                status = client.train_status()
+        seconds = time.monotonic() - start
+        stats = client.info()["train_stats"]["sam2"]
+        after = measure(client, studies, params)
+    finally:
+        stop([server])
+    means = [float(np.mean([r["volume_dice"] for r in rows])) for rows in (before, after)]
+    lines = [f"{'case':14}{'label':16}{'before':>8}{'after':>8}"]
+    lines += [
+        f"{b['case']:14}{b['label']:16}{b['volume_dice']:8.3f}{r['volume_dice']:8.3f}" for b, r in zip(before, after, strict=True)
+    ]
+    lines += [
+        f"{'mean':30}{means[0]:8.3f}{means[1]:8.3f}   ({after[0]['checkpoint']}, {seconds:.0f} s, task {status['status']})",
+        f"on the server: {stats.get('message')} epochs {stats.get('epoch')}, history {stats.get('history')}",
+    ]
+    if a.json:
+        a.json.write_text(json.dumps({"before": before, "after": after, "seconds": seconds, "stats": stats}, indent=1))
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

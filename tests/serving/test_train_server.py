@@ -1,0 +1,93 @@
+"""Training through a real server: on submitted labels, beside inference, stopped by the client."""
+
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_server import free_port, run_server, slicer_client
+
+pytestmark = pytest.mark.server
+
+SHORT = {"max_epochs": 1, "steps_per_epoch": 2}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Three small volumes with a bright ball each, and its masks beside them."""
+    folder, truth = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("truth")
+    x, y, z = np.meshgrid(np.arange(48), np.arange(48), np.arange(8), indexing="ij")
+    for n in range(3):
+        ball = ((x - 20 - 3 * n) / 9) ** 2 + ((y - 24) / 9) ** 2 + ((z - 4) / 3.2) ** 2 < 1
+        noise = np.random.default_rng(n).normal(0, 8, ball.shape)
+        affine = np.diag([2.0, 2.0, 5.0, 1.0])
+        nib.save(nib.Nifti1Image((80 + 90 * ball + noise).astype(np.int16), affine), folder / f"ball_{n}.nii.gz")
+        nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), truth / f"ball_{n}.nii.gz")
+    return folder, truth
+
+
+@pytest.fixture(scope="module")
+def server(studies, tmp_path_factory):
+    conf = ["--conf", "versions", str(tmp_path_factory.mktemp("versions"))]
+    yield from run_server(studies[0], tmp_path_factory.mktemp("elsewhere"), free_port(), conf)
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    return slicer_client()(server, tmpdir=str(tmp_path), client_id="test")
+
+
+def wait(client, *states, seconds=300):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = client.train_status()
+        if status["status"] in states:
+            return status
+        time.sleep(1)
+    raise AssertionError(f"still {status}")
+
+
+def ask(client):
+    path, answer = client.infer("sam2", "ball_0", {"foreground": [[20, 24, 4]], "result_extension": ".nii.gz"})
+    assert np.asarray(nib.load(path).dataobj)[20, 24, 4] == 1
+    return answer
+
+
+def test_training_needs_two_labelled_volumes(client):
+    client.train_start("sam2", SHORT)
+    status = wait(client, "DONE", "ERROR")
+    assert status["status"] == "ERROR"
+    assert "at least two labelled volumes" in "\n".join(status["details"])
+    assert "at least two labelled volumes" in client.info()["train_stats"]["sam2"]["message"]
+
+
+def test_the_next_answer_uses_the_new_version_if_it_is_better(client, studies):
+    for n in range(3):
+        client.save_label(f"ball_{n}", str(studies[1] / f"ball_{n}.nii.gz"), "final", {"label_info": [{"name": "ball", "idx": 1}]})
+    assert ask(client)["checkpoint"] == "embedded"
+    client.train_start("sam2", SHORT)
+    status = wait(client, "DONE", "ERROR")
+    assert status["status"] == "DONE", "\n".join(status["details"])
+    stats = client.info()["train_stats"]["sam2"]
+    assert stats["epoch"] == 1 and 0 <= stats["best_metric"] <= 1
+    assert stats["accepted"] == (stats["best_metric"] > stats["base_metric"])
+    answer = ask(client)
+    assert answer["checkpoint"] == ("embedded/v0001" if stats["accepted"] else "embedded")
+    assert answer["slices_encoded"] == 0, "the encoder was frozen, so features stay valid"
+    assert Path(stats["version"]).is_file()
+
+
+def test_a_client_can_stop_training_and_go_on_segmenting(client):
+    client.train_start("sam2", {"max_epochs": 50, "steps_per_epoch": 50})
+    wait(client, "RUNNING")
+    time.sleep(8)
+    client.train_stop()
+    assert wait(client, "STOPPED", "ERROR")["status"] == "STOPPED"
+    ask(client)
+
+
+def test_wrong_options_are_refused_with_a_sentence(client):
+    client.train_start("sam2", {"parts": "heart"})
+    status = wait(client, "DONE", "ERROR")
+    assert status["status"] == "ERROR" and "decoder, lora, all" in "\n".join(status["details"])
