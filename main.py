@@ -1,6 +1,7 @@
 """Command line of the SAM 2 app; `python main.py COMMAND --help` explains each command."""
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
@@ -182,7 +183,7 @@ def _segment(options) -> None:
 def _train(options) -> None:
     from lib.model.device import resolve
     from lib.options import Options
-    from lib.train import checks
+    from lib.train import checks, presence
     from lib.train.loop import Settings, Training
     from lib.train.sheet import draw_sheet
     from lib.train.supervoxels import RealImages
@@ -204,7 +205,12 @@ def _train(options) -> None:
         options.out, start=options.start, images=options.images, seed=options.seed, scale=options.scale, device=device,
         check_every=options.check_every,
     )  # fmt: skip
-    logging.info("Wrote %s.", Training(settings, check=check).run())
+    training = Training(settings, check=check)
+    path = training.run()
+    if training.workers.first:
+        found = presence.calibrate(path, device=device)
+        path.with_name("presence.json").write_text(json.dumps(found, indent=1))
+        logging.info("Wrote %s.", path)
 
 
 def _finetune(options) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from lib.errors import UserError
 from lib.io.read import read_mask, read_volume
 
+ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -29,16 +31,26 @@ def read_cases(folder: str | Path) -> list[Case]:
     folder = Path(folder)
     try:
         content = json.loads((folder / "dataset.json").read_text())
-        rows = content["training"]
-    except (OSError, KeyError, json.JSONDecodeError) as e:
+        common = content.get("labels", {})
+        return [_case(folder, row, common) for row in content["training"]]
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
-    common = content.get("labels", {})
-    out = []
-    for row in rows:
-        names = {int(k): str(v) for k, v in row.get("labels", common).items() if int(k) != 0}
-        image = folder / row["image"]
-        out.append(Case(image.name.split(".")[0], image, folder / row["label"], names))
-    return out
+
+
+def _case(folder: Path, row: dict, common: dict) -> Case:
+    image = folder / row["image"]
+    names = {int(k): str(v) for k, v in row.get("labels", common).items() if int(k) != 0}
+    return Case(stem(image), image, folder / row["label"], names)
+
+
+def stem(path: str | Path) -> str:
+    """File name without the ending of an image format; names may hold dots, as UIDs do.
+
+    >>> stem("1.2.826.0.1.nii.gz"), stem("a/case_1.seg.nrrd"), stem("folder/series.7")
+    ('1.2.826.0.1', 'case_1', 'series.7')
+    """
+    name = Path(path).name
+    return next((name[: -len(e)] for e in ENDINGS if name.lower().endswith(e)), name)
 
 
 def case_of(image: str | Path, label: str | Path) -> Case:
@@ -49,7 +61,7 @@ def case_of(image: str | Path, label: str | Path) -> Case:
     """
     image, label = Path(image), Path(label)
     values = np.unique(read_mask(label, read_volume(image)))
-    return Case(image.name.split(".")[0], image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
+    return Case(stem(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
 
 
 def find_cases(folder: str | Path) -> list[Case]:
@@ -60,10 +72,13 @@ def find_cases(folder: str | Path) -> list[Case]:
     """
     folder = Path(folder)
     if (folder / "dataset.json").is_file():
-        return read_cases(folder)
-    labels = sorted(p for p in (folder / "labels" / "final").glob("*") if p.is_file())
-    images = {p.name.split(".")[0]: p for p in sorted(folder.glob("*")) if p.is_file() and p.suffix != ".json"}
-    cases = [case_of(images[p.name.split(".")[0]], p) for p in labels if p.name.split(".")[0] in images]
+        cases = read_cases(folder)
+        if not cases:
+            raise UserError(f"{folder}/dataset.json lists no training case.")
+        return cases
+    labels = sorted(p for p in (folder / "labels" / "final").glob("*") if p.name.lower().endswith(ENDINGS))
+    images = {stem(p): p for p in sorted(folder.glob("*")) if p.name.lower().endswith(ENDINGS)}
+    cases = [case_of(images[stem(p)], p) for p in labels if stem(p) in images]
     if not cases:
         raise UserError(f"{folder} holds neither a dataset.json (Decathlon layout) nor labels/final with labels of its images.")
     return cases

@@ -142,6 +142,13 @@ class Frames:
         frames = (self.stack[list(indices)].astype(np.float32) - low) * (255.0 / (high - low))
         return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
+    def crop(self, t: int, rows: slice, columns: slice) -> "Frames":
+        """A part of frame t as frames of their own, one, with the same window."""
+        x, y = self.in_plane
+        index = [slice(None)] * 3
+        index[self.axis], index[x], index[y] = slice(t, t + 1), columns, rows
+        return Frames(Volume(self.volume.array[tuple(index)], self.volume.affine), self.axis, self.bounds)
+
     def to_pixel(self, ijk) -> tuple[int, float, float]:
         """(t, y, x) of a voxel index."""
         x, y = self.in_plane

@@ -23,6 +23,8 @@ from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
+ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """Outcome of one request.
@@ -176,7 +178,9 @@ class Segmenter:
         with self._lock:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
-                tracker = Tracker(model, device.autocast_factory(where))
+                drop = checkpoints.presence_drop(checkpoint)
+                zoom = checkpoint.image_size <= ZOOM_UP_TO
+                tracker = Tracker(model, device.autocast_factory(where), drop, zoom)
                 self._engines[key] = _Engine(key, tracker, encoder_key(model), threading.Lock())
             return self._engines[key]
 
@@ -228,6 +232,9 @@ class Segmenter:
         for start in range(0, len(hit), 16):
             index = hit[start : start + 16]
             stack[index] = (features.to_slices(tracks.logits[index]) > 0).cpu().numpy()
+        for t, annotation in annotated.items():
+            if annotation.fine is not None:
+                stack[t] = (annotation.fine > 0).cpu().numpy()
         for t, painted in prompts.masks.items():  # as painted, not as resampled
             stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
         mask = np.ascontiguousarray(frames.to_volume(stack))

@@ -38,36 +38,6 @@ def test_a_second_call_changes_nothing(folder):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.nii.gz")}
 
 
-def test_a_folder_without_dataset_json_is_refused(tmp_path):
-    with pytest.raises(UserError, match="dataset.json"):
-        read_cases(tmp_path)
-
-
-def test_labels_of_a_case_go_before_the_common_ones(tmp_path):
-    rows = [{"image": "a.nii.gz", "label": "b.nii.gz"}, {"image": "c.nii.gz", "label": "d.nii.gz", "labels": {"2": "liver"}}]
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "lesion"}, "training": rows}))
-    assert [c.labels for c in read_cases(tmp_path)] == [{1: "lesion"}, {2: "liver"}]
-
-
-def test_simulated_clicks_by_hand():
-    truth, empty = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
-    truth[1:8, 1:6] = True
-    assert simulate.deepest(truth) == (3, 3) and simulate.deepest(empty) is None
-    assert simulate.next_click(truth, truth) is None
-    assert simulate.next_click(empty, truth) == (True, 3, 3)
-    assert simulate.next_click(truth, empty) == (False, 3, 3)
-    thin = truth.copy()
-    thin[1:8, 6] = True  # one column too much: thinner than 1.42 pixels
-    assert simulate.next_click(thin, truth) is None
-
-
-def test_slices_at_shares_of_the_extent():
-    stack = np.zeros((20, 4, 4), bool)
-    stack[5:16, 1, 1] = True
-    stack[9, 2, 2] = True
-    assert simulate.slices_at(stack) == [7, 10, 13] and simulate.largest_slice(stack) == 9
-
-
 def test_phantoms_differ_by_seed():
     a, _ = phantom.abdomen(1, shape=(40, 40, 20), spacing_mm=(8, 8, 12))
     b, _ = phantom.abdomen(2, shape=(40, 40, 20), spacing_mm=(8, 8, 12))

@@ -48,7 +48,7 @@ def build(name: str, *, image_size: int | None = None, training: bool = False, *
         image_size: side of the square input in pixels, a multiple of 32; default: the configuration's.
         overrides: further top-level settings of the configuration.
     """
-    config = OmegaConf.merge(read_config(name), {} if training else _INFERENCE, overrides)
+    config = OmegaConf.merge({} if training else _INFERENCE, read_config(name), overrides)
     if image_size:
         config.image_size = image_size
     model = instantiate(config, _recursive_=True)
@@ -61,7 +61,7 @@ def build_official(name: str, **overrides) -> SAM2VideoPredictor:
     Hole filling is off: it needs a CUDA extension that the wheel does not contain.
     """
     target = {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor", "fill_hole_area": 0}
-    config = OmegaConf.merge(read_config(name), _INFERENCE, target, overrides)
+    config = OmegaConf.merge(_INFERENCE, read_config(name), target, overrides)
     return instantiate(config, _recursive_=True).eval()
 
 

@@ -178,6 +178,20 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, h
     os.replace(temporary, path)
 
 
+def set_metadata(path: Path, **values: str) -> None:
+    """Changes what a safetensors file says of itself; complete or not at all."""
+    temporary = path.with_suffix(".tmp")
+    save_file(load_file(path), temporary, metadata={**_metadata(path), **values})
+    os.replace(temporary, path)
+
+
+def presence_drop(checkpoint: Checkpoint) -> float:
+    """How far the object score may fall before an object counts as lost, see `lib.train.presence`; 0 where not known."""
+    if checkpoint.path.suffix != ".safetensors":
+        return 0.0
+    return float(_metadata(checkpoint.path).get("presence_drop", 0))
+
+
 def _metadata(path: Path) -> dict:
     try:
         with safe_open(path, "pt") as f:

@@ -16,6 +16,7 @@ from lib.model.build import normalize
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30
+OUTSIDE = -10.0  # logit of what lies beyond the slice
 EXACT_SIDE = 256  # features of squares up to this side are kept as they come
 
 
@@ -46,7 +47,7 @@ class FrameFeatures:
     """
 
     def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES):
-        self.model, self.frames, self.device, self._autocast, self.batch = model, frames, device, autocast, batch
+        self.model, self.frames, self.device, self.autocast, self.batch = model, frames, device, autocast, batch
         self.limit = limit
         self.side = model.image_size
         self.height, self.width = fit(frames.size, frames.pixel_mm, self.side)
@@ -89,7 +90,7 @@ class FrameFeatures:
         return frames[:, 0].clamp(0, 255)
 
     def _encode(self, indices: list[int]) -> None:
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             out = self.model.forward_image(normalize(self.squares(indices)))
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
         if self.position is None:
@@ -128,6 +129,12 @@ class FrameFeatures:
         if mask.any() and not binary.any():
             binary = (m >= m.max()).float()
         return F.pad(binary, (0, self.side - self.width, 0, self.side - self.height))
+
+    def from_slices(self, logits: torch.Tensor, side: int) -> torch.Tensor:
+        """Logits (N, Y, X) of slices as (N, 1, side, side) of the square, the inverse of `to_slices`."""
+        height, width = (max(1, round(n * side / self.side)) for n in (self.height, self.width))
+        x = F.interpolate(logits[:, None].float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
+        return F.pad(x, (0, side - width, 0, side - height), value=OUTSIDE)
 
     def to_slices(self, low_res: torch.Tensor) -> torch.Tensor:
         """Logits (N, h, w) of the square at any resolution as logits (N, Y, X) of the slices."""

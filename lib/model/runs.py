@@ -109,3 +109,13 @@ def merge(run, runs, results, out) -> None:
     score[index] = share * own[2].float() + (1 - share) * back[2].float()
     inside, total = ((a > 0) & (b > 0)).sum((1, 2)), (a > 0).sum((1, 2)) + (b > 0).sum((1, 2))
     agreement[index] = torch.where(total > 0, 2 * inside / total.clamp_min(1), 1.0)
+
+
+def outcome(run: Run, rows: list) -> Outcome:
+    """What a run gave; the slices that it did not come to are without the object."""
+    logits, iou, score = (torch.stack([torch.as_tensor(r[n]).float() for r in rows]) for n in range(3))
+    left = run.length - len(rows)
+    if left:
+        logits = torch.cat([logits, logits.new_full((left, *logits.shape[1:]), ABSENT)])
+        iou, score = torch.cat([iou, iou.new_ones(left)]), torch.cat([score, score.new_full((left,), -10.0)])
+    return logits, iou, score

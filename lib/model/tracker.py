@@ -15,25 +15,30 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from lib.model.closer import agreement, closer_look
 from lib.model.features import FrameFeatures
-from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, plan
+from lib.model.memories import memory_of, rows_of, stack
+from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
 BATCH = 32
+_BESIDE = 2  # slices beside an annotation, where the object is surely there
 _AHEAD = 8  # slices that a run has encoded before it comes to them
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
     """A prompted slice, decoded: logits (1, 1, h, w) at stride 4, predicted IoU, object score logit, memory entry; `key`
-    tells it from others (everything it depends on within one volume and network)."""
+    tells it from others (everything it depends on within one volume and network); `fine` are logits (Y, X) of the slice's own
+    pixels, where they are better known."""
 
     logits: torch.Tensor
     iou: float
     object_score: float
     memory: dict = field(repr=False)
     key: tuple = ()
+    fine: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -64,26 +69,45 @@ class Tracker:
     Args:
         model: `SAM2Base` in evaluation mode on its device.
         autocast: factory of a context manager entered around each forward pass.
+        zoom: whether annotated slices get a second look at a higher resolution.
+        drop: the object counts as lost where its score falls by more than this below that of the slices beside the
+            annotation, as it does at the end of an object (0: only where the score is negative, as in SAM 2). A property
+            of a checkpoint, see `lib.train.presence`.
     """
 
-    def __init__(self, model, autocast):
-        self.model, self._autocast = model, autocast
+    def __init__(self, model, autocast, drop: float = 0.0, zoom: bool = False):
+        self.model, self._autocast, self.drop, self.zoom = model, autocast, drop, zoom
 
     @torch.inference_mode()
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
         """Decodes a slice from its prompt alone (no memory).
 
-        All clicks are given at once, and the mask they give is refined once with the same clicks. (Five clicks, mean slice
-        Dice: at once 0.61, refined 0.64, one after the other 0.66 on generated slices; refined 0.72, one after the other
-        0.64 on real volumes, where the order in which clients list clicks is not the order in which they were made.)
+        Several clicks are given all at once, again on the mask that this gives, and one after the other; the answer that
+        agrees with most of the clicks counts, the higher predicted IoU among equals. With `zoom`, the network then looks
+        once more at the surroundings of a small structure.
         """
         with self._autocast():
             if prompt.mask is not None:
                 return self._painted(features, t, prompt)
-            out = self._step(features, [t], prompt=prompt)
-            if len(prompt.labels) > 1 and not (prompt.labels == 2).any():
-                out = self._step(features, [t], prompt=prompt, start=out["pred_masks"].clamp(-32, 32))
-            return self._annotation(features, t, out, from_points=True, key=(t, prompt.key))
+            out = self._decode(features, t, prompt)
+            fine = closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None
+            if fine is not None:
+                out["pred_masks"] = features.from_slices(fine[None], out["pred_masks"].shape[-1])
+            return self._annotation(features, t, out, from_points=True, key=(t, prompt.key), fine=fine)
+
+    def _decode(self, features, t, prompt: SlicePrompt) -> dict:
+        """Output of the step that agrees best with the clicks."""
+        out = self._step(features, [t], prompt=prompt)
+        if len(prompt.labels) < 2 or (prompt.labels == 2).any():
+            return out
+        answers = [out, self._step(features, [t], prompt=prompt, start=out["pred_masks"].clamp(-32, 32))]
+        start = None
+        for n in range(1, len(prompt.labels) + 1):
+            part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
+            out = self._step(features, [t], prompt=part, start=start)
+            start = out["pred_masks"].clamp(-32, 32)
+        answers.append(out)
+        return max(answers, key=lambda o: (agreement(features, prompt, o["pred_masks"]), float(o["iou"][0])))
 
     @torch.inference_mode()
     def correct(self, features: FrameFeatures, t: int, prompt: SlicePrompt, annotated, tracks: Tracks) -> Annotation:
@@ -135,10 +159,10 @@ class Tracker:
         groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
         bar = iter(progress(range(sum(g[0][1].length for g in groups))))
         for group in groups:
-            for job, outcome in self._run_batch(features, structures, group, patience, prepare, bar).items():
-                results[job] = outcome
+            for job, done in self._run_batch(features, structures, group, patience, prepare, bar).items():
+                results[job] = done
                 if memo:
-                    memo.put(jobs[job], outcome, sum(t.nbytes for t in outcome))
+                    memo.put(jobs[job], done, sum(t.nbytes for t in done))
         for _ in bar:  # lets a progress bar finish
             pass
         return [
@@ -168,37 +192,47 @@ class Tracker:
     def _run_batch(self, features, structures, jobs, patience, prepare, bar) -> dict[tuple[int, Run], Outcome]:
         """Steps runs of one kind (outer, or inner), longest first, together."""
         ends = [structures[n][run.near] for n, run in jobs]
-        cond = {0: _stack([a.memory for a in ends])}
+        cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
-            cond[FAR_END] = _stack([structures[n][run.far].memory for n, run in jobs])
+            cond[FAR_END] = stack([structures[n][run.far].memory for n, run in jobs])
         memories = {"cond_frame_outputs": cond, "non_cond_frame_outputs": {}}
         keep = max(self.model.num_maskmem * max(1, self.model.memory_temporal_stride_for_eval) + 1,
                    self.model.max_obj_ptrs_in_encoder)  # fmt: skip
         out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
         absent, active = dict.fromkeys(jobs, 0), list(jobs)
+        near = torch.zeros(len(jobs), device=features.device)  # mean score on the slices beside the annotation
         for d in range(1, jobs[0][1].length + 1):
             next(bar, None)
             alive = [i for i, j in enumerate(active) if j[1].length >= d and not 0 < patience <= absent[j]]
             if not alive:
                 break
             if len(alive) < len(active):
-                memories, active = _rows(memories, alive), [active[i] for i in alive]
+                memories, active, near = rows_of(memories, alive), [active[i] for i in alive], near[alive]
             if d % _AHEAD == 1:
                 prepare([t for _, run in active for t in run.slices[d - 1 : d - 1 + _AHEAD]])
             slices = [run.near + d * run.step for _, run in active]
+            least = near - self.drop if self.drop and d > _BESIDE else None
             with self._autocast():
-                step = self._step(features, slices, memories=memories, time=d, remember=True)
-            memories["non_cond_frame_outputs"][d] = _memory_of(step)
+                step = self._step(features, slices, memories=memories, time=d, remember=True, least=least)
+            memories["non_cond_frame_outputs"][d] = memory_of(step)
             memories["non_cond_frame_outputs"].pop(d - keep, None)
             scores = step["object_score_logits"][:, 0].float()
+            if d <= _BESIDE:
+                near = near + scores / _BESIDE
             there = (scores > 0).tolist() if patience and active[0][1].far is None else [True] * len(active)
             for n, job in enumerate(active):
                 out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
                 absent[job] = 0 if there[n] else absent[job] + 1
-        return {job: _outcome(job[1], rows) for job, rows in out.items()}
+        return {job: outcome(job[1], rows) for job, rows in out.items()}
 
-    def _step(self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False) -> dict:
-        """One call of SAM 2's own `track_step` for a batch of slices at the same virtual time, plus predicted IoU."""
+    def _step(
+        self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False, least=None
+    ) -> dict:  # fmt: skip
+        """One call of SAM 2's own `track_step` for a batch of slices at the same virtual time, plus predicted IoU.
+
+        Args:
+            least: object scores (B,) below which the object counts as absent, if that is more than 0.
+        """
         feats, positions, sizes = features.gather(slices)
         points = None
         if prompt is not None:
@@ -213,16 +247,25 @@ class Tracker:
             memories or {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}, 2 * FAR_END, False, start,
         )  # fmt: skip
         _, _, ious, low_res, high_res, pointer, score = heads
+        if least is not None:
+            score = torch.minimum(score, score - least[:, None].to(score))
+            lost = score <= 0
+            low_res, high_res = (x.masked_fill(lost[:, :, None, None], ABSENT) for x in (low_res, high_res))
+            pointer = torch.where(lost, self.model.no_obj_ptr.to(pointer), pointer)
         current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score, iou=ious.float().amax(1))
         if remember:
             self.model._encode_memory_in_output(feats, sizes, points, True, high_res, score, current)
             current["maskmem_features"] = current["maskmem_features"].to(torch.bfloat16)
         return current
 
-    def _annotation(self, features, t, out, from_points: bool, key: tuple) -> Annotation:
+    def _annotation(self, features, t, out, from_points: bool, key: tuple, fine=None) -> Annotation:
         """Encodes the memory of a prompted slice as the official predictor does before it propagates."""
         feats, _, sizes = features.gather([t])
-        big = F.interpolate(out["pred_masks"].float(), (self.model.image_size,) * 2, mode="bilinear", align_corners=False)
+        side = self.model.image_size
+        if fine is None:
+            big = F.interpolate(out["pred_masks"].float(), (side, side), mode="bilinear", align_corners=False)
+        else:
+            big = features.from_slices(fine[None], side)
         memory, position = self.model._encode_new_memory(feats, sizes, big, out["object_score_logits"], from_points)
         entry = {
             "maskmem_features": memory.to(torch.bfloat16),  # as the official predictor keeps them
@@ -230,7 +273,7 @@ class Tracker:
             "obj_ptr": out["obj_ptr"],
         }
         score = float(out["object_score_logits"][0, 0])
-        return Annotation(out["pred_masks"].float(), float(out["iou"][0]), score, entry, key)
+        return Annotation(out["pred_masks"].float(), float(out["iou"][0]), score, entry, key, fine)
 
     def _painted(self, features, t, prompt) -> Annotation:
         feats, positions, sizes = features.gather([t])
@@ -242,39 +285,3 @@ class Tracker:
         _, _, _, low_res, _, pointer, score = heads
         current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score.float(), iou=torch.ones(1))
         return self._annotation(features, t, current, from_points=True, key=(t, prompt.key))
-
-
-def _memory_of(step: dict) -> dict:
-    return {k: step[k] for k in ("maskmem_features", "maskmem_pos_enc", "obj_ptr")}
-
-
-def _stack(entries: list[dict]) -> dict:
-    """One batched memory entry."""
-    position = [torch.cat([e["maskmem_pos_enc"][n] for e in entries]) for n in range(len(entries[0]["maskmem_pos_enc"]))]
-    return {
-        "maskmem_features": torch.cat([e["maskmem_features"] for e in entries]),
-        "maskmem_pos_enc": position,
-        "obj_ptr": torch.cat([e["obj_ptr"] for e in entries]),
-    }
-
-
-def _outcome(run: Run, rows: list) -> Outcome:
-    """What a run gave; the slices that it did not come to are without the object."""
-    logits, iou, score = (torch.stack([torch.as_tensor(r[n]).float() for r in rows]) for n in range(3))
-    left = run.length - len(rows)
-    if left:
-        logits = torch.cat([logits, logits.new_full((left, *logits.shape[1:]), ABSENT)])
-        iou, score = torch.cat([iou, iou.new_ones(left)]), torch.cat([score, score.new_full((left,), -10.0)])
-    return logits, iou, score
-
-
-def _rows(memories: dict, rows: list[int]) -> dict:
-    """Some runs of all memory entries."""
-    def cut(e):
-        return {
-            "maskmem_features": e["maskmem_features"][rows],
-            "maskmem_pos_enc": [p[rows] for p in e["maskmem_pos_enc"]],
-            "obj_ptr": e["obj_ptr"][rows],
-        }
-
-    return {kind: {d: cut(e) for d, e in entries.items()} for kind, entries in memories.items()}

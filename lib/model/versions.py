@@ -1,5 +1,6 @@
 """Fine-tuned versions of checkpoints: all are kept, one per base is served, those that were no better lie aside."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,8 +16,8 @@ _NAME = re.compile(r"v\d{4}")
 
 @dataclass(frozen=True)
 class Versions:
-    """A folder `root/BASE/` with v0001.safetensors, v0001.json, ..., served.json and aside/; BASE is the name or path of a
-    checkpoint, without folders and ending.
+    """A folder `root/BASE/` with v0001.safetensors, v0001.json, ..., served.json and aside/; BASE is the name of a checkpoint, or
+    of a checkpoint's file and a digest of its path.
 
     `served.json` names the version that answers requests for BASE. It is replaced as a whole, so a server that reads it
     while a training writes it sees the old or the new one.
@@ -27,7 +28,10 @@ class Versions:
 
     @property
     def folder(self) -> Path:
-        return self.root / re.sub(r"[^\w.+-]", "_", Path(self.base.partition("@")[0]).stem)
+        name = re.sub(r"[^\w.+-]", "_", Path(self.base.partition("@")[0]).stem)
+        if name != self.base:  # a path: files of one name in two folders are two bases
+            name += "_" + hashlib.sha256(self.base.encode()).hexdigest()[:8]
+        return self.root / name
 
     def served(self) -> Path | None:
         """File of the served version; None: the base checkpoint itself."""

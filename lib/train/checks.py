@@ -57,10 +57,10 @@ def on_volumes(
         pairs = [pairs[i] for i in sorted(chosen)]
     rows, read = [], {}
     for case, value in progress(pairs):
-        if case.name not in read:
+        if case.image not in read:
             volume = read_volume(case.image)
-            read = {case.name: (volume, read_mask(case.label, volume))}
-        volume, labels = read[case.name]
+            read = {case.image: (volume, read_mask(case.label, volume))}
+        volume, labels = read[case.image]
         mask = labels == value
         if not mask.any():
             continue

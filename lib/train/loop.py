@@ -141,8 +141,8 @@ class Training:
     def run(self) -> Path:
         """Trains to the end of the curriculum; returns the exported checkpoint."""
         while self.phase < len(self.phases):
-            self._run_phase(self.phases[self.phase])
-            self.phase, self.step = self.phase + 1, 0
+            stopped = self._run_phase(self.phases[self.phase])
+            self.phase, self.step = len(self.phases) if stopped else self.phase + 1, 0
             if self.phase < len(self.phases) and self.phases[self.phase].size != self.model.image_size:
                 self._build(self.phases[self.phase].size, self.model.state_dict())
             else:
@@ -150,13 +150,13 @@ class Training:
             self.save()
         return self.export()
 
-    def export(self, name: str = "model.safetensors") -> Path:
-        """Writes the averaged weights as half-precision safetensors, and how they came about."""
+    def export(self, name: str = "model.safetensors", **metadata: str) -> Path:
+        """Writes the averaged weights as safetensors, and how they came about."""
         path = self.out / name
         if not self.workers.first:
             return path
         size = str(self.phases[-1].size)
-        save_weights(self.average, path, self.settings.config, half=self.settings.half, image_size=size)
+        save_weights(self.average, path, self.settings.config, half=self.settings.half, image_size=size, **metadata)
         info = {
             "settings": asdict(self.settings),
             "phases": [asdict(p) for p in self.phases],
@@ -209,8 +209,9 @@ class Training:
         groups = [{"params": matrices, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98))
 
-    def _run_phase(self, phase: Phase) -> None:
-        data = self._data(phase)
+    def _run_phase(self, phase: Phase) -> bool:
+        """Whether it was stopped before its end."""
+        data, stopped = self._data(phase), False
         title = f"{self.phase + 1}/{len(self.phases)} {phase.kind}"
         bar = tqdm(total=phase.steps, initial=self.step, desc=title, mininterval=5, disable=not self.workers.first)
         while self.step < phase.steps:
@@ -220,17 +221,19 @@ class Training:
             self.seconds += time.monotonic() - start
             self.step += 1
             bar.update()
-            last = self.step == phase.steps or self._stop(self)
+            stopped = self.workers.agree(self._stop(self))
+            last = stopped or self.step == phase.steps
             if self.step % LOG_EVERY == 0 or last:
                 self._log({k: sum(v) / len(v) for k, v in self.figures.items()})
                 self.figures = {}
-            if self._check and (last or (self.settings.check_every and self.step % self.settings.check_every == 0)):
+            if self._check and self.workers.first and (last or (self.settings.check_every and self.step % self.settings.check_every == 0)):
                 self._log({f"check_{k}": float(v) for k, v in self._check(self).items()})
             if self.step % self.settings.save_every == 0 or last:
                 self.save()
             if last:
                 break
         bar.close()
+        return stopped
 
     def _data(self, phase: Phase):
         """Clips of the steps still to do, made by a process of their own while the model trains."""

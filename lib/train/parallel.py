@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,14 @@ class Workers:
     def first(self) -> bool:
         return self.rank == 0
 
+    def agree(self, first_says: bool) -> bool:
+        """What the first process says, everywhere."""
+        if self.count == 1:
+            return first_says
+        said = torch.tensor([int(first_says)], device=self.device)
+        dist.broadcast(said, 0)
+        return bool(said.item())
+
     @classmethod
     def of(cls, device: str) -> "Workers":
         """Joins the group that `torchrun` announces in the environment; alone without one."""
@@ -30,5 +39,6 @@ class Workers:
             where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(where)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+            # The others wait for the first one while it checks on volumes, which can take long.
+            dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=6))
         return cls(dist.get_rank(), count, where)

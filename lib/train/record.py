@@ -22,7 +22,9 @@ class Record:
     def __init__(self, folder: Path, done: tuple[int, int]):
         self.path, self.picture = folder / "log.jsonl", folder / "curves.png"
         rows = [r for r in read_rows(self.path) if (r["phase"], r["step"]) <= done]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        temporary.replace(self.path)
         self.total = rows[-1].get("total", 0) if rows else 0
         self._board = SummaryWriter(str(folder / "events"), purge_step=self.total + 1)
 

@@ -15,7 +15,7 @@ import torch
 from lib.train.appearance import acquire, blur, paint
 from lib.train.draw import Draw
 from lib.train.supervoxels import RealImages
-from lib.train.targets import choose_targets
+from lib.train.targets import MIN_PIXELS, choose_targets
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class ClipGenerator:
         drawn = [self._clip(slices, size, objects) for _ in range(clips)]
         return Clip(torch.stack([f for f, _ in drawn]), torch.cat([m for _, m in drawn]))
 
+    def volume(self, slices: int, size: int) -> tuple[np.ndarray, np.ndarray, list[int], float]:
+        """A thin-sliced volume: image float32 and labels (T, H, W), the labels that are structures, the slice distance as a
+        share of the field of view."""
+        thickness = 2 ** self.draw.uniform(-7.2, -5.5)
+        depth = slices * thickness
+        labels, _, tissue = self._label_map(slices, size, thickness, depth)
+        image = acquire(self.draw, paint(self.draw, labels, tissue, depth), depth)
+        return image.cpu().numpy(), labels.cpu().numpy(), list(range(tissue + 1, int(labels.max()) + 1)), thickness
+
     def _clip(self, slices: int, size: int, objects: int) -> tuple[torch.Tensor, torch.Tensor]:
         draw = self.draw
         thickness = 2 ** draw.uniform(-7.5, -4.0)  # slice distance as a share of the field of view
@@ -73,7 +82,9 @@ class ClipGenerator:
             rough = 0.0
         masks = choose_targets(draw, labels, objects, wholes, painted)
         if rough > 1:  # regions were found on fewer pixels: round their staircases
-            masks = torch.stack([blur(m.float(), rough) > 0.5 for m in masks])
+            rounded = torch.stack([blur(m.float(), rough) > 0.5 for m in masks])
+            thin = rounded[:, 0].flatten(1).sum(1) < MIN_PIXELS
+            masks = torch.where(thin[:, None, None, None], masks, rounded)
         turns = draw.integer(0, 3)
         return torch.rot90(image, turns, (1, 2)).contiguous(), torch.rot90(masks, turns, (2, 3)).contiguous()
 

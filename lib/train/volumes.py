@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from lib.datasets import Case
+from lib.errors import UserError
 from lib.frames import Frames, fit
 from lib.io.read import read_mask, read_volume
 from lib.train.draw import Draw
@@ -51,23 +52,23 @@ class VolumeSteps(Dataset):
         return self.phase.kind_at(step), seed, clip
 
     def _clip(self, draw: Draw, slices: int) -> tuple[torch.Tensor, torch.Tensor]:
-        for _ in range(20):  # until a structure is large enough on its first slice
+        for _ in range(50):  # until a structure is large enough on its first slice
             case = self.cases[draw.integer(0, len(self.cases) - 1)]
             frames, labels = _read(case.image, case.label, self.window)
             values = [v for v in case.labels if (labels == v).any()]
             if not values:
                 continue
-            value = values[draw.integer(0, len(values) - 1)]
-            index = _choose_slices(draw, (labels == value).any((1, 2)), slices)
-            masks = [labels == value]
-            for _ in range(self.phase.objects - 1):
-                masks.append(labels == values[draw.integer(0, len(values) - 1)])
-            squares, targets = to_square(frames, np.stack([m[index] for m in masks]), index, self.phase.size)
+            chosen = [values[draw.integer(0, len(values) - 1)] for _ in range(self.phase.objects)]
+            index = _choose_slices(draw, (labels == chosen[0]).any((1, 2)), slices)
+            image, targets = to_square(frames, np.stack([(labels == v)[index] for v in chosen]), index, self.phase.size)
             shown = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
             if shown[0]:
                 targets[~shown] = targets[0].clone()  # structures that are not on the first slice
-                return _vary(draw, squares, targets)
-        return _vary(draw, squares, targets)
+                return _vary(draw, image, targets, fit(frames.size, frames.pixel_mm, self.phase.size))
+        raise UserError(
+            "No structure in the labels is large enough to learn from: each is empty or under "
+            f"{MIN_PIXELS} of {self.phase.size} x {self.phase.size} pixels."
+        )
 
 
 def _choose_slices(draw: Draw, present: np.ndarray, slices: int) -> np.ndarray:
@@ -100,11 +101,15 @@ def to_square(frames: Frames, masks: np.ndarray, index, side: int) -> tuple[torc
     return F.pad(image, padding), F.pad(targets, padding)
 
 
-def _vary(draw: Draw, frames: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Other contrast, brightness and noise; sometimes mirrored."""
-    x = (frames / 255) ** (2 ** draw.uniform(-0.3, 0.3))
-    x = (x * draw.uniform(0.85, 1.15) + draw.uniform(-0.05, 0.05)).clamp(0, 1) * 255
-    x = (x + draw.normals(*x.shape) * draw.uniform(0, 5)).clamp(0, 255)
+def _vary(draw: Draw, frames: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]):
+    """Other contrast, brightness and noise within the slice of `size` (height, width); sometimes mirrored."""
+    height, width = size
+    x, masks = frames.clone(), masks.clone()
+    inner = (x[..., :height, :width] / 255) ** (2 ** draw.uniform(-0.3, 0.3))
+    inner = (inner * draw.uniform(0.85, 1.15) + draw.uniform(-0.05, 0.05)).clamp(0, 1) * 255
+    inner = (inner + draw.normals(*inner.shape) * draw.uniform(0, 5)).clamp(0, 255)
     if draw.chance(0.3):
-        x, masks = x.flip(-1), masks.flip(-1)
-    return x.contiguous(), masks.contiguous()
+        inner = inner.flip(-1)
+        masks[..., :height, :width] = masks[..., :height, :width].flip(-1)
+    x[..., :height, :width] = inner
+    return x, masks
