@@ -91,11 +91,13 @@ class Frames:
     Attributes:
         volume, axis: what is sliced.
         bounds: intensity window (low, high).
+        part: rows and columns to which the frames are cut, None for all. Positions of voxels are always those of whole frames.
     """
 
     volume: Volume
     axis: int
     bounds: tuple[float, float]
+    part: tuple[slice, slice] | None = None
 
     @classmethod
     def of(cls, volume: Volume, *, window: str = "auto", axis: str | int = "auto") -> "Frames":
@@ -109,8 +111,12 @@ class Frames:
     @cached_property
     def stack(self) -> np.ndarray:
         """View (T, Y, X) of the voxels, not windowed."""
-        x, y = self.in_plane
-        return self.volume.array.transpose(self.axis, y, x)
+        stack = self.from_volume(self.volume.array)
+        return stack if self.part is None else stack[:, self.part[0], self.part[1]]
+
+    def within(self, rows: slice, columns: slice) -> "Frames":
+        """Whole frames cut to a part, with the same window."""
+        return Frames(self.volume, self.axis, self.bounds, (rows, columns))
 
     def __len__(self) -> int:
         return self.volume.shape[self.axis]
@@ -134,20 +140,14 @@ class Frames:
     @property
     def key(self) -> tuple:
         """What the frames are a function of."""
-        return self.volume.key, self.axis, self.bounds
+        part = self.part and tuple((s.start, s.stop) for s in self.part)
+        return self.volume.key, self.axis, self.bounds, part
 
     def windowed(self, indices) -> np.ndarray:
         """Frames uint8 (len(indices), Y, X)."""
         low, high = self.bounds
         frames = (self.stack[list(indices)].astype(np.float32) - low) * (255.0 / (high - low))
         return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
-
-    def crop(self, t: int, rows: slice, columns: slice) -> "Frames":
-        """A part of frame t as frames of their own, one, with the same window."""
-        x, y = self.in_plane
-        index = [slice(None)] * 3
-        index[self.axis], index[x], index[y] = slice(t, t + 1), columns, rows
-        return Frames(Volume(self.volume.array[tuple(index)], self.volume.affine), self.axis, self.bounds)
 
     def to_pixel(self, ijk) -> tuple[int, float, float]:
         """(t, y, x) of a voxel index."""

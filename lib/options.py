@@ -20,6 +20,7 @@ class Options:
         z_range: slices (low, high), both included, to which the structure is confined; None for all.
         components: see `lib.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
+        focus: networks for small squares track small structures in their surroundings only, enlarged; not everywhere.
         batch: most slices or gaps that go through the network at once; 0 = what suits the device.
         stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
     """
@@ -33,6 +34,7 @@ class Options:
     components: str = "annotated"
     propagate: bool = True
     stop_mm: float = 15.0
+    focus: bool = True
     batch: int = 0
 
     def __post_init__(self):

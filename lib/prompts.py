@@ -55,6 +55,11 @@ class SlicePrompt:
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def within(self, rows: slice, columns: slice) -> "SlicePrompt":
+        """The same in a part of the frame."""
+        points = self.points - np.array([columns.start, rows.start])
+        return SlicePrompt(points, self.labels, None if self.mask is None else self.mask[rows, columns])
+
     @property
     def stands_alone(self) -> bool:
         """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""

@@ -40,6 +40,7 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         z_range=_z_range(value("z_range", None)),
         components=components,
         propagate=propagate,
+        focus=truth(value("focus", True)),
         stop_mm=_distance(value("stop_mm", 15.0)),
     )
 

@@ -13,6 +13,7 @@ from lib.clock import Stopwatch
 from lib.errors import PromptError
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
+from lib.model.closer import FOLLOW, surroundings
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
@@ -160,11 +161,13 @@ class Segmenter:
             job.features = self._features(job.engine, frames, options)
             with job.clock("encode"):
                 job.encode(list(said))
-            annotated, tracks = self._annotate(job, said)
-            if options.propagate:
-                tracks = self._propagate(job, annotated)
+            annotated = self._annotate(job, said)
+            if options.propagate and options.focus and job.engine.tracker.zoom:
+                job, said, annotated = self._focus(job, said, annotated)
+            annotated |= self._correct(job, said, annotated)
+            tracks = self._propagate(job, annotated) if options.propagate else _tracks_of(annotated, len(frames), job.features.device)
             with job.clock("finish"):
-                mask = self._finish(job.features, annotated, tracks, prompts, options)
+                mask = self._finish(frames, job.features, annotated, tracks, prompts, options)
         self._store.trim()
         return Result(
             mask, frames.axis, tuple(sorted(annotated)), tracks.iou.float().cpu().numpy(),
@@ -194,22 +197,49 @@ class Segmenter:
 
         return self._store.get((frames.key, engine.encoder, str(where)), make)
 
-    def _annotate(self, job: "_Job", said) -> tuple[dict[int, Annotation], Tracks]:
-        """Annotations of all prompted slices, and tracks that hold them."""
-        roots = [t for t, p in said.items() if p.stands_alone]
-        rest = [t for t in said if t not in roots]
-        tracker = job.engine.tracker
-        annotated: dict[int, Annotation] = {}
+    def _annotate(self, job: "_Job", said) -> dict[int, Annotation]:
+        """Annotations of the slices that stand alone."""
         with job.clock("prompt"):
-            for t in roots:
-                key = (*job.scope, t, said[t].key)
-                annotated[t] = self._memo.get(key) or tracker.annotate(job.features, t, said[t])
-                self._memo.put(key, annotated[t], annotated[t].nbytes)
-        if rest:
-            shown = self._propagate(job, annotated)
-            with job.clock("prompt"):
-                annotated |= {t: tracker.correct(job.features, t, said[t], annotated, shown) for t in rest}
-        return annotated, _tracks_of(annotated, len(job.frames), job.features.device)
+            return {
+                t: self._remembered((*job.scope, t, p.key), lambda t=t, p=p: job.engine.tracker.annotate(job.features, t, p))
+                for t, p in said.items() if p.stands_alone
+            }  # fmt: skip
+
+    def _focus(self, job: "_Job", said, annotated) -> tuple["_Job", dict, dict[int, Annotation]]:
+        """The same in the surroundings of what is annotated, enlarged, where that is a small part of the slices."""
+        drawn = {t: job.features.to_slices(a.logits[0])[0] if a.fine is None else a.fine for t, a in annotated.items()}
+        nothing = np.zeros(job.frames.size, bool)
+        part = surroundings(
+            job.frames, [(p, (drawn[t] > 0).cpu().numpy() if t in drawn else nothing) for t, p in said.items()], FOLLOW
+        )  # fmt: skip
+        if part is None:
+            return job, said, annotated
+        near = replace(job, frames=job.frames.within(*part))
+        near.features = self._features(near.engine, near.frames, near.options)
+        near.encode_ahead(list(said))
+        said = {t: p.within(*part) for t, p in said.items()}
+        with job.clock("prompt"):
+            adopt = job.engine.tracker.adopt
+            return near, said, {
+                t: self._remembered((*near.scope, a.key), lambda t=t, a=a: adopt(near.features, t, said[t], drawn[t][part], a.key))
+                for t, a in annotated.items()
+            }  # fmt: skip
+
+    def _correct(self, job: "_Job", said, annotated) -> dict[int, Annotation]:
+        """Annotations of the slices where something is wrong with what tracking from the others shows."""
+        rest = [t for t in said if t not in annotated]
+        if not rest:
+            return {}
+        shown = self._propagate(job, annotated)
+        with job.clock("prompt"):
+            return {t: job.engine.tracker.correct(job.features, t, said[t], annotated, shown) for t in rest}
+
+    def _remembered(self, key: tuple, make: Callable[[], Annotation]) -> Annotation:
+        found = self._memo.get(key)
+        if found is None:
+            found = make()
+            self._memo.put(key, found, found.nbytes)
+        return found
 
     def _propagate(self, job: "_Job", annotated) -> Tracks:
         before = job.clock.seconds.get("encode", 0.0)
@@ -224,10 +254,11 @@ class Segmenter:
         return tracks
 
     @staticmethod
-    def _finish(features, annotated, tracks, prompts, options) -> np.ndarray:
+    def _finish(frames, features, annotated, tracks, prompts, options) -> np.ndarray:
         """Thresholds at full resolution slice by slice, keeps the wanted components, obeys clicks and region."""
-        frames = features.frames
-        stack = np.zeros((len(frames), *frames.size), bool)
+        whole = np.zeros((len(frames), *frames.size), bool)
+        part = features.frames.part
+        stack = whole if part is None else whole[:, part[0], part[1]]
         hit = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()
         for start in range(0, len(hit), 16):
             index = hit[start : start + 16]
@@ -236,14 +267,14 @@ class Segmenter:
             if annotation.fine is not None:
                 stack[t] = (annotation.fine > 0).cpu().numpy()
         for t, painted in prompts.masks.items():  # as painted, not as resampled
-            stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
-        mask = np.ascontiguousarray(frames.to_volume(stack))
+            whole[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
+        mask = np.ascontiguousarray(frames.to_volume(whole))
         if prompts.roi is not None:
             inside = np.zeros_like(mask)
             low, high = prompts.roi
             inside[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
             mask &= inside
-        on_annotated = np.zeros_like(stack)
+        on_annotated = np.zeros_like(whole)
         on_annotated[list(annotated)] = True
         mask = masks.keep_components(mask, options.components, frames.to_volume(on_annotated))
         for value, voxels in ((True, prompts.positive), (False, prompts.negative)):

@@ -1,13 +1,11 @@
 """Sample data: made from the installation, the same as NIfTI and as DICOM."""
 
-import json
 
 import numpy as np
 import pytest
 
-from lib import phantom, samples, simulate
+from lib import phantom, samples
 from lib.datasets import read_cases
-from lib.errors import UserError
 from lib.io.read import read_mask, read_volume
 
 

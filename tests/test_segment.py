@@ -42,7 +42,8 @@ def test_same_prompts_same_mask_whatever_was_asked_before(segmenter, volume):
 def test_slices_are_encoded_once(segmenter, volume):
     run(segmenter, volume, positive=[CENTRE])
     copy = Volume(volume.array.copy(), AFFINE.copy(), "the same under another name")
-    assert run(segmenter, copy, positive=[(31, 33, 5)]).encoded == 0
+    assert run(segmenter, copy, positive=[CENTRE]).encoded == 0
+    assert run(segmenter, copy, Options(propagate=False), positive=[(31, 33, 5)]).encoded <= 1, "only what is new"
 
 
 def test_clicked_voxels_are_as_the_user_said(segmenter, volume):
@@ -156,7 +157,7 @@ def test_one_file_at_two_image_sizes_is_two_networks(segmenter, volume):
     at_256 = run(segmenter, volume, positive=[CENTRE])
     options = Options(checkpoint=f"{EMBEDDED}@sam2_hiera_nano_256.yaml@128")
     at_128 = run(segmenter, volume, options, positive=[CENTRE])
-    assert at_128.encoded == 12 and (at_128.mask != at_256.mask).any()
+    assert at_128.encoded > 0 and (at_128.mask != at_256.mask).any()
 
 
 def count_steps(monkeypatch):
@@ -175,14 +176,36 @@ def count_steps(monkeypatch):
 
 def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
     one, two = {"positive": [CENTRE, (30, 34, 3)]}, {"positive": [CENTRE, (30, 34, 3), (28, 30, 3)]}
-    run(segmenter, volume, **one)
+    whole = Options(focus=False)
+    run(segmenter, volume, whole, **one)
     steps = count_steps(monkeypatch)
-    corrected = run(segmenter, volume, **two)
+    corrected = run(segmenter, volume, whole, **two)
     assert max(steps) <= 5, "slices beyond the annotation at 6 are as they were"
     steps.clear()
-    run(segmenter, volume, **one)
+    run(segmenter, volume, whole, **one)
     assert not steps, "undo costs no step of the network"
-    np.testing.assert_array_equal(corrected.mask, run(Segmenter(), volume, **two).mask)
+    np.testing.assert_array_equal(corrected.mask, run(Segmenter(), volume, whole, **two).mask)
+
+
+def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, monkeypatch):
+    from lib.model.features import FrameFeatures
+
+    seen, original = [], FrameFeatures.__init__
+
+    def noted(self, model, frames, *rest):
+        seen.append(frames.part)
+        original(self, model, frames, *rest)
+
+    monkeypatch.setattr(FrameFeatures, "__init__", noted)
+    box = {"boxes": [((20, 24, 6), (40, 44, 6))]}
+    near = run(Segmenter(), volume, **box).mask
+    rows, columns = next(part for part in seen if part)
+    assert rows.stop - rows.start <= 0.7 * 64 and rows.start <= 24 and rows.stop > 44
+    assert columns.start <= 20 and columns.stop > 40
+    assert near[30, 34, 6] and not near[: columns.start].any()
+    seen.clear()
+    run(Segmenter(), volume, Options(focus=False, propagate=True), **{"boxes": [((2, 2, 6), (60, 60, 6))]})
+    assert not any(seen), "a large structure is seen well enough"
 
 
 def test_a_known_request_costs_no_step_whoever_asks(segmenter, volume, monkeypatch):
@@ -220,10 +243,10 @@ def test_stopping_early_changes_nothing_before_the_end(volume):
 
 def test_only_slices_that_tracking_comes_to_are_encoded(volume):
     segmenter = Segmenter()
-    assert run(segmenter, volume, Options(z_range=(5, 7)), positive=[CENTRE]).encoded == 3
+    assert run(segmenter, volume, Options(z_range=(5, 7), focus=False), positive=[CENTRE]).encoded == 3
     segmenter.prefetch(volume)
     assert segmenter.wait(60)
-    assert run(segmenter, volume, positive=[CENTRE]).encoded == 0
+    assert run(segmenter, volume, Options(focus=False), positive=[CENTRE]).encoded == 0
 
 
 def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):

@@ -4,15 +4,28 @@ A structure of 20 pixels in a slice of 512 is five cells of the mask that a netw
 drawn much finer. Two looks are averaged; the second counts only if it agrees with the prompts as well as the first.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
+from lib.frames import Frames
 from lib.model.features import FrameFeatures
 from lib.prompts import SlicePrompt
 
-MARGIN = 1.8  # side of the enlarged part, as a multiple of the structure's (1.6 and 2.2 gave the same on generated slices)
-LARGEST = 0.7  # of the slice; a structure that fills more is seen well enough
-SMALLEST = 0.19  # of the slice; more enlargement shows nothing but blur
+
+@dataclass(frozen=True)
+class Zoom:
+    """How large the part is: `margin` times the structure, rounded up to one of `sides` (shares of the frame's longer side)."""
+
+    margin: float
+    sides: tuple[float, ...]
+
+
+# Margins of 1.6 and 2.2 gave the same on generated slices; with 2.0 and 2.8 tracking did.
+LOOK = Zoom(1.8, (0.19, 0.22, 0.26, 0.31, 0.37, 0.44, 0.52, 0.61, 0.7))
+FOLLOW = Zoom(2.0, (0.25, 0.35, 0.5, 0.7))
 
 
 def agreement(features: FrameFeatures, prompt: SlicePrompt, logits: torch.Tensor) -> float:
@@ -27,32 +40,44 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
         tracker: whose `_step` is used. logits: (1, 1, h, w), from the first look.
     """
     first = features.to_slices(logits[0])[0]
-    part = _surroundings(features, prompt, (first > 0).cpu().numpy())
+    part = surroundings(features.frames, [(prompt, (first > 0).cpu().numpy())], LOOK)
     if part is None:
         return None
     rows, columns = part
-    frames = features.frames.crop(t, rows, columns)
+    whole = features.frames.part
+    down, right = (whole[0].start, whole[1].start) if whole else (0, 0)
+    frames = features.frames.within(
+        slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
+    )  # fmt: skip
     near = FrameFeatures(tracker.model, frames, features.device, features.autocast, 1)
-    moved = SlicePrompt(prompt.points - np.array([columns.start, rows.start]), prompt.labels)
     start = near.from_slices(first[None, rows, columns], logits.shape[-1]).clamp(-32, 32)
-    out = tracker._step(near, [0], prompt=moved, start=start)
+    out = tracker._step(near, [t], prompt=prompt.within(rows, columns), start=start)
     second = first.clone()
     second[rows, columns] = (first[rows, columns] + near.to_slices(out["pred_masks"][0])[0]) / 2
     return second if _agreement(prompt, second) >= _agreement(prompt, first) and (second > 0).any() else None
 
 
-def _surroundings(features, prompt, mask: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the part to look at: a square (in mm) round mask and prompts, within the slice."""
-    mm = np.array(features.frames.pixel_mm)
-    points = np.concatenate([np.argwhere(mask), np.rint(prompt.points[:, ::-1])]).astype(float)
-    low, high = points.min(0), points.max(0) + 1
-    extent = np.array(mask.shape) * mm
-    side = max(float(((high - low) * mm).max()) * MARGIN, SMALLEST * float(extent.max()))
-    if side > LARGEST * float(extent.max()):
+def surroundings(frames: Frames, said: Sequence[tuple[SlicePrompt, np.ndarray]], how: "Zoom") -> tuple[slice, slice] | None:
+    """Rows and columns of a square (in mm) round masks bool (Y, X) and prompts, or None if that is most of the frame.
+
+    Sides and places come in steps, so that a correction mostly finds the part that is encoded already.
+    """
+    mm, shape = np.array(frames.pixel_mm), np.array(frames.size)
+    points = [np.argwhere(mask) for _, mask in said] + [np.rint(prompt.points[:, ::-1]) for prompt, _ in said]
+    points = np.concatenate(points).astype(float)
+    if not len(points):
         return None
-    size = np.minimum(np.maximum(np.rint(side / mm), 2), mask.shape).astype(int)
-    start = np.clip(np.rint((low + high - size) / 2).astype(int), 0, np.array(mask.shape) - size)
-    return slice(start[0], start[0] + size[0]), slice(start[1], start[1] + size[1])
+    low, high = np.clip(points.min(0), 0, shape - 1), np.clip(points.max(0), 0, shape - 1) + 1
+    extent = float((shape * mm).max())
+    wanted = float(((high - low) * mm).max()) * how.margin / extent
+    share = next((s for s in how.sides if s >= wanted), None)
+    if share is None:
+        return None
+    size = np.minimum(np.maximum(np.rint(share * extent / mm), 2), shape).astype(int)
+    step = np.maximum(size // 8, 1)
+    start = np.rint((low + high - size) / 2 / step).astype(int) * step
+    start = np.clip(start, 0, shape - size)
+    return slice(int(start[0]), int(start[0] + size[0])), slice(int(start[1]), int(start[1] + size[1]))
 
 
 def _agreement(prompt: SlicePrompt, logits: torch.Tensor) -> float:

@@ -95,6 +95,17 @@ class Tracker:
                 out["pred_masks"] = features.from_slices(fine[None], out["pred_masks"].shape[-1])
             return self._annotation(features, t, out, from_points=True, key=(t, prompt.key), fine=fine)
 
+    @torch.inference_mode()
+    def adopt(self, features: FrameFeatures, t: int, prompt: SlicePrompt, fine: torch.Tensor, key: tuple) -> Annotation:
+        """A slice whose mask is known from other frames of it: logits (Y, X) of these frames' pixels."""
+        with self._autocast():
+            if prompt.mask is not None:
+                return self._painted(features, t, prompt)
+            start = features.from_slices(fine[None], self.model.image_size // 4)
+            out = self._step(features, [t], prompt=prompt, start=start.clamp(-32, 32))
+            out["pred_masks"] = start
+            return self._annotation(features, t, out, from_points=True, key=key, fine=fine)
+
     def _decode(self, features, t, prompt: SlicePrompt) -> dict:
         """Output of the step that agrees best with the clicks."""
         out = self._step(features, [t], prompt=prompt)

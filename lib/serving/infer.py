@@ -96,6 +96,7 @@ class Sam2Task(InferTask):
                 "largest_cc": False,
                 "z_range": "",
                 "stop_mm": 15,
+                "focus": True,
             }
         what = "all slices" if whole else "the clicked slice"
         super().__init__(

@@ -23,7 +23,7 @@ from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-DROPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
+DROPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 _SEED = 5_000_000  # far from the seeds of training steps
 _FIELD_MM = 300.0
 
@@ -37,7 +37,7 @@ def generated_volume(seed: int, slices: int = 36, size: int = 128) -> tuple[Volu
     return Volume(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine, f"generated_{seed}"), labels, ending[:3]
 
 
-def calibrate(path: Path, *, device: str = "cpu", volumes: int = 16, drops: Sequence[float] = DROPS) -> dict[float, tuple]:
+def calibrate(path: Path, *, device: str = "cpu", volumes: int = 12, drops: Sequence[float] = DROPS) -> dict[float, tuple]:
     """Writes the best drop into the checkpoint at `path`; {drop: (mean volume Dice, share of empty slices with a mask)}.
 
     Each structure is painted on its largest slice and tracked through the volume.
