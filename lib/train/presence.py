@@ -23,7 +23,7 @@ from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-DROPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
+DROPS = (0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0)
 _SEED = 5_000_000  # far from the seeds of training steps
 _FIELD_MM = 300.0
 
