@@ -183,7 +183,7 @@ def _segment(options) -> None:
 def _train(options) -> None:
     from lib.model.device import resolve
     from lib.options import Options
-    from lib.train import checks, presence
+    from lib.train import checks, presence, quality
     from lib.train.loop import Settings, Training
     from lib.train.sheet import draw_sheet
     from lib.train.supervoxels import RealImages
@@ -209,6 +209,7 @@ def _train(options) -> None:
     path = training.run()
     if training.workers.first:
         found = presence.calibrate(path, device=device)
+        quality.calibrate(path, device=device)
         path.with_name("presence.json").write_text(json.dumps(found, indent=1))
         logging.info("Wrote %s.", path)
 

@@ -26,7 +26,7 @@ from lib.datasets import read_cases  # noqa: E402
 from lib.frames import Frames  # noqa: E402
 from lib.io.read import read_mask, read_volume  # noqa: E402
 from lib.options import Options  # noqa: E402
-from lib.slice_quality import expected_iou, slice_iou  # noqa: E402
+from lib.slice_quality import slice_iou  # noqa: E402
 
 BINS = np.linspace(0, 1, 11)
 
@@ -45,7 +45,7 @@ def rows_of(app: App, case) -> list[dict]:
         result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
         mask = frames.from_volume(result.mask)
         filled = mask.any((1, 2))
-        expected, true = expected_iou(result.predicted_iou, result.present, filled), slice_iou(mask, truth)
+        expected, true = result.expected_iou, slice_iou(mask, truth)
         rows += [
             {"case": case.name, "label": name, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
              "presence": float(result.present[t]), "there": bool(truth[t].any()), "filled": bool(filled[t])}

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from lib import masks
-from lib.errors import OptionError
+from lib.errors import OptionError, PromptError
+from lib.frames import Frames
+from lib.prompts import Prompts
 
 DIRECTIONS = ("both", "forward", "backward")
 
@@ -44,3 +46,18 @@ class Options:
             raise OptionError(f"Unknown components {self.components!r}: use {', '.join(masks.COMPONENTS)}.")
         if not 0 <= self.stop_mm < float("inf"):
             raise OptionError("stop_mm must be a distance in millimetres, or 0.")
+
+
+def slice_range(frames: Frames, prompts: Prompts, options: Options, said) -> tuple[int, int]:
+    """Slices to fill (low, high), both included."""
+    low, high = 0, len(frames) - 1
+    if options.z_range is not None:
+        low, high = max(low, min(options.z_range)), min(high, max(options.z_range))
+    if prompts.roi is not None:
+        low, high = max(low, prompts.roi[0][frames.axis]), min(high, prompts.roi[1][frames.axis])
+    if low > high:
+        raise PromptError(f"The range of slices is empty; slices go from 0 to {len(frames) - 1}.")
+    outside = [t for t in said if not low <= t <= high]
+    if outside:
+        raise PromptError(f"Slice {outside[0]} has prompts but lies outside the chosen range {low} to {high}.")
+    return low, high

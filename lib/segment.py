@@ -10,7 +10,6 @@ import torch
 
 from lib import masks
 from lib.clock import Stopwatch
-from lib.errors import PromptError
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
 from lib.model.closer import FOLLOW, surroundings
@@ -18,36 +17,15 @@ from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
 from lib.model.tracker import BATCH, Annotation, Tracker, Tracks
-from lib.options import Options
+from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
+from lib.result import Result
+from lib.slice_quality import Estimator, heads, signals
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Outcome of one request.
-
-    Attributes:
-        mask: bool (I, J, K) on the volume's grid.
-        axis: slicing axis. annotated: the slices that were prompted.
-        predicted_iou: (T,) the model's own estimate for each slice. present: (T,) its probability that the object is
-            there. agreement: (T,) Dice of the two directions between annotated slices, else NaN.
-        seconds: time of each stage (encode, prompt, propagate, finish).
-        encoded: slices that had to be encoded for this request.
-    """
-
-    mask: np.ndarray
-    axis: int
-    annotated: tuple[int, ...]
-    predicted_iou: np.ndarray
-    present: np.ndarray
-    agreement: np.ndarray
-    seconds: dict[str, float] = field(default_factory=dict)
-    encoded: int = 0
-
 
 @dataclass(frozen=True)
 class _Engine:
@@ -56,6 +34,7 @@ class _Engine:
     name: tuple
     tracker: Tracker
     encoder: str
+    estimator: Estimator | None
     lock: threading.Lock
 
 
@@ -155,7 +134,7 @@ class Segmenter:
     def _segment(self, volume: Volume, prompts: Prompts, options: Options, progress: Callable) -> Result:
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         said = by_slice(prompts, frames)
-        low, high = _range(frames, prompts, options, said)
+        low, high = slice_range(frames, prompts, options, said)
         job = _Job(self._engine(options), frames, options, (low, high), progress)
         with job.engine.lock:
             job.features = self._features(job.engine, frames, options)
@@ -169,10 +148,12 @@ class Segmenter:
             with job.clock("finish"):
                 mask = self._finish(frames, job.features, annotated, tracks, prompts, options)
         self._store.trim()
+        iou, agreement = tracks.iou.float().cpu().numpy(), tracks.agreement.cpu().numpy()
+        present = tracks.object_score.float().sigmoid().cpu().numpy()
+        known, expected = _quality(job, mask, annotated, tracks, iou, present, agreement)
         return Result(
-            mask, frames.axis, tuple(sorted(annotated)), tracks.iou.float().cpu().numpy(),
-            tracks.object_score.float().sigmoid().cpu().numpy(), tracks.agreement.cpu().numpy(), job.clock.seconds, job.encoded,
-        )  # fmt: skip
+            mask, frames.axis, tuple(sorted(annotated)), iou, present, agreement, known, expected, job.clock.seconds, job.encoded
+        )
 
     def _engine(self, options: Options) -> "_Engine":
         checkpoint = checkpoints.find(options.checkpoint)
@@ -181,10 +162,12 @@ class Segmenter:
         with self._lock:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
-                drop = checkpoints.presence_drop(checkpoint)
+                traits = checkpoints.traits(checkpoint)
+                drop = float(traits.get("presence_drop", 0))
                 zoom = checkpoint.image_size <= ZOOM_UP_TO
                 tracker = Tracker(model, device.autocast_factory(where), drop, zoom)
-                self._engines[key] = _Engine(key, tracker, encoder_key(model), threading.Lock())
+                estimator = Estimator.from_json(traits["slice_quality"]) if "slice_quality" in traits else None
+                self._engines[key] = _Engine(key, tracker, encoder_key(model), estimator, threading.Lock())
             return self._engines[key]
 
     def _features(self, engine: "_Engine", frames: Frames, options: Options) -> FrameFeatures:
@@ -283,19 +266,19 @@ class Segmenter:
         return mask
 
 
-def _range(frames: Frames, prompts: Prompts, options: Options, said) -> tuple[int, int]:
-    """Slices to fill (low, high), both included."""
-    low, high = 0, len(frames) - 1
-    if options.z_range is not None:
-        low, high = max(low, min(options.z_range)), min(high, max(options.z_range))
-    if prompts.roi is not None:
-        low, high = max(low, prompts.roi[0][frames.axis]), min(high, prompts.roi[1][frames.axis])
-    if low > high:
-        raise PromptError(f"The range of slices is empty; slices go from 0 to {len(frames) - 1}.")
-    outside = [t for t in said if not low <= t <= high]
-    if outside:
-        raise PromptError(f"Slice {outside[0]} has prompts but lies outside the chosen range {low} to {high}.")
-    return low, high
+def _quality(job: _Job, mask, annotated, tracks, iou, present, agreement) -> tuple[np.ndarray, np.ndarray]:
+    """Signals and expected IoU of all slices."""
+    filled = job.frames.from_volume(mask).any((1, 2))
+    low = (tracks.logits > 0).cpu().numpy() & filled[:, None, None]
+    pixel_mm = job.frames.pixel_mm[1] * job.frames.size[1] / job.features.width * job.features.side / low.shape[-1]
+    known = signals(
+        low, pixel_mm=pixel_mm, slice_mm=job.frames.slice_mm, annotated=annotated, predicted_iou=iou, present=present,
+        agreement=agreement,
+    )  # fmt: skip
+    estimator = job.engine.estimator
+    expected = estimator(known, filled) if estimator else heads(iou, present, filled)
+    expected[list(annotated)] = 1.0
+    return known, expected
 
 
 def _tracks_of(annotated: dict[int, Annotation], total: int, where) -> Tracks:

@@ -185,11 +185,16 @@ def set_metadata(path: Path, **values: str) -> None:
     os.replace(temporary, path)
 
 
-def presence_drop(checkpoint: Checkpoint) -> float:
-    """How far the object score may fall before an object counts as lost, see `lib.train.presence`; 0 where not known."""
+def traits(checkpoint: Checkpoint) -> dict[str, str]:
+    """What was measured of a checkpoint and written into its file; empty where nothing was.
+
+    presence_drop: how far the object score may fall before an object counts as lost, see `lib.train.presence`.
+    slice_quality: fitted estimate (JSON), see `lib.slice_quality.Estimator`.
+    """
     if checkpoint.path.suffix != ".safetensors":
-        return 0.0
-    return float(_metadata(checkpoint.path).get("presence_drop", 0))
+        return {}
+    metadata = _metadata(checkpoint.path)
+    return {k: metadata[k] for k in ("presence_drop", "slice_quality") if k in metadata}
 
 
 def _metadata(path: Path) -> dict:

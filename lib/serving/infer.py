@@ -27,7 +27,8 @@ from lib.io.write import extension, write_mask
 from lib.model.device import devices
 from lib.options import DIRECTIONS
 from lib.request import options_of, prompts_of, truth
-from lib.segment import Result, Segmenter
+from lib.result import Result
+from lib.segment import Segmenter
 from lib.serving.catalog import AUTO, Catalog
 from lib.volume import Volume
 
@@ -204,6 +205,7 @@ def _params(result: Result, volume: Volume, checkpoint: str, request: dict, seco
         "predicted_iou": numbers(result.predicted_iou),
         "presence": numbers(result.present),
         "direction_agreement": numbers(result.agreement),
+        "expected_iou": numbers(result.expected_iou),
         "voxels": int(result.mask.sum()),
         "millilitres": round(float(result.mask.sum() * np.prod(volume.spacing_mm) / 1000), 3),
         "checkpoint": checkpoint,

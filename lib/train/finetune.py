@@ -101,8 +101,7 @@ def fine_tune(
         check_every=options.steps,
     )  # fmt: skip
     check = VolumeCheck(held, Options(device=options.device, window=options.window), clicks=options.clicks, most=options.most)
-    drop = checkpoints.presence_drop(base)
-    watch = _Watch(check, run, options, report, drop, [c.name for c in learn], [c.name for c in held])
+    watch = _Watch(check, run, options, report, checkpoints.traits(base), [c.name for c in learn], [c.name for c in held])
     watch.begin(f"{base.path}@{base.config}@{base.image_size}")
     training = Training(
         settings, (phase,), check=watch.epoch, stop=watch.is_over, data=partial(_steps, cases=learn, window=options.window)
@@ -130,8 +129,8 @@ def _run_name(cases, base, options) -> str:
 class _Watch:
     """Checks after each epoch, keeps the best state, writes what a later process needs to go on."""
 
-    def __init__(self, check, run: Path, options: FineTuning, report, drop: float, learn, held):
-        self._drop = drop
+    def __init__(self, check, run: Path, options: FineTuning, report, traits: dict[str, str], learn, held):
+        self._traits = traits
         self.check, self.run, self.options, self._report = check, run, options, report
         self.file, self.best = run / "stats.json", run / "best.safetensors"
         self.stats = json.loads(self.file.read_text()) if self.file.exists() else {
@@ -150,7 +149,7 @@ class _Watch:
         return bool(self.options.minutes) and self._seconds() > 60 * self.options.minutes * 0.9
 
     def epoch(self, training: Training) -> dict[str, float]:
-        figures = self.check(training.export("candidate.safetensors", presence_drop=str(self._drop)))
+        figures = self.check(training.export("candidate.safetensors", **self._traits))
         self.stats["epoch"] = -(-training.total // self.options.steps)
         self.stats["history"][self.stats["epoch"] - 1 :] = [round(figures["dice"], 4)]  # an epoch may be done again
         if figures["dice"] > self.stats["best_metric"]:

@@ -1,0 +1,60 @@
+"""Fits the estimate of slice quality to a checkpoint, on generated volumes, and writes it into the checkpoint."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lib import simulate
+from lib.frames import Frames
+from lib.model import checkpoints
+from lib.options import Options
+from lib.segment import Segmenter
+from lib.slice_quality import Estimator, slice_iou
+from lib.train.presence import generated_volume
+
+logger = logging.getLogger(__name__)
+
+_FIRST = 1000  # other volumes than those that `presence` was fitted on
+
+
+def calibrate(path: Path, *, device: str = "cpu", volumes: int = 24) -> float:
+    """Correlation of expected and true slice IoU on the last quarter of the volumes, which was not fitted on.
+
+    Each structure is prompted by up to five clicks on one slice, and by up to three on each of three slices.
+    """
+    options = Options(checkpoint=str(path), device=device, axis="2", window="0,255")
+    segmenter = Segmenter()
+    rows = []
+    for n in tqdm(range(volumes), desc="slice quality"):
+        volume, labels, structures = generated_volume(_FIRST + n)
+        frames = Frames.of(volume, window=options.window, axis=options.axis)
+        for value in structures:
+            truth = labels == value
+            for slices, clicks in (([simulate.largest_slice(truth)], 5), (simulate.slices_at(truth), 3)):
+                result = _segment(segmenter, volume, options, frames, truth, slices, clicks)
+                mask = frames.from_volume(result.mask)
+                other = np.setdiff1d(np.arange(len(frames)), slices)
+                rows.append((n, result.signals[other], mask.any((1, 2))[other], slice_iou(mask, truth)[other]))
+    fitted = [r[1:] for r in rows if r[0] < 0.75 * volumes]
+    held = [r[1:] for r in rows if r[0] >= 0.75 * volumes]
+    x, filled, iou = (np.concatenate(c) for c in zip(*held, strict=True))
+    said = Estimator.fit(*(np.concatenate(c) for c in zip(*fitted, strict=True)))(x, filled)
+    correlation = float(np.corrcoef(said, iou)[0, 1])
+    estimator = Estimator.fit(*(np.concatenate(c) for c in zip(*(r[1:] for r in rows), strict=True)))
+    checkpoints.set_metadata(path, slice_quality=estimator.to_json())
+    logger.info("Slice quality: correlation %.3f on volumes not fitted on.", correlation)
+    return correlation
+
+
+def _segment(segmenter, volume, options, frames, truth, slices, clicks):
+    one = replace(options, propagate=False)
+
+    def predict(t):
+        return lambda p: frames.from_volume(segmenter.segment(volume, segmenter.prompts(volume, one, **p), one).mask)[t]
+
+    made = [simulate.clicks_on(predict(t), frames, truth, t, clicks) for t in slices]
+    prompts = {k: [v for p in made for v in p[k]] for k in ("positive", "negative")}
+    return segmenter.segment(volume, segmenter.prompts(volume, options, **prompts), options)

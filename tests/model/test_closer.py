@@ -1,0 +1,56 @@
+"""Which part of a slice is looked at again."""
+
+import numpy as np
+
+from lib.frames import Frames
+from lib.model.closer import FOLLOW, LOOK, surroundings
+from lib.prompts import SlicePrompt
+from lib.volume import Volume
+
+NO_POINTS = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32))
+
+
+def frames(x=100, y=100, spacing=(1, 1, 5)):
+    return Frames.of(Volume(np.zeros((x, y, 3), np.int16), np.diag([*spacing, 1.0])), axis=2, window="0,1")
+
+
+def square(rows, columns, shape=(100, 100)):
+    mask = np.zeros(shape, bool)
+    mask[slice(*rows), slice(*columns)] = True
+    return mask
+
+
+def test_the_part_holds_the_structure_with_a_margin():
+    rows, columns = surroundings(frames(), [(NO_POINTS, square((40, 60), (30, 45)))], FOLLOW)
+    assert rows.stop - rows.start == columns.stop - columns.start == 50  # 2 x 20, rounded up to half of 100
+    assert rows.start < 40 and rows.stop > 60 and columns.start < 30 and columns.stop > 45
+
+
+def test_large_structures_and_nothing_at_all_have_no_part():
+    assert surroundings(frames(), [(NO_POINTS, square((10, 90), (10, 90)))], LOOK) is None
+    assert surroundings(frames(), [(NO_POINTS, np.zeros((100, 100), bool))], LOOK) is None
+
+
+def test_a_little_more_mask_is_the_same_part():
+    parts = [surroundings(frames(), [(NO_POINTS, square((40, 60 + n), (30, 45)))], FOLLOW) for n in (0, 1, 2)]
+    assert parts[0] == parts[1] == parts[2]
+
+
+def test_clicks_outside_the_mask_are_in_the_part():
+    click = SlicePrompt(np.array([[70.0, 20.0]]), np.array([0], np.int32))
+    rows, columns = surroundings(frames(), [(click, square((40, 50), (60, 70)))], LOOK)
+    assert rows.start <= 20 and columns.stop > 70
+
+
+def test_the_part_stays_in_the_slice_and_is_square_in_millimetres():
+    wide = frames(x=200, y=50, spacing=(1, 2, 5))  # 200 mm by 100 mm
+    rows, columns = surroundings(wide, [(NO_POINTS, square((0, 8), (0, 16), (50, 200)))], FOLLOW)
+    assert rows.start == columns.start == 0
+    assert (rows.stop - rows.start) * 2 == columns.stop - columns.start == 50
+
+
+def test_prompts_move_with_the_part():
+    click = SlicePrompt(np.array([[70.0, 20.0]]), np.array([1], np.int32), None)
+    assert click.within(slice(10, 40), slice(60, 90)).points.tolist() == [[10.0, 10.0]]
+    painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square((12, 14), (61, 65)))
+    assert painted.within(slice(10, 40), slice(60, 90)).mask.sum() == 8
