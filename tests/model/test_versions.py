@@ -107,4 +107,11 @@ def test_missing_files_mean_the_base(versions, weights):
     ("/a/b/mine (new).safetensors", "mine__new_"),
 ])  # fmt: skip
 def test_the_folder_is_named_after_the_base(base, folder):
-    assert Versions(Path("/versions"), base).folder == Path("/versions", folder)
+    made = Versions(Path("/versions"), base).folder
+    assert made.parent == Path("/versions")
+    assert made.name == folder if base == folder else made.name.startswith(f"{folder}_")
+
+
+def test_files_of_one_name_have_versions_of_their_own():
+    folders = {Versions(Path("/versions"), base).folder for base in ("/a/my.pt", "/b/my.pt", "/a/my.pt@cfg", "my")}
+    assert len(folders) == 4
