@@ -197,14 +197,18 @@ def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, mo
         original(self, model, frames, *rest)
 
     monkeypatch.setattr(FrameFeatures, "__init__", noted)
-    box = {"boxes": [((20, 24, 6), (40, 44, 6))]}
-    near = run(Segmenter(), volume, **box).mask
+    small, large = np.zeros((64, 64), bool), np.ones((64, 64), bool)
+    small[25:36, 30:40] = True
+    near = run(Segmenter(), volume, Options(components="all"), masks={6: small}).mask
     rows, columns = next(part for part in seen if part)
-    assert rows.stop - rows.start <= 0.7 * 64 and rows.start <= 24 and rows.stop > 44
-    assert columns.start <= 20 and columns.stop > 40
-    assert near[30, 34, 6] and not near[: columns.start].any()
+    assert rows.stop - rows.start <= 0.5 * 64 and rows.start <= 30 and rows.stop >= 40
+    assert columns.start <= 25 and columns.stop >= 36
+    np.testing.assert_array_equal(near[:, :, 6], small)
+    outside = np.ones((64, 64), bool)
+    outside[columns, rows] = False
+    assert near[:, :, 5].any() and not near[outside].any()
     seen.clear()
-    run(Segmenter(), volume, Options(focus=False, propagate=True), **{"boxes": [((2, 2, 6), (60, 60, 6))]})
+    run(Segmenter(), volume, masks={6: large})
     assert not any(seen), "a large structure is seen well enough"
 
 
