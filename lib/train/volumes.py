@@ -1,6 +1,5 @@
 """Clips of labelled volumes, as the engine itself would show them to the network."""
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from lib.datasets import Case
 from lib.errors import UserError
 from lib.frames import Frames, fit
 from lib.io.read import read_mask, read_volume
-from lib.model.closer import LOOK, surroundings
-from lib.prompts import SlicePrompt
 from lib.train.draw import Draw
 from lib.train.phases import Drawn, Phase
 from lib.train.synthetic import Clip
@@ -63,11 +60,7 @@ class VolumeSteps(Dataset):
                 continue
             chosen = [values[draw.integer(0, len(values) - 1)] for _ in range(self.phase.objects)]
             index = _choose_slices(draw, (labels == chosen[0]).any((1, 2)), slices)
-            masks = np.stack([(labels == v)[index] for v in chosen])
-            part = _part(draw, frames, masks[0])
-            if part:  # as the engine follows small structures
-                frames, masks = frames.within(*part), masks[:, :, part[0], part[1]]
-            image, targets = to_square(frames, masks, index, self.phase.size)
+            image, targets = to_square(frames, np.stack([(labels == v)[index] for v in chosen]), index, self.phase.size)
             shown = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
             if shown[0]:
                 targets[~shown] = targets[0].clone()  # structures that are not on the first slice
@@ -76,14 +69,6 @@ class VolumeSteps(Dataset):
             "No structure in the labels is large enough to learn from: each is empty or under "
             f"{MIN_PIXELS} of {self.phase.size} x {self.phase.size} pixels."
         )
-
-
-def _part(draw: Draw, frames: Frames, masks: np.ndarray) -> tuple[slice, slice] | None:
-    """Surroundings of a structure, for two thirds of the clips, or None for whole slices."""
-    if draw.chance(1 / 3):
-        return None
-    nothing = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32))
-    return surroundings(frames, [(nothing, masks.any(0))], replace(LOOK, margin=draw.uniform(1.3, 2.6)))
 
 
 def _choose_slices(draw: Draw, present: np.ndarray, slices: int) -> np.ndarray:
