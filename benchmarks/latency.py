@@ -231,6 +231,20 @@ def run_one(engine: str, options, image: Path, steps: dict, out: Path) -> None:
     (out / f"{engine}.json").write_text(json.dumps(rows))
 
 
+def checkpoint_or_random(name: str, folder: Path) -> str:
+    """The published checkpoint if it is here, else its architecture with random weights: as fast, but without sense."""
+    from lib.model import checkpoints
+    from lib.model.build import build
+
+    known = checkpoints.KNOWN[name]
+    if known.path.is_file():
+        return name
+    path = folder / f"{name}_random.safetensors"
+    size = str(known.image_size)
+    checkpoints.save_weights(build(known.config).state_dict(), path, known.config, half=False, image_size=size)
+    return str(path)
+
+
 def compare(out: Path, row: dict, axis: int) -> float | None:
     """Dice of a row's mask and the official one on the slices of both."""
     files = [out / f"{e}_{row['step']}.npz" for e in (row["engine"], "official")]
@@ -285,9 +299,7 @@ def main() -> None:
     runs = [(a.checkpoint, a.device)]
     with tempfile.TemporaryDirectory(prefix="latency_") as temporary:
         if a.gpu:
-            from gpu import random_checkpoint
-
-            runs = [(random_checkpoint(name, Path(temporary)), "cuda") for name in ("tiny", "large")]
+            runs = [(checkpoint_or_random(name, Path(temporary)), "cuda") for name in ("tiny", "large")]
         for name in a.cases.split(","):
             image, steps = make_case(name, Path(temporary))
             for checkpoint, device in runs:
