@@ -8,6 +8,17 @@ from lib.errors import OptionError
 COMPONENTS = ("annotated", "largest", "all")
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Where bool (T, Y, X) is not empty; None if it is empty. Quick when few of the slices are filled."""
+    filled = np.flatnonzero(mask.any((1, 2)))
+    if not len(filled):
+        return None
+    depth = slice(int(filled[0]), int(filled[-1]) + 1)
+    flat = mask[depth].any(0)
+    ends = [np.flatnonzero(flat.any(a)) for a in (1, 0)]
+    return depth, *(slice(int(e[0]), int(e[-1]) + 1) for e in ends)
+
+
 def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.ndarray:
     """The wanted 26-connected components of a 3D mask.
 
@@ -23,17 +34,14 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
         raise OptionError(f"Unknown value {which!r} for components: use {', '.join(COMPONENTS)}.")
     if which == "all" or not mask.any():
         return mask
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]  # labelling the bounding box is much cheaper
-    parts, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
+    parts, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     if which == "annotated":
-        touched = np.unique(parts[annotated[box] & mask[box]])
+        touched = np.unique(parts[annotated & mask])
         chosen = touched[touched > 0]
         if not len(chosen):
             return mask
     else:
         chosen = [int(sizes.argmax())]
-    out = np.zeros_like(mask)
-    out[box] = np.isin(parts, chosen)
-    return out
+    return np.isin(parts, chosen)

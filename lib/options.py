@@ -23,6 +23,7 @@ class Options:
         components: see `lib.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
         focus: networks for small squares track small structures in their surroundings only, enlarged; not everywhere.
+        stride: track every so many slices, interpolate the others; 0 = by the slice distance, for networks for small squares.
         batch: most slices or gaps that go through the network at once; 0 = what suits the device.
         stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
     """
@@ -37,6 +38,7 @@ class Options:
     propagate: bool = True
     stop_mm: float = 15.0
     focus: bool = True
+    stride: int = 0
     batch: int = 0
 
     def __post_init__(self):
@@ -44,6 +46,8 @@ class Options:
             raise OptionError(f"Unknown direction {self.direction!r}: use {', '.join(DIRECTIONS)}.")
         if self.components not in masks.COMPONENTS:
             raise OptionError(f"Unknown components {self.components!r}: use {', '.join(masks.COMPONENTS)}.")
+        if self.stride < 0:
+            raise OptionError("stride must be a number of slices, or 0.")
         if not 0 <= self.stop_mm < float("inf"):
             raise OptionError("stop_mm must be a distance in millimetres, or 0.")
 

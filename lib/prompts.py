@@ -61,6 +61,12 @@ class SlicePrompt:
         return SlicePrompt(points, self.labels, None if self.mask is None else self.mask[rows, columns])
 
     @property
+    def first(self) -> "SlicePrompt":
+        """The first click alone, if there is neither a box nor a painting."""
+        only_clicks = self.mask is None and (self.labels < 2).all()
+        return SlicePrompt(self.points[:1], self.labels[:1]) if only_clicks and len(self.labels) > 1 else self
+
+    @property
     def stands_alone(self) -> bool:
         """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""
         return self.mask is not None or bool((self.labels > 0).any())

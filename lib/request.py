@@ -6,6 +6,7 @@ the slice a 2D client shows; device, window, axis, direction, z_range, component
 """
 
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         components=components,
         propagate=propagate,
         focus=truth(value("focus", True)),
-        stop_mm=_distance(value("stop_mm", 15.0)),
+        stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 15.0)),
+        stride=int(_number("stride", "a number of slices", value("stride", 0))),
     )
 
 
@@ -166,9 +168,11 @@ def _z_range(value) -> tuple[int, int] | None:
     return min(low, high), max(low, high)
 
 
-def _distance(value) -> float:
-    """Millimetres."""
+def _number(name: str, what: str, value) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError) as e:
-        raise OptionError(f"stop_mm must be a distance in millimetres; got {value!r}.") from e
+        raise OptionError(f"{name} must be {what}; got {value!r}.") from e
+    if not math.isfinite(number):
+        raise OptionError(f"{name} must be {what}; got {value!r}.")
+    return number

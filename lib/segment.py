@@ -12,7 +12,7 @@ from lib import masks
 from lib.clock import Stopwatch
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
-from lib.model.closer import FOLLOW, surroundings
+from lib.model.closer import part_to_follow
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
@@ -26,6 +26,7 @@ from lib.volume import Volume
 logger = logging.getLogger(__name__)
 
 ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
+THIN = 1 / 128  # of the field of view; slices of such networks' training were no closer
 
 @dataclass(frozen=True)
 class _Engine:
@@ -55,6 +56,15 @@ class _Job:
     def scope(self) -> tuple:
         """What results of the network depend on besides prompts."""
         return self.frames.key, self.engine.name
+
+    @property
+    def stride(self) -> int:
+        """Every how many slices are tracked; the same for whole frames and parts."""
+        if self.options.stride or not self.engine.tracker.zoom:
+            return self.options.stride or 1
+        volume, axis = self.frames.volume, self.frames.axis
+        extent = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)
+        return max(1, round(extent * THIN / self.frames.slice_mm))
 
     def encode(self, slices) -> None:
         self.encoded += self.features.ensure(slices)
@@ -190,11 +200,12 @@ class Segmenter:
 
     def _focus(self, job: "_Job", said, annotated) -> tuple["_Job", dict, dict[int, Annotation]]:
         """The same in the surroundings of what is annotated, enlarged, where that is a small part of the slices."""
-        drawn = {t: job.features.to_slices(a.logits[0])[0] if a.fine is None else a.fine for t, a in annotated.items()}
-        nothing = np.zeros(job.frames.size, bool)
-        part = surroundings(
-            job.frames, [(p, (drawn[t] > 0).cpu().numpy() if t in drawn else nothing) for t, p in said.items()], FOLLOW
-        )  # fmt: skip
+        drawn = {t: self._drawn(job, a) for t, a in annotated.items()}
+        t, start = next((t, p) for t, p in said.items() if t in annotated and (p.mask is None or p.mask.any()))
+        first = drawn[t] if start.first is start else self._drawn(job, self._annotate(job, {t: start.first})[t])
+        nothing = torch.zeros(job.frames.size)
+        shown = [(p, (drawn.get(t, nothing) > 0).cpu().numpy()) for t, p in said.items()]
+        part = part_to_follow(job.frames, (start.first, (first > 0).cpu().numpy()), shown)
         if part is None:
             return job, said, annotated
         near = replace(job, frames=job.frames.within(*part))
@@ -207,6 +218,11 @@ class Segmenter:
                 t: self._remembered((*near.scope, a.key), lambda t=t, a=a: adopt(near.features, t, said[t], drawn[t][part], a.key))
                 for t, a in annotated.items()
             }  # fmt: skip
+
+    @staticmethod
+    def _drawn(job, annotation) -> torch.Tensor:
+        """Logits (Y, X) of a slice's own pixels."""
+        return job.features.to_slices(annotation.logits[0])[0] if annotation.fine is None else annotation.fine
 
     def _correct(self, job: "_Job", said, annotated) -> dict[int, Annotation]:
         """Annotations of the slices where something is wrong with what tracking from the others shows."""
@@ -230,7 +246,7 @@ class Segmenter:
             tracks = job.engine.tracker.propagate(
                 job.features, annotated, low=job.limits[0], high=job.limits[1],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode_ahead,
+                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode_ahead,
                 progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip
         job.clock.seconds["propagate"] -= job.clock.seconds.get("encode", 0.0) - before
@@ -251,15 +267,17 @@ class Segmenter:
                 stack[t] = (annotation.fine > 0).cpu().numpy()
         for t, painted in prompts.masks.items():  # as painted, not as resampled
             whole[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
-        mask = np.ascontiguousarray(frames.to_volume(whole))
+        mask = frames.to_volume(whole)
         if prompts.roi is not None:
             inside = np.zeros_like(mask)
             low, high = prompts.roi
             inside[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
             mask &= inside
-        on_annotated = np.zeros_like(whole)
-        on_annotated[list(annotated)] = True
-        mask = masks.keep_components(mask, options.components, frames.to_volume(on_annotated))
+        box = masks.bounding_box(whole)
+        if box is not None:  # of large volumes the structure is a small part
+            on_annotated = np.zeros(whole[box].shape, bool)
+            on_annotated[[t - box[0].start for t in annotated if box[0].start <= t < box[0].stop]] = True
+            whole[box] = masks.keep_components(whole[box], options.components, on_annotated)
         for value, voxels in ((True, prompts.positive), (False, prompts.negative)):
             for voxel in voxels:
                 mask[voxel] = value

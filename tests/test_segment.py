@@ -271,3 +271,16 @@ def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):
     monkeypatch.setattr(device, "resolve", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
     result = run(segmenter, volume, positive=[CENTRE])
     assert tried == [(0, "auto"), (1, "auto"), (0, "cpu")] and result.mask.any()
+
+
+def test_thin_slices_are_tracked_in_strides_unless_told_otherwise(volume, monkeypatch):
+    thin = Volume(volume.array, np.diag([3.0, 3.0, 0.75, 1.0]), "thin")  # 64 pixels of 3 mm: 192 mm, twice 0.75 mm is 1/128
+    steps = count_steps(monkeypatch)
+    mask = run(Segmenter(), thin, Options(stop_mm=0), positive=[CENTRE]).mask
+    assert {t for t in steps if t != 6} == {0, 2, 4, 8, 10}
+    assert mask[:, :, 7].any()
+    steps.clear()
+    run(Segmenter(), thin, Options(stop_mm=0, stride=1), positive=[CENTRE])
+    assert set(steps) == set(range(12))
+    with pytest.raises(OptionError):
+        Options(stride=-1)

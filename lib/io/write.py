@@ -39,7 +39,7 @@ def write_mask(
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
     if kind.kind not in "ui":
         raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")
-    mask = np.ascontiguousarray(mask, dtype=kind)
+    mask = mask.view(kind) if mask.dtype == bool and kind.itemsize == 1 else mask.astype(kind)  # no copy where none is needed
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(suffix=ending, dir=path.parent)
     os.close(handle)
@@ -48,8 +48,8 @@ def write_mask(
             image = nib.Nifti1Image(mask, volume.affine, dtype=kind)  # 64 bits only when asked for
             image.header.set_xyzt_units("mm")
             nib.save(image, temporary)
-        elif ending == ".seg.nrrd":
-            _write_seg_nrrd(mask, volume, temporary, compress, label)
+        elif ending.endswith(".nrrd"):
+            _write_nrrd(mask, volume, temporary, compress, label if ending == ".seg.nrrd" else None)
         else:
             _write_itk(mask, volume, temporary, compress)
         os.chmod(temporary, 0o644)
@@ -83,21 +83,23 @@ def _write_itk(mask, volume, path, compress) -> None:
     sitk.WriteImage(image, path, useCompression=bool(compress))
 
 
-def _write_seg_nrrd(mask, volume, path, compress, label) -> None:
+def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
+    """With the name of a segment, a segmentation as 3D Slicer writes it."""
     lps = geometry.LPS_FROM_RAS @ volume.affine
-    used = np.argwhere(mask.any((1, 2)))[[0, -1], 0] if mask.any() else (0, -1)
-    rows = np.argwhere(mask.any((0, 2)))[[0, -1], 0] if mask.any() else (0, -1)
-    slices = np.argwhere(mask.any((0, 1)))[[0, -1], 0] if mask.any() else (0, -1)
     header = {
         "space": "left-posterior-superior",
         "space directions": lps[:3, :3].T,
         "space origin": lps[:3, 3],
         "kinds": ["domain"] * 3,
         "encoding": "gzip" if compress else "raw",
-        "Segment0_ID": "Segment_1",
-        "Segment0_Name": label,
-        "Segment0_LabelValue": "1",
-        "Segment0_Layer": "0",
-        "Segment0_Extent": " ".join(str(int(v)) for pair in (used, rows, slices) for v in pair),
     }
+    if segment is not None:
+        filled = [np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
+        header |= {
+            "Segment0_ID": "Segment_1",
+            "Segment0_Name": segment,
+            "Segment0_LabelValue": "1",
+            "Segment0_Layer": "0",
+            "Segment0_Extent": " ".join(f"{f[0]} {f[-1]}" if len(f) else "0 -1" for f in filled),
+        }
     nrrd.write(path, mask, header=header, index_order="F")

@@ -23,6 +23,8 @@ class Zoom:
     sides: tuple[float, ...]
 
 
+Shown = tuple[SlicePrompt, np.ndarray]  # a prompt and the mask bool (Y, X) of its slice
+
 # Margins of 1.6 and 2.2 gave the same on generated slices; with 2.0 and 2.8 tracking did.
 LOOK = Zoom(1.8, (0.19, 0.22, 0.26, 0.31, 0.37, 0.44, 0.52, 0.61, 0.7))
 FOLLOW = Zoom(2.0, (0.25, 0.35, 0.5, 0.7))
@@ -57,17 +59,36 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
     return second if _agreement(prompt, second) >= _agreement(prompt, first) and (second > 0).any() else None
 
 
-def surroundings(frames: Frames, said: Sequence[tuple[SlicePrompt, np.ndarray]], how: "Zoom") -> tuple[slice, slice] | None:
-    """Rows and columns of a square (in mm) round masks bool (Y, X) and prompts, or None if that is most of the frame.
+Part = tuple[slice, slice]
 
-    Sides and places come in steps, so that a correction mostly finds the part that is encoded already.
+
+def part_to_follow(frames: Frames, first: "Shown", said: Sequence["Shown"]) -> Part | None:
+    """Rows and columns in which to track, or None for whole frames.
+
+    The first click alone decides, so that features of the part are there for all that follow, unless what came to be
+    annotated later does not lie well within, or is less than half as large.
+
+    Args:
+        first: the first prompt and what it shows. said: the same of all annotated slices.
+    """
+    part, wanted = surroundings(frames, [first], FOLLOW), surroundings(frames, said, FOLLOW)
+    whole = slice(0, frames.size[0]), slice(0, frames.size[1])
+    sides = [max((s.stop - s.start) * mm for s, mm in zip(p or whole, frames.pixel_mm, strict=True)) for p in (part, wanted)]
+    if part == wanted or sides[0] > 2 * sides[1]:
+        return wanted
+    return part if part is None or _well_within(_extent(frames, said), part, frames.size) else wanted
+
+
+def surroundings(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Part | None:
+    """Rows and columns of a square (in mm) round masks and prompts, or None if that is most of the frame.
+
+    Sides and places come in steps, so that small changes mostly leave it where it is.
     """
     mm, shape = np.array(frames.pixel_mm), np.array(frames.size)
-    points = [np.argwhere(mask) for _, mask in said] + [np.rint(prompt.points[:, ::-1]) for prompt, _ in said]
-    points = np.concatenate(points).astype(float)
-    if not len(points):
+    box = _extent(frames, said)
+    if box is None:
         return None
-    low, high = np.clip(points.min(0), 0, shape - 1), np.clip(points.max(0), 0, shape - 1) + 1
+    low, high = box
     extent = float((shape * mm).max())
     wanted = float(((high - low) * mm).max()) * how.margin / extent
     share = next((s for s in how.sides if s >= wanted), None)
@@ -78,6 +99,25 @@ def surroundings(frames: Frames, said: Sequence[tuple[SlicePrompt, np.ndarray]],
     start = np.rint((low + high - size) / 2 / step).astype(int) * step
     start = np.clip(start, 0, shape - size)
     return slice(int(start[0]), int(start[0] + size[0])), slice(int(start[1]), int(start[1] + size[1]))
+
+
+def _extent(frames: Frames, said: Sequence["Shown"]) -> tuple[np.ndarray, np.ndarray] | None:
+    """First and one past the last (y, x) of masks and prompts; None if there are none."""
+    points = [np.argwhere(mask) for _, mask in said] + [np.rint(prompt.points[:, ::-1]) for prompt, _ in said]
+    points = np.concatenate(points).astype(float)
+    if not len(points):
+        return None
+    last = np.array(frames.size) - 1
+    return np.clip(points.min(0), 0, last), np.clip(points.max(0), 0, last) + 1
+
+
+def _well_within(box, part: Part, size: tuple[int, int]) -> bool:
+    """Whether a box keeps clear of the part's edges, where these are not those of the frame."""
+    for low, high, p, n in zip(*box, part, size, strict=True):
+        clear = (p.stop - p.start) / 12
+        if (p.start > 0 and low < p.start + clear) or (p.stop < n and high > p.stop - clear):
+            return False
+    return True
 
 
 def _agreement(prompt: SlicePrompt, logits: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
 import torch
@@ -13,17 +14,24 @@ MEMO_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Run:
-    """Steps from the annotated slice `near`, `length` slices in direction `step`; `far` is the other end or None."""
+    """Fills the `length` slices beyond the annotated slice `near` in direction `step`, going through those whose index is a
+    multiple of `stride` (so that all runs share features); `far` is the other end or None."""
 
     near: int
     step: int
     length: int
     far: int | None = None
+    stride: int = 1
 
     @property
     def slices(self) -> list[int]:
-        """Slice indices in the order in which they are run."""
+        """Indices of the slices to fill, in the order of the run."""
         return [self.near + (d + 1) * self.step for d in range(self.length)]
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """Indices of the slices that go through the network."""
+        return [t for t in self.slices if t % self.stride == 0] or self.slices[-1:]
 
 
 # Of a run: logits (L, h, w), predicted IoU (L,), object score (L,), in the run's order.
@@ -65,7 +73,7 @@ class Memo:
             self.bytes = 0
 
 
-def plan(annotated, low, high, forward, backward, annotations) -> list[Run]:
+def plan(annotated, low, high, forward, backward, annotations, stride: int = 1) -> list[Run]:
     """Runs that fill the gaps; nothing runs outward from a slice annotated as empty."""
     def empty(t):
         return annotations[t].object_score <= 0
@@ -73,15 +81,15 @@ def plan(annotated, low, high, forward, backward, annotations) -> list[Run]:
     runs = []
     first, last = annotated[0], annotated[-1]
     if backward and first > low and not empty(first):
-        runs.append(Run(first, -1, first - low))
+        runs.append(Run(first, -1, first - low, None, stride))
     if forward and last < high and not empty(last):
-        runs.append(Run(last, 1, high - last))
+        runs.append(Run(last, 1, high - last, None, stride))
     for a, b in zip(annotated, annotated[1:], strict=False):
         if b - a > 1 and not (empty(a) and empty(b)):
             if forward:
-                runs.append(Run(a, 1, b - a - 1, b))
+                runs.append(Run(a, 1, b - a - 1, b, stride))
             if backward:
-                runs.append(Run(b, -1, b - a - 1, a))
+                runs.append(Run(b, -1, b - a - 1, a, stride))
     return runs
 
 
@@ -111,11 +119,24 @@ def merge(run, runs, results, out) -> None:
     agreement[index] = torch.where(total > 0, 2 * inside / total.clamp_min(1), 1.0)
 
 
-def outcome(run: Run, rows: list) -> Outcome:
-    """What a run gave; the slices that it did not come to are without the object."""
+def outcome(run: Run, rows: list, start: tuple) -> Outcome:
+    """What a run gave at its stops and, by interpolation, between them; stops that it did not come to are without the object.
+
+    Args:
+        rows: (logits (h, w), predicted IoU, object score) of the stops. start: the same of the annotated slice.
+    """
     logits, iou, score = (torch.stack([torch.as_tensor(r[n]).float() for r in rows]) for n in range(3))
-    left = run.length - len(rows)
+    left = len(run.stops) - len(rows)
     if left:
         logits = torch.cat([logits, logits.new_full((left, *logits.shape[1:]), ABSENT)])
         iou, score = torch.cat([iou, iou.new_ones(left)]), torch.cat([score, score.new_full((left,), -10.0)])
-    return logits, iou, score
+    if run.stride == 1:
+        return logits, iou, score
+    known = [torch.cat([torch.as_tensor(s).float().to(x)[None], x]) for s, x in zip(start, (logits, iou, score), strict=True)]
+    at = torch.tensor([0, *(abs(t - run.near) for t in run.stops)], device=logits.device)
+    d = torch.arange(1, run.length + 1, device=logits.device)
+    after = torch.searchsorted(at, d).clamp_max(len(run.stops))
+    share = ((d - at[after - 1]) / (at[after] - at[after - 1])).clamp(0, 1)
+    known[0] = torch.where(known[0].amax((1, 2), keepdim=True) > ABSENT, known[0].clamp(-CLAMP, CLAMP), -CLAMP)
+    logits, iou, score = (torch.lerp(x[after - 1], x[after], share.view(-1, *[1] * (x.ndim - 1))) for x in known)
+    return torch.where(logits.amax((1, 2), keepdim=True) > -CLAMP, logits, ABSENT), iou, score

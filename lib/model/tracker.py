@@ -146,7 +146,7 @@ class Tracker:
     @torch.inference_mode()
     def propagate_all(
         self, features: FrameFeatures, structures: Sequence[dict[int, Annotation]], *, low: int, high: int,
-        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, batch: int = BATCH, memo: Memo | None = None, scope: tuple = (),
+        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1, batch: int = BATCH, memo: Memo | None = None, scope: tuple = (),
         prepare: Callable | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
         """Fills the slices low..high (both included) of several structures from their annotated ones.
@@ -156,19 +156,20 @@ class Tracker:
                 tracking there.
             forward, backward: directions to track in (towards higher, lower slice indices).
             stop_mm: an outer run ends when the object has been absent for that distance (and 3 slices); 0 = never.
+            stride: only every so many slices go through the network, those between are interpolated.
             batch: most runs that go through the network at once.
             memo: known outcomes of runs, for keys that begin with `scope` (volume and network).
             prepare: called with slice indices shortly before they are needed; default: encodes them.
         """
         prepare = prepare or features.ensure
-        patience = max(3, math.ceil(stop_mm / features.frames.slice_mm)) if stop_mm else 0
-        plans = [plan(sorted(a), low, high, forward, backward, a) for a in structures]
+        patience = max(3, math.ceil(stop_mm / features.frames.slice_mm / stride)) if stop_mm else 0
+        plans = [plan(sorted(a), low, high, forward, backward, a, stride) for a in structures]
         jobs = {(n, run): self._key(scope, structures[n], run, patience) for n, runs in enumerate(plans) for run in runs}
         results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
-        todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -job[1].length)
+        todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -len(job[1].stops))
         groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
         groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
-        bar = iter(progress(range(sum(g[0][1].length for g in groups))))
+        bar = iter(progress(range(sum(len(g[0][1].stops) for g in groups))))
         for group in groups:
             for job, done in self._run_batch(features, structures, group, patience, prepare, bar).items():
                 results[job] = done
@@ -212,16 +213,16 @@ class Tracker:
         out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
         absent, active = dict.fromkeys(jobs, 0), list(jobs)
         near = torch.zeros(len(jobs), device=features.device)  # mean score on the slices beside the annotation
-        for d in range(1, jobs[0][1].length + 1):
+        for d in range(1, len(jobs[0][1].stops) + 1):
             next(bar, None)
-            alive = [i for i, j in enumerate(active) if j[1].length >= d and not 0 < patience <= absent[j]]
+            alive = [i for i, j in enumerate(active) if len(j[1].stops) >= d and not 0 < patience <= absent[j]]
             if not alive:
                 break
             if len(alive) < len(active):
                 memories, active, near = rows_of(memories, alive), [active[i] for i in alive], near[alive]
             if d % _AHEAD == 1:
-                prepare([t for _, run in active for t in run.slices[d - 1 : d - 1 + _AHEAD]])
-            slices = [run.near + d * run.step for _, run in active]
+                prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
+            slices = [run.stops[d - 1] for _, run in active]
             least = near - self.drop if self.drop and d > _BESIDE else None
             with self._autocast():
                 step = self._step(features, slices, memories=memories, time=d, remember=True, least=least)
@@ -234,7 +235,11 @@ class Tracker:
             for n, job in enumerate(active):
                 out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
                 absent[job] = 0 if there[n] else absent[job] + 1
-        return {job: outcome(job[1], rows) for job, rows in out.items()}
+        done = {}
+        for (n, run), rows in out.items():
+            end = structures[n][run.near]
+            done[n, run] = outcome(run, rows, (end.logits[0, 0], end.iou, end.object_score))
+        return done
 
     def _step(
         self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False, least=None

@@ -97,6 +97,7 @@ class Sam2Task(InferTask):
                 "largest_cc": False,
                 "z_range": "",
                 "stop_mm": 15,
+                "stride": 0,
                 "focus": True,
             }
         what = "all slices" if whole else "the clicked slice"

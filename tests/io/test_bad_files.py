@@ -146,7 +146,7 @@ def test_one_complete_file(ending, tmp_path):
     assert os.stat(path).st_mode & 0o777 == 0o644
 
 
-WRITERS = [(".nii.gz", nib, "save"), (".nii", nib, "save"), (".nrrd", sitk, "WriteImage"), (".mha", sitk, "WriteImage"),
+WRITERS = [(".nii.gz", nib, "save"), (".nii", nib, "save"), (".nrrd", write.nrrd, "write"), (".mha", sitk, "WriteImage"),
            (".seg.nrrd", write.nrrd, "write")]  # fmt: skip
 
 

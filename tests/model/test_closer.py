@@ -3,7 +3,7 @@
 import numpy as np
 
 from lib.frames import Frames
-from lib.model.closer import FOLLOW, LOOK, surroundings
+from lib.model.closer import FOLLOW, LOOK, part_to_follow, surroundings
 from lib.prompts import SlicePrompt
 from lib.volume import Volume
 
@@ -34,6 +34,25 @@ def test_large_structures_and_nothing_at_all_have_no_part():
 def test_a_little_more_mask_is_the_same_part():
     parts = [surroundings(frames(), [(NO_POINTS, square((40, 60 + n), (30, 45)))], FOLLOW) for n in (0, 1, 2)]
     assert parts[0] == parts[1] == parts[2]
+
+
+def test_the_part_to_follow_is_that_of_the_first_click_while_it_holds_the_rest():
+    first = NO_POINTS, square((40, 60), (30, 45))
+    part = surroundings(frames(), [first], FOLLOW)
+    moved = NO_POINTS, square((44, 64), (36, 51))
+    assert surroundings(frames(), [first, moved], FOLLOW) != part
+    assert part_to_follow(frames(), first, [first, moved]) == part
+
+
+def test_the_part_to_follow_changes_when_the_rest_does_not_fit_or_is_much_smaller():
+    first = NO_POINTS, square((40, 60), (30, 45))
+    far = NO_POINTS, square((70, 80), (30, 45))
+    assert part_to_follow(frames(), first, [first, far]) == surroundings(frames(), [first, far], FOLLOW)
+    leaked, small = (NO_POINTS, square((10, 90), (10, 90))), (NO_POINTS, square((40, 50), (40, 50)))
+    assert part_to_follow(frames(), leaked, [leaked]) is None
+    assert part_to_follow(frames(), leaked, [small]) == surroundings(frames(), [small], FOLLOW)
+    half = NO_POINTS, square((30, 55), (30, 55))
+    assert part_to_follow(frames(), leaked, [half]) is None  # not worth to encode a part for
 
 
 def test_clicks_outside_the_mask_are_in_the_part():
