@@ -210,6 +210,7 @@ def _train(options) -> None:
     if training.workers.first:
         found = presence.calibrate(path, device=device)
         quality.calibrate(path, device=device)
+        found = {f"{drop:g}, {gain:g}": v for (drop, gain), v in found.items()}
         path.with_name("presence.json").write_text(json.dumps(found, indent=1))
         logging.info("Wrote %s.", path)
 

@@ -1,10 +1,12 @@
-"""How good are the masks? This engine, MONAI Label's built-in SAM 2 task and a random walker, same weights, same clicks.
+"""How good are the masks? This engine, MONAI Label's built-in SAM 2 task, the official video predictor and a random walker, same
+weights, same clicks.
 
-For every label of at least 50 voxels of every case, three kinds of prompts:
+For every label of at least 50 voxels of every case, these prompts:
 
   clicks5       a click at the deepest point of the label's largest slice, up to four corrective ones there (Shen et al. 2024)
   box           the tight box on that slice
   three_slices  up to three such clicks on each of the slices at 20, 50 and 80 % of the label's extent
+  five_slices   the same at 10, 30, 50, 70 and 90 % (not by default)
 
 The clicks are made on this engine's masks and given to all. Figures: Dice of the prompted slices (mean), Dice of the volume,
 share of the slices without the label that got a mask nevertheless.
@@ -12,6 +14,7 @@ share of the slices without the label that got a mask nevertheless.
 examples:
   python benchmarks/accuracy.py --data sample-data
   python benchmarks/accuracy.py --data DIR --engines app --prompts clicks5 --json rows.json
+  python benchmarks/accuracy.py --data DIR --engines app,official --prompts three_slices,five_slices
 """
 
 import argparse
@@ -25,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from peers import Builtin, RandomWalker  # noqa: E402
+from peers import Builtin, Official, RandomWalker  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lib import metrics, simulate  # noqa: E402
@@ -36,7 +39,9 @@ from lib.options import Options  # noqa: E402
 from lib.segment import Segmenter  # noqa: E402
 
 PROMPTS = ("clicks5", "box", "three_slices")
-ENGINES = ("app", "builtin", "classical")
+SHARES = {"three_slices": (0.2, 0.5, 0.8), "five_slices": (0.1, 0.3, 0.5, 0.7, 0.9)}
+ENGINES = ("app", "builtin", "official", "classical")
+DEFAULT = "app,builtin,classical"
 MIN_VOXELS = 50
 
 
@@ -66,7 +71,7 @@ def prompts_for(kind: str, app: App, case, volume, frames, truth) -> tuple[dict,
         return simulate.box_on(frames, truth, largest), [largest]
     if kind == "clicks5":
         return clicks(largest, 5), [largest]
-    slices = simulate.slices_at(truth)
+    slices = simulate.slices_at(truth, SHARES[kind])
     each = [clicks(t, 3) for t in slices]
     return {k: [v for p in each for v in p[k]] for k in ("positive", "negative")}, slices
 
@@ -100,14 +105,15 @@ def measure(engines, app, case, kinds):
 def table(rows: list[dict]) -> str:
     """Means over all labels of all cases, then each label."""
     lines = ["", f"{'prompt':14}{'engine':11}{'slice Dice':>11}{'volume Dice':>12}{'empty FP':>10}{'seconds':>9}{'n':>5}"]
-    for kind in PROMPTS:
+    kinds = dict.fromkeys(r["prompt"] for r in rows)
+    for kind in kinds:
         for engine in ENGINES:
             chosen = [r for r in rows if r["prompt"] == kind and r["engine"] == engine]
             if chosen:
                 means = [np.nanmean([r[k] for r in chosen]) for k in ("slice_dice", "volume_dice", "empty_fp_share", "seconds")]
                 lines.append(f"{kind:14}{engine:11}{means[0]:11.3f}{means[1]:12.3f}{means[2]:10.2f}{means[3]:9.1f}{len(chosen):5}")
     engines = [e for e in ENGINES if any(r["engine"] == e for r in rows)]
-    for kind in PROMPTS:
+    for kind in kinds:
         keys = list(dict.fromkeys((r["case"], r["label"]) for r in rows if r["prompt"] == kind))
         if keys:
             lines += ["", f"{kind}: slice / volume Dice", f"{'case':18}{'label':22}" + "".join(f"{e:>15}" for e in engines)]
@@ -122,8 +128,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True, help="folder with dataset.json (Medical Segmentation Decathlon layout)")
     p.add_argument("--json", type=Path, help="write the rows here")
-    p.add_argument("--engines", default=",".join(ENGINES))
-    p.add_argument("--prompts", default=",".join(PROMPTS))
+    p.add_argument("--engines", default=DEFAULT, help=f"of {', '.join(ENGINES)} (default: %(default)s)")
+    p.add_argument("--prompts", default=",".join(PROMPTS), help="default: %(default)s; also five_slices")
     p.add_argument("--cases", help="names, comma-separated (default: all)")
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="auto")
@@ -132,7 +138,7 @@ def main() -> None:
     a = p.parse_args()
     options = Options(checkpoint=a.checkpoint, device=a.device, window=a.window, components=a.components)
     app = App(options)
-    make = {"app": lambda: app, "builtin": lambda: Builtin(options), "classical": RandomWalker}
+    make = {"app": lambda: app, "builtin": lambda: Builtin(options), "official": lambda: Official(options), "classical": RandomWalker}
     engines = [make[e]() for e in a.engines.split(",")]
     cases = [c for c in read_cases(a.data) if not a.cases or c.name in a.cases.split(",")]
     rows = []

@@ -126,74 +126,35 @@ class Builtin:
 
 
 class Official:
-    """`SAM2VideoPredictor` on the windowed slices in memory, both directions."""
+    """`SAM2VideoPredictor`, which keeps its state from step to step."""
 
     def __init__(self, options):
-        import torch
+        from peers import Official as Peer
 
-        from lib.model import checkpoints, device
-        from lib.model.build import build_official
-
-        found = checkpoints.find(options.checkpoint)
-        self.device = device.resolve(options.device)
-        self.autocast = device.autocast_factory(self.device)
-        self.predictor = build_official(found.config, add_all_frames_to_correct_as_cond=True)
-        weights = checkpoints.read_weights(found.path)
-        self.predictor.load_state_dict({k: v.float() for k, v in weights.items()})
-        self.predictor.to(self.device)
-        self.state, self.clicks, self.torch = None, [], torch
+        self.peer = Peer(options)
 
     def warm(self, path) -> None:
         self.open(path)
-        self.step("warm", path, [[3, 3, 1]])
+        self.step("first_click", path, [[3, 3, 1]])
 
     def open(self, path) -> None:
-        import sam2.sam2_video_predictor as module
-
         from lib.frames import Frames
         from lib.io.read import read_volume
-        from lib.model.build import normalize
-        from lib.model.features import FrameFeatures
 
-        frames = Frames.of(read_volume(path))
-        self.features = FrameFeatures(self.predictor, frames, self.device, self.autocast, 1)
-        squares = normalize(self.features.squares(range(len(frames))))
-        side = self.predictor.image_size
-        module.load_video_frames = lambda **_: (squares, side, side)
-        with self.torch.inference_mode(), self.autocast():
-            self.state = self.predictor.init_state(video_path="")
+        self.volume = read_volume(path)
+        self.frames = Frames.of(self.volume)
+        self.peer.open(self.frames)
 
     def step(self, name, path, clicks):
-        if name == "first_click_cold" or self.state is None:
+        from lib.prompts import by_slice, make_prompts
+
+        if name == "first_click_cold":
             self.open(path)
-        structure = 2 if name == "second_label" else 1
-        frames = self.features.frames
-        if name in ("first_click_cold", "first_click"):
-            self.predictor.reset_state(self.state)
-        by_slice: dict[int, list] = {}
-        for voxel in clicks:
-            t, y, x = frames.to_pixel(voxel)
-            by_slice.setdefault(t, []).append((x, y))
-        logits = {}
-        with self.torch.inference_mode(), self.autocast():
-            for t, points in by_slice.items():
-                xy = self.features.to_square(np.array(points))
-                self.predictor.add_new_points_or_box(
-                    self.state, t, structure, points=xy.tolist(), labels=[1] * len(points), normalize_coords=True
-                )
-            for reverse in (False, True):
-                start = max(by_slice) if reverse else min(by_slice)
-                for t, ids, out in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
-                    if t not in logits or reverse:
-                        logits[t] = out[ids.index(structure), 0].float().cpu()
-
-        def result():
-            stack = np.zeros((len(frames), *frames.size), bool)
-            for t, x in logits.items():
-                stack[t] = (self.features.to_slices(x[None])[0] > 0).numpy()
-            return frames.to_volume(stack), np.arange(len(frames))
-
-        return result
+        if name.startswith("first_click"):
+            self.peer.predictor.reset_state(self.peer.state)
+        prompts = by_slice(make_prompts(self.volume, positive=clicks, axis=self.frames.axis), self.frames)
+        logits = self.peer.track(prompts, structure=2 if name == "second_label" else 1)
+        return lambda: (self.peer.mask(logits), np.arange(len(self.frames)))
 
 
 def peak_host_mb() -> int:
@@ -216,7 +177,6 @@ def run_one(engine: str, options, image: Path, steps: dict, out: Path) -> None:
     for part in (("first_click_cold",), STEPS[:1] + STEPS[2:]):
         tool = make(options)
         tool.warm(small)
-        tool.state = None
         for name in part:
             if cuda:
                 torch.cuda.synchronize()

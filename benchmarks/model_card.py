@@ -71,10 +71,11 @@ By `benchmarks/calibration.py` on the same volumes (five clicks on one slice; al
 ![reliability](reliability.png)
 
 The object score of so small a network depends on the size of the object more than on its presence. What the engine uses is its
-*fall*: an object counts as lost where the score drops by more than {drop} below that of the slices beside the annotation
-(`lib/train/presence.py`, found on generated volumes):
+*fall*, and the image: an object counts as lost where the score drops by more than {drop} below that of the slices beside the
+annotation, plus {gain} times the contrast (-1 to 1) by which the mask still looks as the annotated slice does (`lib/model/ends.py`).
+Both were found on generated volumes (`lib/train/presence.py`):
 
-| drop | volume Dice | empty slices with a mask |
+| drop, gain | volume Dice | empty slices with a mask |
 | --- | --- | --- |
 {drops}
 
@@ -101,7 +102,7 @@ def main() -> None:
     p.add_argument("--rows", type=Path, required=True, help="of accuracy.py")
     p.add_argument("--first", type=Path, required=True, help="rows of the first version")
     p.add_argument("--calibration", type=Path, required=True, help="of calibration.py")
-    p.add_argument("--presence", type=Path, required=True, help="{drop: [dice, share]} of lib.train.presence")
+    p.add_argument("--presence", type=Path, required=True, help="presence.json of the run")
     p.add_argument("--recipe", type=Path, required=True, help="table of what changes of the recipe gave (Markdown)")
     p.add_argument("--data-name", default="the volumes given")
     p.add_argument("--notes", default="")
@@ -120,7 +121,8 @@ def main() -> None:
         machine=info["machine"], torch=info["torch"], command=info.get("command", "python main.py train"),
         images=info.get("images", ""), phases="\n".join(phases_of(info)), notes=a.notes, recipe=a.recipe.read_text().strip(),
         data_name=a.data_name, table=table(rows).strip(), first=table(first).strip(), calibration=summary + ".",
-        drop=checkpoints.traits(embedded)["presence_drop"], drops="\n".join(f"| {d} | {x[0]:.3f} | {x[1]:.2f} |" for d, x in presence.items()),
+        drop=checkpoints.traits(embedded)["presence_drop"], gain=checkpoints.traits(embedded)["presence_gain"],
+        drops="\n".join(f"| {d} | {x[0]:.3f} | {x[1]:.2f} |" for d, x in presence.items()),
     ))  # fmt: skip
 
 

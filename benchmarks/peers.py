@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sam2 import sam2_video_predictor
 from scipy import ndimage
 from skimage.segmentation import random_walker
 
-from lib.model import checkpoints
-from lib.model.build import CONFIG_DIRS
+from lib.model import checkpoints, device
+from lib.model.build import CONFIG_DIRS, build_official, normalize
+from lib.model.features import FrameFeatures
+from lib.prompts import SlicePrompt, by_slice, make_prompts
 
 
 class Builtin:
@@ -61,6 +64,65 @@ class Builtin:
             "image": str(image), "device": self.device, "reset_state": reset, "result_write_to_file": False,
             "foreground": [list(v) for v in foreground], "background": [list(v) for v in background], "roi": [],
         }  # fmt: skip
+
+
+class Official:
+    """`SAM2VideoPredictor` on the windowed slices in memory, both directions, every annotated slice as a conditioning frame."""
+
+    name = "official"
+
+    def __init__(self, options):
+        found = checkpoints.find(options.checkpoint)
+        self.device = device.resolve(options.device)
+        self.autocast = device.autocast_factory(self.device)
+        self.predictor = build_official(found.config, add_all_frames_to_correct_as_cond=True)
+        weights = checkpoints.read_weights(found.path)
+        self.predictor.load_state_dict({k: v.float() for k, v in weights.items()})
+        self.predictor.to(self.device)
+        self.features = self.state = self._case = None
+
+    def open(self, frames) -> None:
+        """Takes a volume; whatever was known of another one is forgotten."""
+        self.features = FrameFeatures(self.predictor, frames, self.device, self.autocast, 1)
+        squares = normalize(self.features.squares(range(len(frames))))
+        side = self.predictor.image_size
+        sam2_video_predictor.load_video_frames = lambda **_: (squares, side, side)
+        with torch.inference_mode(), self.autocast():
+            self.state = self.predictor.init_state(video_path="")
+
+    def track(self, prompts: dict[int, SlicePrompt], structure: int = 1) -> dict[int, torch.Tensor]:
+        """Logits (h, w) of each slice, from the prompts of a few."""
+        logits = {}
+        with torch.inference_mode(), self.autocast():
+            for t, p in prompts.items():
+                xy = self.features.to_square(p.points)
+                corners, clicks = p.labels > 1, p.labels < 2
+                self.predictor.add_new_points_or_box(
+                    self.state, t, structure, points=xy[clicks].tolist() if clicks.any() else None,
+                    labels=p.labels[clicks].tolist() if clicks.any() else None,
+                    box=xy[corners].ravel().tolist() if corners.any() else None, normalize_coords=True,
+                )  # fmt: skip
+            for reverse in (False, True):
+                start = max(prompts) if reverse else min(prompts)
+                for t, ids, out in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
+                    if t not in logits or reverse:
+                        logits[t] = out[ids.index(structure), 0].float().cpu()
+        return logits
+
+    def mask(self, logits: dict[int, torch.Tensor]) -> np.ndarray:
+        """bool (I, J, K) of what `track` gave."""
+        frames = self.features.frames
+        stack = np.zeros((len(frames), *frames.size), bool)
+        for t, x in logits.items():
+            stack[t] = (self.features.to_slices(x[None])[0] > 0).numpy()
+        return frames.to_volume(stack)
+
+    def segment(self, case, volume, frames, prompts) -> np.ndarray:
+        if case is not self._case:
+            self.open(frames)
+            self._case = case
+        self.predictor.reset_state(self.state)
+        return self.mask(self.track(by_slice(make_prompts(volume, axis=frames.axis, **prompts), frames)))
 
 
 class RandomWalker:

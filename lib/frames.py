@@ -149,6 +149,17 @@ class Frames:
         frames = (self.stack[list(indices)].astype(np.float32) - low) * (255.0 / (high - low))
         return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
+    def thumbnails(self, side: int) -> np.ndarray:
+        """All frames, small: uint8 (T, side, side), longer physical side filling the square, the rest 0."""
+        height, width = fit(self.size, self.pixel_mm, side)
+        rows, columns = (((np.arange(2 * n) + 0.5) * size / (2 * n)).astype(int) for n, size in zip((height, width), self.size, strict=True))
+        low, high = self.bounds
+        sampled = (self.stack[:, rows[:, None], columns].astype(np.float32) - low) * (255.0 / (high - low))
+        sampled = np.clip(sampled, 0, 255).reshape(len(self), height, 2, width, 2).mean((2, 4))
+        out = np.zeros((len(self), side, side), np.uint8)
+        out[:, :height, :width] = np.rint(sampled)
+        return out
+
     def to_pixel(self, ijk) -> tuple[int, float, float]:
         """(t, y, x) of a voxel index."""
         x, y = self.in_plane

@@ -10,6 +10,7 @@ import torch
 
 from lib import masks
 from lib.clock import Stopwatch
+from lib.estimate import expected_quality
 from lib.frames import Frames, resolve_axis
 from lib.model import checkpoints, device
 from lib.model.closer import part_to_follow
@@ -20,7 +21,7 @@ from lib.model.tracker import BATCH, Annotation, Tracker, Tracks
 from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
 from lib.result import Result
-from lib.slice_quality import Estimator, heads, signals
+from lib.slice_quality import Estimator
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -158,12 +159,14 @@ class Segmenter:
             with job.clock("finish"):
                 mask = self._finish(frames, job.features, annotated, tracks, prompts, options)
         self._store.trim()
-        iou, agreement = tracks.iou.float().cpu().numpy(), tracks.agreement.cpu().numpy()
-        present = tracks.object_score.float().sigmoid().cpu().numpy()
-        known, expected = _quality(job, mask, annotated, tracks, iou, present, agreement)
+        with job.clock("estimate"):
+            filled = frames.from_volume(mask).any((1, 2))
+            known, expected = expected_quality(job.features, filled, annotated, tracks, job.engine.estimator)
         return Result(
-            mask, frames.axis, tuple(sorted(annotated)), iou, present, agreement, known, expected, job.clock.seconds, job.encoded
-        )
+            mask, frames.axis, tuple(sorted(annotated)), tracks.iou.float().cpu().numpy(),
+            tracks.object_score.float().sigmoid().cpu().numpy(), tracks.agreement.cpu().numpy(), known, expected, job.clock.seconds,
+            job.encoded,
+        )  # fmt: skip
 
     def _engine(self, options: Options) -> "_Engine":
         checkpoint = checkpoints.find(options.checkpoint)
@@ -173,10 +176,10 @@ class Segmenter:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
                 traits = checkpoints.traits(checkpoint)
-                drop = float(traits.get("presence_drop", 0))
+                drop, gain = (float(traits.get(name, 0)) for name in ("presence_drop", "presence_gain"))
                 zoom = checkpoint.image_size <= ZOOM_UP_TO
-                tracker = Tracker(model, device.autocast_factory(where), drop, zoom)
-                estimator = Estimator.from_json(traits["slice_quality"]) if "slice_quality" in traits else None
+                tracker = Tracker(model, device.autocast_factory(where), drop, zoom, gain)
+                estimator = Estimator.from_json(traits.get("slice_quality", "{}"))
                 self._engines[key] = _Engine(key, tracker, encoder_key(model), estimator, threading.Lock())
             return self._engines[key]
 
@@ -282,21 +285,6 @@ class Segmenter:
             for voxel in voxels:
                 mask[voxel] = value
         return mask
-
-
-def _quality(job: _Job, mask, annotated, tracks, iou, present, agreement) -> tuple[np.ndarray, np.ndarray]:
-    """Signals and expected IoU of all slices."""
-    filled = job.frames.from_volume(mask).any((1, 2))
-    low = (tracks.logits > 0).cpu().numpy() & filled[:, None, None]
-    pixel_mm = job.frames.pixel_mm[1] * job.frames.size[1] / job.features.width * job.features.side / low.shape[-1]
-    known = signals(
-        low, pixel_mm=pixel_mm, slice_mm=job.frames.slice_mm, annotated=annotated, predicted_iou=iou, present=present,
-        agreement=agreement,
-    )  # fmt: skip
-    estimator = job.engine.estimator
-    expected = estimator(known, filled) if estimator else heads(iou, present, filled)
-    expected[list(annotated)] = 1.0
-    return known, expected
 
 
 def _tracks_of(annotated: dict[int, Annotation], total: int, where) -> Tracks:

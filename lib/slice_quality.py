@@ -7,7 +7,7 @@ import numpy as np
 
 SIGNALS = (
     "predicted_iou", "presence", "distance", "near", "change", "area", "overlap", "worst_iou", "agreement", "two_directions",
-    "beyond",
+    "alike", "worst_alike", "same", "beyond", "stop", "stop_beyond", "same_beyond", "alike_beyond", "reach", "reach_beyond",
 )  # fmt: skip
 
 
@@ -17,9 +17,28 @@ def slice_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
+def outward(total: int, annotated) -> list[tuple[int, int]]:
+    """(slice, its neighbour towards the nearest annotated slice) for all slices that are not annotated, nearest first."""
+    t, annotated = np.arange(total), np.asarray(sorted(annotated))
+    nearest = annotated[np.abs(t[:, None] - annotated).argmin(1)]
+    order = np.argsort(np.abs(t - nearest), kind="stable")
+    return [(int(k), int(k - np.sign(k - nearest[k]))) for k in order if k != nearest[k]]
+
+
+def in_force(masks: np.ndarray, annotated) -> np.ndarray:
+    """Index (T,) of the slice whose mask each slice of bool (T, h, w) has, or would have had, had tracking not ended: its own,
+    else the last one on the way from the nearest annotated slice."""
+    filled = masks.any((1, 2))
+    source = np.arange(len(masks))
+    for k, inner in outward(len(masks), annotated):
+        if not filled[k]:
+            source[k] = source[inner]
+    return source
+
+
 def signals(
     masks: np.ndarray, *, pixel_mm: float, slice_mm: float, annotated, predicted_iou: np.ndarray, present: np.ndarray,
-    agreement: np.ndarray,
+    agreement: np.ndarray, alike: np.ndarray, same: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """What is known about each slice without a reference: float (T, len(SIGNALS)).
 
@@ -28,6 +47,8 @@ def signals(
         annotated: indices of the prompted slices.
         predicted_iou: (T,) of the decoder's IoU head. present: (T,) probability that the object is there.
         agreement: (T,) Dice of the two directions between annotated slices, else NaN.
+        alike: (T,) in [-1, 1], how much the mask in force (see `in_force`) holds what looks like the annotated structure.
+        same: (T,) in [-1, 1], correlation of the image there with that of the slice where that mask comes from.
 
     Distances count in sizes of the structure (square root of its mean annotated area), so that a lesion and a liver compare.
     """
@@ -37,24 +58,27 @@ def signals(
     size = float(np.sqrt(drawn.mean())) if len(drawn) else 10.0
     nearest = annotated[np.abs(t[:, None] - annotated).argmin(1)]
     distance = np.abs(t - nearest) * slice_mm / size
-    overlap = np.ones(len(masks))
-    change, worst = np.zeros(len(masks)), np.clip(predicted_iou, 0, 1).astype(float)
-    order = np.argsort(np.abs(t - nearest), kind="stable")
-    for k in order:  # outward from the annotations
-        if k == nearest[k]:
-            continue
-        inner = k - np.sign(k - nearest[k])
+    source = in_force(masks, annotated)
+    overlap, change = np.ones(len(masks)), np.zeros(len(masks))
+    worst_iou, worst_alike, least_same = np.clip(predicted_iou, 0, 1).astype(float), alike.astype(float), same.astype(float)
+    for k, inner in outward(len(masks), annotated):
         total = masks[k].sum() + masks[inner].sum()
         overlap[k] = 2 * (masks[k] & masks[inner]).sum() / total if total else 1.0
-        change[k], worst[k] = change[inner] + 1 - overlap[k], min(worst[k], worst[inner])
-    filled = np.flatnonzero(area > 0)
-    beyond = np.abs(t[:, None] - filled).min(1) * slice_mm / size if len(filled) else np.zeros(len(masks))
+        change[k] = change[inner] + 1 - overlap[k]
+        worst_iou[k], worst_alike[k] = min(worst_iou[k], worst_iou[inner]), min(worst_alike[k], worst_alike[inner])
+        if area[k] == 0:
+            least_same[k] = min(least_same[k], least_same[inner])
+    beyond = np.exp(-2 * np.abs(t - source) * slice_mm / size)
+    stop = area[source] / max(float(area[annotated].max()), 1e-6)
+    reach = np.minimum(np.abs(source - nearest) * slice_mm / size, 3)
     ratio = np.abs(np.log((area + 1) / (area[nearest] + 1)))
     logit = np.clip(np.log(np.clip(present, 1e-6, 1) / np.clip(1 - present, 1e-6, 1)), -6, 6)
     two = ~np.isnan(agreement)
     return np.stack([
         np.clip(predicted_iou, 0, 1), logit / 6, np.minimum(distance, 4), np.exp(-2 * distance), np.minimum(change, 4),
-        np.minimum(ratio, 4), overlap, worst, np.where(two, np.nan_to_num(agreement), 0.7), two, np.exp(-4 * beyond),
+        np.minimum(ratio, 4), overlap, worst_iou, np.where(two, np.nan_to_num(agreement), 0.7), two,
+        alike, worst_alike, least_same, beyond, np.minimum(stop, 4), np.minimum(stop, 4) * beyond,
+        np.maximum(least_same, 0) * beyond, np.maximum(worst_alike, 0) * beyond, reach, np.exp(-reach) * beyond,
     ], 1).astype(float)  # fmt: skip
 
 
@@ -68,34 +92,58 @@ def heads(predicted_iou: np.ndarray, present: np.ndarray, filled: np.ndarray) ->
 
 
 @dataclass(frozen=True)
-class Linear:
-    """Standardise, weigh, add up."""
+class Boosting:
+    """A sum of small regression trees, as plain numbers: fitted by scikit-learn, kept as JSON, evaluated by NumPy.
 
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    weights: tuple[float, ...]
-    bias: float
+    Attributes:
+        start: what the trees are added to.
+        trees: of each tree the nodes' (signal, threshold, left, right, value); a leaf has signal -1.
+    """
+
+    start: float
+    trees: tuple[tuple[tuple[float, ...], ...], ...]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (x - np.array(self.mean)) / np.array(self.scale) @ np.array(self.weights) + self.bias
+        total = np.full(len(x), self.start)
+        rows = np.arange(len(x))
+        for tree in self.trees:
+            signal, threshold, left, right, value = (np.array(c) for c in zip(*tree, strict=True))
+            node = np.zeros(len(x), int)
+            for _ in range(len(tree)):
+                inner = signal[node] >= 0
+                if not inner.any():
+                    break
+                goes_left = x[rows, np.maximum(signal[node], 0).astype(int)] <= threshold[node]
+                node = np.where(inner, np.where(goes_left, left[node], right[node]).astype(int), node)
+            total += value[node]
+        return total
 
     @classmethod
-    def fit(cls, x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> "Linear":
-        """Least squares with a penalty on the weights."""
-        from sklearn.linear_model import Ridge
-        from sklearn.preprocessing import StandardScaler
+    def fit(cls, x: np.ndarray, y: np.ndarray, trees: int = 80, seed: int = 0) -> "Boosting":
+        """Least squares; small leaves are not allowed, because slices of one volume are much alike."""
+        from sklearn.ensemble import GradientBoostingRegressor
 
-        scaler = StandardScaler().fit(x)
-        model = Ridge(alpha=ridge).fit(scaler.transform(x), y)
-        return cls(*(tuple(float(v) for v in a) for a in (scaler.mean_, scaler.scale_, model.coef_)), float(model.intercept_))
+        rate, leaf = 0.07, max(1, min(60, len(x) // 20))
+        model = GradientBoostingRegressor(
+            n_estimators=trees, max_depth=3, learning_rate=rate, subsample=0.7, min_samples_leaf=leaf, random_state=seed
+        ).fit(np.asarray(x, np.float32), y)  # as it will compare
+
+        def nodes(tree):
+            columns = tree.feature, tree.threshold, tree.children_left, tree.children_right, rate * tree.value[:, 0, 0]
+            return tuple(
+                (int(f) if left >= 0 else -1, round(float(t), 6), int(left), int(right), round(float(v), 6))
+                for f, t, left, right, v in zip(*columns, strict=True)
+            )
+
+        return cls(float(np.mean(y)), tuple(nodes(e.tree_) for e in model.estimators_[:, 0]))
 
 
 @dataclass(frozen=True)
 class Estimator:
     """Expected IoU from `signals`, fitted for one checkpoint: one model where there is a mask, one where there is none."""
 
-    filled: Linear
-    empty: Linear
+    filled: Boosting
+    empty: Boosting
 
     def __call__(self, x: np.ndarray, filled: np.ndarray) -> np.ndarray:
         """(T,) in [0, 1] from signals (T, len(SIGNALS)) and whether each slice has a mask."""
@@ -104,12 +152,15 @@ class Estimator:
     @classmethod
     def fit(cls, x: np.ndarray, filled: np.ndarray, iou: np.ndarray) -> "Estimator":
         """From slices whose true IoU is known."""
-        return cls(Linear.fit(x[filled], iou[filled]), Linear.fit(x[~filled], iou[~filled]))
+        return cls(Boosting.fit(x[filled], iou[filled]), Boosting.fit(x[~filled], iou[~filled]))
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({"signals": SIGNALS, **asdict(self)}, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Estimator":
+    def from_json(cls, text: str) -> "Estimator | None":
+        """None if it was fitted on other signals, by another release."""
         content = json.loads(text)
-        return cls(Linear(**content["filled"]), Linear(**content["empty"]))
+        if tuple(content.get("signals", ())) != SIGNALS:
+            return None
+        return cls(Boosting(**content["filled"]), Boosting(**content["empty"]))

@@ -133,3 +133,12 @@ def test_key_tells_what_the_frames_depend_on():
 )
 def test_fit(size, pixel_mm, expected):
     assert fit(size, pixel_mm, 256) == expected
+
+
+def test_thumbnails_are_small_frames_of_true_aspect():
+    array = np.zeros((40, 20, 3), np.int16)  # x, y, slices of 1 x 1 mm
+    array[20:, :, 1] = 100
+    small = Frames.of(Volume(array, np.eye(4)), axis=2, window="0,100").thumbnails(16)
+    assert small.shape == (3, 16, 16) and small.dtype == np.uint8
+    assert not small[0].any() and not small[1, 8:].any()  # the slice is half as high as wide
+    assert (small[1, :8, 8:] == 255).all() and not small[1, :, :8].any()

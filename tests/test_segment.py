@@ -46,6 +46,15 @@ def test_slices_are_encoded_once(segmenter, volume):
     assert run(segmenter, copy, Options(propagate=False), positive=[(31, 33, 5)]).encoded <= 1, "only what is new"
 
 
+def test_features_that_were_forgotten_change_nothing(segmenter, volume):
+    from lib.model.features import FeatureStore
+
+    clicks = {"positive": [CENTRE, (30, 34, 3)]}
+    forgetful = Segmenter(FeatureStore(limit=1))  # bytes
+    mask = run(forgetful, volume, **clicks).mask
+    np.testing.assert_array_equal(mask, run(segmenter, volume, **clicks).mask)
+
+
 def test_clicked_voxels_are_as_the_user_said(segmenter, volume):
     mask = run(segmenter, volume, positive=[CENTRE, (28, 30, 9)], negative=[(36, 36, 6), (3, 3, 2)]).mask
     assert mask[CENTRE] and mask[28, 30, 9] and not mask[36, 36, 6] and not mask[3, 3, 2]

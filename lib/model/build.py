@@ -65,6 +65,29 @@ def build_official(name: str, **overrides) -> SAM2VideoPredictor:
     return instantiate(config, _recursive_=True).eval()
 
 
+def keep_heads_exact(model: SAM2Base) -> SAM2Base:
+    """The same model; under autocast its prompt encoder and mask decoder compute in full precision nevertheless.
+
+    In bfloat16 a click is placed to a few pixels only, and a mask's border moves: per-slice Dice 0.998 against full precision,
+    0.999 with exact heads, which are a small part of the work.
+    """
+    heads = model._forward_sam_heads
+
+    def exact(*args, **kwargs):
+        device = next(a for a in (*args, *kwargs.values()) if torch.is_tensor(a)).device.type
+        with torch.autocast(device, enabled=False):
+            return heads(*(_float(a) for a in args), **{k: _float(v) for k, v in kwargs.items()})
+
+    model._forward_sam_heads = exact
+    return model
+
+
+def _float(value):
+    if isinstance(value, (list, tuple)):
+        return [_float(v) for v in value]
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
 def normalize(frames: torch.Tensor) -> torch.Tensor:
     """Grey frames (..., H, W) in [0, 255] to the network's input (..., 3, H, W), ImageNet mean and deviation as in SAM 2."""
     mean = frames.new_tensor([0.485, 0.456, 0.406], dtype=torch.float32).view(3, 1, 1)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.errors import CheckpointError
-from lib.model.build import build, read_config
+from lib.model.build import build, keep_heads_exact, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
         logger.warning("%s", e)
         raise CheckpointError(f"{checkpoint.path.name} does not hold weights of {checkpoint.config}.") from e
     logger.info("Loaded checkpoint %s from %s.", checkpoint.name, checkpoint.path)
-    return model
+    return keep_heads_exact(model)
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -189,12 +189,13 @@ def traits(checkpoint: Checkpoint) -> dict[str, str]:
     """What was measured of a checkpoint and written into its file; empty where nothing was.
 
     presence_drop: how far the object score may fall before an object counts as lost, see `lib.train.presence`.
+    presence_gain: how much more where the mask still looks as it did, see `lib.model.ends`.
     slice_quality: fitted estimate (JSON), see `lib.slice_quality.Estimator`.
     """
     if checkpoint.path.suffix != ".safetensors":
         return {}
     metadata = _metadata(checkpoint.path)
-    return {k: metadata[k] for k in ("presence_drop", "slice_quality") if k in metadata}
+    return {k: metadata[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in metadata}
 
 
 def _metadata(path: Path) -> dict:

@@ -5,12 +5,14 @@ import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from lib.frames import Frames, fit
+from lib.model import looks
 from lib.model.build import normalize
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,19 @@ class FrameFeatures:
         self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.position: list[torch.Tensor] | None = None
+
+    @cached_property
+    def thumbnails(self) -> torch.Tensor:
+        """Of all slices: uint8 (T, looks.SIDE, looks.SIDE), on the device."""
+        return torch.from_numpy(self.frames.thumbnails(looks.SIDE)).to(self.device)
+
+    @cached_property
+    def thumbnail_valid(self) -> torch.Tensor:
+        """Where a thumbnail is no padding: bool (looks.SIDE, looks.SIDE)."""
+        valid = torch.zeros(looks.SIDE, looks.SIDE, dtype=torch.bool, device=self.device)
+        height, width = fit(self.frames.size, self.frames.pixel_mm, looks.SIDE)
+        valid[:height, :width] = True
+        return valid
 
     @property
     def bytes(self) -> int:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.model.closer import agreement, closer_look
+from lib.model.ends import Ends
 from lib.model.features import FrameFeatures
 from lib.model.memories import memory_of, rows_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
@@ -23,7 +24,6 @@ from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
 BATCH = 32
-_BESIDE = 2  # slices beside an annotation, where the object is surely there
 _AHEAD = 8  # slices that a run has encoded before it comes to them
 
 
@@ -73,10 +73,11 @@ class Tracker:
         drop: the object counts as lost where its score falls by more than this below that of the slices beside the
             annotation, as it does at the end of an object (0: only where the score is negative, as in SAM 2). A property
             of a checkpoint, see `lib.train.presence`.
+        gain: how much more it may fall where the mask still looks as it did (times `looks.contrast`). Found likewise.
     """
 
-    def __init__(self, model, autocast, drop: float = 0.0, zoom: bool = False):
-        self.model, self._autocast, self.drop, self.zoom = model, autocast, drop, zoom
+    def __init__(self, model, autocast, drop: float = 0.0, zoom: bool = False, gain: float = 0.0):
+        self.model, self._autocast, self.drop, self.zoom, self.gain = model, autocast, drop, zoom, gain
 
     @torch.inference_mode()
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
@@ -212,25 +213,24 @@ class Tracker:
                    self.model.max_obj_ptrs_in_encoder)  # fmt: skip
         out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
         absent, active = dict.fromkeys(jobs, 0), list(jobs)
-        near = torch.zeros(len(jobs), device=features.device)  # mean score on the slices beside the annotation
+        judge = Ends(features, self.drop, self.gain, [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)])
         for d in range(1, len(jobs[0][1].stops) + 1):
             next(bar, None)
             alive = [i for i, j in enumerate(active) if len(j[1].stops) >= d and not 0 < patience <= absent[j]]
             if not alive:
                 break
             if len(alive) < len(active):
-                memories, active, near = rows_of(memories, alive), [active[i] for i in alive], near[alive]
+                memories, active = rows_of(memories, alive), [active[i] for i in alive]
+                judge.keep(alive)
             if d % _AHEAD == 1:
                 prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
             slices = [run.stops[d - 1] for _, run in active]
-            least = near - self.drop if self.drop and d > _BESIDE else None
             with self._autocast():
-                step = self._step(features, slices, memories=memories, time=d, remember=True, least=least)
+                step = self._step(features, slices, memories=memories, time=d, remember=True, judge=judge.judge(d, slices))
             memories["non_cond_frame_outputs"][d] = memory_of(step)
             memories["non_cond_frame_outputs"].pop(d - keep, None)
             scores = step["object_score_logits"][:, 0].float()
-            if d <= _BESIDE:
-                near = near + scores / _BESIDE
+            judge.note(d, scores)
             there = (scores > 0).tolist() if patience and active[0][1].far is None else [True] * len(active)
             for n, job in enumerate(active):
                 out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
@@ -242,12 +242,12 @@ class Tracker:
         return done
 
     def _step(
-        self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False, least=None
+        self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False, judge=None
     ) -> dict:  # fmt: skip
         """One call of SAM 2's own `track_step` for a batch of slices at the same virtual time, plus predicted IoU.
 
         Args:
-            least: object scores (B,) below which the object counts as absent, if that is more than 0.
+            judge: from object scores (B,) and logits (B, h, w), scores that count instead: negative where the object is lost.
         """
         feats, positions, sizes = features.gather(slices)
         points = None
@@ -263,11 +263,11 @@ class Tracker:
             memories or {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}, 2 * FAR_END, False, start,
         )  # fmt: skip
         _, _, ious, low_res, high_res, pointer, score = heads
-        if least is not None:
-            score = torch.minimum(score, score - least[:, None].to(score))
-            lost = score <= 0
-            low_res, high_res = (x.masked_fill(lost[:, :, None, None], ABSENT) for x in (low_res, high_res))
-            pointer = torch.where(lost, self.model.no_obj_ptr.to(pointer), pointer)
+        if judge is not None:
+            score = judge(score[:, 0].float(), low_res[:, 0])[:, None].to(score)
+            gone = score <= 0
+            low_res, high_res = (x.masked_fill(gone[:, :, None, None], ABSENT) for x in (low_res, high_res))
+            pointer = torch.where(gone, self.model.no_obj_ptr.to(pointer), pointer)
         current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score, iou=ious.float().amax(1))
         if remember:
             self.model._encode_memory_in_output(feats, sizes, points, True, high_res, score, current)

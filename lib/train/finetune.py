@@ -6,15 +6,19 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from lib.datasets import Case
 from lib.errors import OptionError, UserError
+from lib.frames import Frames
+from lib.io.read import read_mask, read_volume
 from lib.model import checkpoints
 from lib.model.versions import Versions
 from lib.options import Options
+from lib.train import presence
 from lib.train.checks import VolumeCheck
 from lib.train.loop import Settings, Training
 from lib.train.parts import PARTS
@@ -22,6 +26,8 @@ from lib.train.phases import Phase
 from lib.train.volumes import VolumeSteps
 
 logger = logging.getLogger(__name__)
+
+_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def fine_tune(
         check_every=options.steps,
     )  # fmt: skip
     check = VolumeCheck(held, Options(device=options.device, window=options.window), clicks=options.clicks, most=options.most)
-    watch = _Watch(check, run, options, report, checkpoints.traits(base), [c.name for c in learn], [c.name for c in held])
+    watch = _Watch(check, run, options, report, checkpoints.traits(base), learn, held)
     watch.begin(f"{base.path}@{base.config}@{base.image_size}")
     training = Training(
         settings, (phase,), check=watch.epoch, stop=watch.is_over, data=partial(_steps, cases=learn, window=options.window)
@@ -126,6 +132,18 @@ def _run_name(cases, base, options) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _structures(cases, options: Options, most: int) -> list[tuple]:
+    """(volume, labels (T, Y, X), structures) of the cases, `most` structures in all, from as many cases as can be."""
+    read = []
+    for case in cases[:most]:
+        volume = read_volume(case.image)
+        labels = Frames.of(volume, window=options.window, axis=options.axis).from_volume(read_mask(case.label, volume))
+        read.append((volume, labels, [v for v in case.labels if (labels == v).any()]))
+    rounds = zip_longest(*([(n, v) for v in values] for n, (*_, values) in enumerate(read)))
+    chosen = [pair for row in rounds for pair in row if pair][:most]
+    return [(volume, labels, [v for m, v in chosen if m == n]) for n, (volume, labels, _) in enumerate(read)]
+
+
 class _Watch:
     """Checks after each epoch, keeps the best state, writes what a later process needs to go on."""
 
@@ -133,8 +151,10 @@ class _Watch:
         self._traits = traits
         self.check, self.run, self.options, self._report = check, run, options, report
         self.file, self.best = run / "stats.json", run / "best.safetensors"
+        self._learn = learn
         self.stats = json.loads(self.file.read_text()) if self.file.exists() else {
-            "epoch": 0, "max_epochs": options.epochs, "total_time": 0.0, "learn": learn, "check": held, "history": [],
+            "epoch": 0, "max_epochs": options.epochs, "total_time": 0.0, "history": [],
+            "learn": [c.name for c in learn], "check": [c.name for c in held],
         }  # fmt: skip
         self._before, self._start = self.stats["total_time"], time.monotonic()
 
@@ -158,8 +178,28 @@ class _Watch:
         self._save()
         return figures
 
+    def _refit(self) -> None:
+        """Other weights, other object scores: finds where tracking stops (`lib.train.presence`) again, on what was learned from."""
+        if "presence_drop" not in self._traits:
+            return
+        fitted = self.run / "fitted.safetensors"
+        shutil.copy(self.best, fitted)
+        logger.info("Fitting where tracking stops.")
+        options = replace(self.check.options, checkpoint=str(fitted), components="all")
+        gain = float(self._traits.get("presence_gain", 0))
+        limits = [(drop, gain) for drop in _DROPS]
+        presence.fit(fitted, _structures(self._learn, options, self.options.most), options, limits)
+        figures = self.check(fitted)
+        if figures["dice"] >= self.stats["best_metric"]:
+            fitted.replace(self.best)
+            self.stats["best_metric"] = figures["dice"]
+            self._save()
+
     def finish(self, versions: Versions) -> dict:
         better = self.best.exists()
+        if better and "refitted" not in self.stats:
+            self._refit()
+            self.stats["refitted"] = True
         figures = {k: round(self.stats[k], 4) for k in ("base_metric", "best_metric")}
         picked = self.best if better else self.run / "candidate.safetensors"
         path = versions.add(picked, {**figures, "options": asdict(self.options), **self.stats}, better=better)

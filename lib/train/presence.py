@@ -1,8 +1,9 @@
 """When is a tracked object lost? Finds how far the object score may fall before tracking should stop, on generated volumes.
 
 The score of a small network says little by itself: it is high for large objects, low for small ones. But where the object ends it
-falls below what it was beside the annotation. `calibrate` finds the drop that gives the best masks and writes it into the
-checkpoint, from where the engine reads it.
+falls below what it was beside the annotation, and the mask takes up what looks different. `calibrate` finds how far the score may
+fall, and how much further where the mask still looks alike (drop and gain of `lib.model.ends`), so that masks are best, and
+writes both into the checkpoint, from where the engine reads them.
 """
 
 import logging
@@ -23,7 +24,7 @@ from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-DROPS = (0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0)
+LIMITS = tuple((drop, gain) for gain in (0.0, 2.0, 4.0, 6.0) for drop in (0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5))
 _SEED = 5_000_000  # far from the seeds of training steps
 _FIELD_MM = 300.0
 
@@ -37,28 +38,39 @@ def generated_volume(seed: int, slices: int = 36, size: int = 128) -> tuple[Volu
     return Volume(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine, f"generated_{seed}"), labels, ending[:3]
 
 
-def calibrate(path: Path, *, device: str = "cpu", volumes: int = 12, drops: Sequence[float] = DROPS) -> dict[float, tuple]:
-    """Writes the best drop into the checkpoint at `path`; {drop: (mean volume Dice, share of empty slices with a mask)}.
+def calibrate(path: Path, *, device: str = "cpu", volumes: int = 12, limits: Sequence[tuple] = LIMITS) -> dict[tuple, tuple]:
+    """Writes the drop and gain that are best on generated volumes into the checkpoint at `path`; see `fit`."""
+    options = Options(checkpoint=str(path), device=device, axis="2", window="0,255", components="all")
+    return fit(path, [generated_volume(n) for n in range(volumes)], options, limits)
+
+
+def fit(path: Path, made: Sequence[tuple[Volume, np.ndarray, list[int]]], options: Options, limits=LIMITS) -> dict[tuple, tuple]:
+    """Writes the drop and gain that give the best mean volume Dice into the checkpoint at `path`.
 
     Each structure is painted on its largest slice and tracked through the volume.
+
+    Args:
+        made: volumes, their label maps (T, Y, X), the labels to track.
+        limits: pairs (drop, gain) to try.
+
+    Returns:
+        {(drop, gain): (mean volume Dice, share of empty slices with a mask)}.
     """
-    options = Options(checkpoint=str(path), device=device, axis="2", window="0,255", components="all")
-    made = [generated_volume(n) for n in range(volumes)]
     store, out = FeatureStore(), {}
-    for drop in tqdm(drops, desc="presence"):
-        checkpoints.set_metadata(path, presence_drop=str(drop))
+    for drop, gain in tqdm(limits, desc="presence"):
+        checkpoints.set_metadata(path, presence_drop=str(drop), presence_gain=str(gain))
         segmenter, dice, false = Segmenter(store), [], []
         for volume, labels, structures in made:
             frames = Frames.of(volume, window=options.window, axis=options.axis)
             for value in structures:
                 t = simulate.largest_slice(labels == value)
                 truth = frames.to_volume(labels == value)
-                prompts = segmenter.prompts(volume, options, masks={t: truth[:, :, t]})
-                mask = segmenter.segment(volume, prompts, options).mask
+                painted = np.take(truth, t, frames.axis)
+                mask = segmenter.segment(volume, segmenter.prompts(volume, options, masks={t: painted}), options).mask
                 dice.append(metrics.dice(mask, truth))
-                false.append(metrics.empty_fp_share(mask, truth, 2))
-        out[drop] = float(np.mean(dice)), float(np.nanmean(false))
-        logger.info("Drop %.1f: volume Dice %.3f, empty slices with a mask %.2f.", drop, *out[drop])
-    best = max(out, key=lambda d: out[d][0])
-    checkpoints.set_metadata(path, presence_drop=str(best))
+                false.append(metrics.empty_fp_share(mask, truth, frames.axis))
+        figures = out[drop, gain] = float(np.mean(dice)), float(np.nanmean(false))
+        logger.info("Drop %.1f, gain %.1f: volume Dice %.3f, empty slices with a mask %.2f.", drop, gain, *figures)
+    drop, gain = max(out, key=lambda pair: out[pair][0])
+    checkpoints.set_metadata(path, presence_drop=str(drop), presence_gain=str(gain))
     return out

@@ -1,6 +1,7 @@
 """The tracker against the official video predictor: same network, same weights, same prompts."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,6 +102,31 @@ def test_gaps_do_not_depend_on_each_other(model, features):
     # Matrix products round differently by batch size, and memories are kept in bfloat16, as in the official predictor.
     torch.testing.assert_close(both.logits[:4], left.logits[:4], atol=2e-3, rtol=0)
     torch.testing.assert_close(both.logits[3:], right.logits[3:], atol=2e-3, rtol=0)
+
+
+def test_structures_together_equal_each_alone(model, features):
+    tracker = Tracker(model, nullcontext, drop=0.4, gain=4.0)
+    structures = [{3: tracker.annotate(features, 3, click(120, 100))},
+                  {t: tracker.annotate(features, t, click(40, 200)) for t in (1, 5)}]  # fmt: skip
+    together = tracker.propagate_all(features, structures, low=0, high=6)
+    for annotated, tracks in zip(structures, together, strict=True):
+        alone = tracker.propagate(features, annotated, low=0, high=6)
+        torch.testing.assert_close(tracks.logits, alone.logits, atol=2e-3, rtol=0)  # batches round differently
+
+
+def test_half_precision_draws_the_same_masks(model, features):
+    half = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    again = FrameFeatures(model, features.frames, torch.device("cpu"), half, 1)
+    drawn = []
+    for autocast, of in ((nullcontext, features), (half, again)):
+        tracker = Tracker(model, autocast)
+        tracks = tracker.propagate(of, {3: tracker.annotate(of, 3, click(120, 100))}, low=0, high=6)
+        drawn.append(of.to_slices(tracks.logits) > 0)
+    full, coarse = drawn
+    inside = (full & coarse).sum((1, 2)).float()
+    total = full.sum((1, 2)) + coarse.sum((1, 2))
+    assert (total > 0).sum() > 4
+    assert (2 * inside[total > 0] / total[total > 0]).tolist() == pytest.approx([1.0] * int((total > 0).sum()), abs=0.001)
 
 
 def test_an_empty_slice_stops_tracking(model, features):

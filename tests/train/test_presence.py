@@ -17,15 +17,15 @@ def test_a_generated_volume_has_structures_that_end():
     np.testing.assert_array_equal(volume.array, again.array)
 
 
-def test_the_best_drop_is_written_into_the_checkpoint(tmp_path, monkeypatch):
+def test_the_best_limits_are_written_into_the_checkpoint(tmp_path, monkeypatch):
     path = shutil.copy(checkpoints.EMBEDDED, tmp_path / "copy.safetensors")
     before = checkpoints.traits(checkpoints.find(path))
     made = presence.generated_volume(3, slices=10, size=48)
     monkeypatch.setattr(presence, "generated_volume", lambda n: (made[0], made[1], made[2][:1]))
-    found = presence.calibrate(path, volumes=1, drops=(0.0, 0.7))
-    best = max(found, key=lambda d: found[d][0])
+    found = presence.calibrate(path, volumes=1, limits=((0.2, 0.0), (0.7, 4.0)))
+    best = max(found, key=lambda pair: found[pair][0])
     after = checkpoints.traits(checkpoints.find(path))
-    assert float(after["presence_drop"]) == best
+    assert (float(after["presence_drop"]), float(after["presence_gain"])) == best
     assert after.get("slice_quality") == before.get("slice_quality")
     assert checkpoints.find(path).config == checkpoints.find("embedded").config
 

@@ -1,0 +1,47 @@
+"""How good each slice of a segmentation probably is: gathers what the network and the image say, and asks the estimator."""
+
+import numpy as np
+import torch
+
+from lib.model import looks
+from lib.model.features import FrameFeatures
+from lib.model.tracker import Tracks
+from lib.slice_quality import Estimator, heads, in_force, signals
+
+
+def expected_quality(
+    features: FrameFeatures, filled: np.ndarray, annotated, tracks: Tracks, estimator: Estimator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signals (T, S) and expected IoU (T,) of all slices; see `lib.slice_quality`.
+
+    Args:
+        features: of the frames that were tracked in. filled: bool (T,), slices whose final mask is not empty.
+        annotated: prompted slices; their expected IoU is 1. tracks: what tracking gave.
+        estimator: fitted to the network; None = by the network's own heads.
+    """
+    annotated = sorted(annotated)
+    masks = looks.shrink(tracks.logits) & torch.from_numpy(filled).to(tracks.logits.device)[:, None, None]
+    small = masks.cpu().numpy()
+    iou, present = tracks.iou.float().cpu().numpy(), tracks.object_score.float().sigmoid().cpu().numpy()
+    alike, same = _looks(features, masks, small, annotated)
+    frames = features.frames
+    pixel_mm = frames.pixel_mm[1] * frames.size[1] / features.width * features.side / small.shape[-1]
+    known = signals(
+        small, pixel_mm=pixel_mm, slice_mm=frames.slice_mm, annotated=annotated, predicted_iou=iou, present=present,
+        agreement=tracks.agreement.cpu().numpy(), alike=alike, same=same,
+    )  # fmt: skip
+    expected = estimator(known, filled) if estimator else heads(iou, present, filled)
+    expected[annotated] = 1.0
+    return known, expected
+
+
+def _looks(features, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple[np.ndarray, np.ndarray]:
+    """`looks.contrast` with the nearest annotated slice and `looks.correlation` with the slice whose mask is in force."""
+    images, valid = features.thumbnails, features.thumbnail_valid
+    tables = torch.stack([looks.table_of(images[t], masks[t], valid) for t in annotated])
+    nearest = np.abs(np.arange(len(small))[:, None] - annotated).argmin(1)
+    source = in_force(small, annotated)
+    worn = masks[source]
+    alike = looks.contrast(tables[nearest], images, worn, valid)
+    same = looks.correlation(images, images[source], worn)
+    return alike.cpu().numpy().astype(float), same.cpu().numpy().astype(float)
