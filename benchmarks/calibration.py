@@ -1,7 +1,7 @@
 """Can one believe what the network says of its own masks? Predicted against true slice IoU, and presence against truth.
 
-For every label of at least 50 voxels, up to five simulated clicks on its largest slice; all other slices count, those without
-the label too. Prints the correlation and draws reliability diagrams.
+For every label of at least 50 voxels the prompts of `accuracy.py`: five clicks on one slice, a box, three slices of three clicks. All
+slices that were not annotated count, those without the label too. Prints the correlation, draws reliability diagrams.
 
 examples:
   python benchmarks/calibration.py --data sample-data --png calibration.png
@@ -18,7 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from accuracy import MIN_VOXELS, App, prompts_for  # noqa: E402
+from accuracy import MIN_VOXELS, PROMPTS, App, prompts_for  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -41,16 +41,17 @@ def rows_of(app: App, case) -> list[dict]:
         truth = frames.from_volume(labels == value)
         if truth.sum() < MIN_VOXELS:
             continue
-        prompts, slices = prompts_for("clicks5", app, case, volume, frames, truth)
-        result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
-        mask = frames.from_volume(result.mask)
-        filled = mask.any((1, 2))
-        expected, true = result.expected_iou, slice_iou(mask, truth)
-        rows += [
-            {"case": case.name, "label": name, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
-             "presence": float(result.present[t]), "there": bool(truth[t].any()), "filled": bool(filled[t])}
-            for t in range(len(frames)) if t not in slices
-        ]  # fmt: skip
+        for kind in PROMPTS:
+            prompts, slices = prompts_for(kind, app, case, volume, frames, truth)
+            result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
+            mask = frames.from_volume(result.mask)
+            filled = mask.any((1, 2))
+            expected, true = result.expected_iou, slice_iou(mask, truth)
+            rows += [
+                {"case": case.name, "label": name, "prompt": kind, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
+                 "presence": float(result.present[t]), "there": bool(truth[t].any()), "filled": bool(filled[t])}
+                for t in range(len(frames)) if t not in slices
+            ]  # fmt: skip
     return rows
 
 
@@ -97,6 +98,7 @@ def main() -> None:
                        weights=[n for *_, n in reliability([r["expected"] for r in rows], [r["true"] for r in rows])])  # fmt: skip
     summary = {
         "slices": len(rows), "correlation": round(correlation(rows), 3),
+        **{f"correlation_{k}": round(correlation([r for r in rows if r["prompt"] == k]), 3) for k in PROMPTS},
         "correlation_where_there_is_a_mask": round(correlation(filled), 3), "expected_calibration_error": round(float(error), 3),
         "presence_right": round(float(np.mean([(r["presence"] > 0.5) == r["there"] for r in rows])), 3),
     }  # fmt: skip

@@ -18,14 +18,14 @@ from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
 from lib.segment import Segmenter  # noqa: E402
-from lib.serving.app import ClearErrors  # noqa: E402
+from lib.serving.app import ClearErrors, OpensAhead  # noqa: E402
 from lib.serving.catalog import Catalog  # noqa: E402
 from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
 from lib.serving.train import Sam2Train  # noqa: E402
 
 
-class Sam2App(ClearErrors, MONAILabelApp):
+class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
     """Tables of tasks; constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):

@@ -1,6 +1,8 @@
-"""What the app adds to MONAI Label's own: clear HTTP errors instead of 500."""
+"""What the app adds to MONAI Label's own: clear HTTP errors instead of 500, and volumes that are ready when the first click comes."""
 
 import logging
+import threading
+from collections.abc import Callable
 
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
@@ -21,3 +23,44 @@ class ClearErrors:
             if e.error == MONAILabelError.INVALID_INPUT:
                 raise HTTPException(400, str(e.msg)) from e
             raise
+
+
+class OpensAhead:
+    """Mix-in likewise: *Next Sample* and an uploaded session start reading and encoding the volume in the background."""
+
+    def next_sample(self, request):
+        answer = super().next_sample(request)
+        self.open_ahead(answer.get("path"))
+        return answer
+
+    def _load_sessions(self, load=False):
+        sessions = super()._load_sessions(load)
+        if sessions is not None:
+            add = sessions.add_session
+
+            def add_and_open(*args, **kwargs):
+                session_id, info = add(*args, **kwargs)
+                self.open_ahead(info.image)
+                return session_id, info
+
+            sessions.add_session = add_and_open
+        return sessions
+
+    def open_ahead(self, path: str | None) -> threading.Thread | None:
+        """Reads the image and has its slices encoded; what is wrong with it, its first request will say."""
+        if not path:
+            return None
+        thread = threading.Thread(target=_try, args=(self.opener(), str(path)), name="open", daemon=True)
+        thread.start()
+        return thread
+
+    def opener(self) -> Callable[[str], None]:
+        """Reads the image at a path and wishes for its slices."""
+        return self._infers["sam2"].open
+
+
+def _try(opener, path: str) -> None:
+    try:
+        opener(path)
+    except Exception as e:
+        logger.info("Could not open %s ahead: %s", path, e)

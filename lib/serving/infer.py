@@ -25,7 +25,7 @@ from lib.frames import AXES, WINDOWS
 from lib.io.read import read_volume
 from lib.io.write import extension, write_mask
 from lib.model.device import devices
-from lib.options import DIRECTIONS
+from lib.options import DIRECTIONS, Options
 from lib.request import options_of, prompts_of, truth
 from lib.result import Result
 from lib.segment import Segmenter
@@ -113,6 +113,15 @@ class Sam2Task(InferTask):
 
     def is_valid(self) -> bool:
         return True
+
+    def open(self, path: str) -> None:
+        """Reads the volume at `path` and has its slices encoded in the background, with default options.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        checkpoint, _ = self._catalog.resolve(AUTO)
+        self._segmenter.prefetch(self._volumes.get(path), Options(checkpoint=checkpoint, window=self._window))
 
     def __call__(self, request: dict) -> tuple[str, dict]:
         """Path of the mask file and the JSON answer (see README, "What the server answers").

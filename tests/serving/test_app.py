@@ -1,0 +1,50 @@
+"""What is opened ahead, without a server: a base class stands for MONAI Label's app."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lib.serving.app import OpensAhead
+
+
+class Base:
+    def __init__(self, sessions):
+        self.opened = []
+        self._infers = {"sam2": SimpleNamespace(open=self._open)}
+        self._sessions = self._load_sessions(sessions)
+
+    def _open(self, path):
+        self.opened.append(path)
+        if "broken" in path:
+            raise ValueError("no image")
+
+    def next_sample(self, request):
+        return {"id": "a", "path": request["path"]} if "path" in request else {}
+
+    def _load_sessions(self, load):
+        return SimpleNamespace(add_session=lambda file: ("id", SimpleNamespace(image=f"store/{file}"))) if load else None
+
+
+class App(OpensAhead, Base):
+    def open_ahead(self, path):
+        thread = super().open_ahead(path)
+        if thread:
+            thread.join()
+
+
+@pytest.mark.parametrize("path", ["a.nii.gz", "broken.nii.gz"])
+def test_the_next_sample_is_opened_whatever_it_is(path):
+    app = App(sessions=False)
+    assert app.next_sample({"path": path}) == {"id": "a", "path": path}
+    assert app.opened == [path]
+
+
+def test_without_a_next_sample_nothing_is_opened():
+    app = App(sessions=False)
+    assert app.next_sample({}) == {} and not app.opened
+
+
+def test_an_uploaded_session_is_opened_where_it_is_stored():
+    app = App(sessions=True)
+    assert app._sessions.add_session("a.nii")[0] == "id"
+    assert app.opened == ["store/a.nii"]
