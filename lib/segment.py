@@ -187,11 +187,15 @@ class Segmenter:
         where = device.resolve(options.device)
         model = engine.tracker.model
 
+        key = frames.key, engine.encoder, where.type
+
         def make():
             batch = options.batch or device.encoder_batch(where, model.image_size)
-            return FrameFeatures(model, frames, where, device.autocast_factory(where), batch, self._store.limit)
+            return FrameFeatures(
+                model, frames, where, device.autocast_factory(where), batch, self._store.limit, self._store.spill, key
+            )
 
-        return self._store.get((frames.key, engine.encoder, str(where)), make)
+        return self._store.get((*key, str(where)), make)
 
     def _annotate(self, job: "_Job", said) -> dict[int, Annotation]:
         """Annotations of the slices that stand alone."""

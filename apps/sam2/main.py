@@ -1,7 +1,7 @@
 """MONAI Label app: interactive segmentation of volumes with SAM 2. Start it with
 
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
-    [--conf window abdomen] [--conf channel 0] [--conf versions DIR]
+    [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR]
 """
 
 import sys
@@ -17,6 +17,9 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
+from lib.model.device import devices  # noqa: E402
+from lib.model.features import FeatureStore  # noqa: E402
+from lib.model.spill import HOST_BYTES, Spill  # noqa: E402
 from lib.segment import Segmenter  # noqa: E402
 from lib.serving.app import ClearErrors, OpensAhead  # noqa: E402
 from lib.serving.catalog import Catalog  # noqa: E402
@@ -39,7 +42,8 @@ class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
 
     def init_infers(self):
         channel = self.conf.get("channel")
-        segmenter, volumes = Segmenter(), VolumeCache(channel=int(channel) if channel else None)
+        spill = Spill(HOST_BYTES if devices()[0] != "cpu" else 0, self.conf.get("cache"))
+        segmenter, volumes = Segmenter(FeatureStore(spill=spill)), VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         return {
             name: Sam2Task(segmenter, volumes, self.labels, self._catalog(), dimension=dimension, window=window)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from lib.frames import Frames, fit
 from lib.model import looks
 from lib.model.build import normalize
+from lib.model.spill import Spill
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class FrameFeatures:
     A slice is resized so that its longer physical side fills the model's square (true aspect), the rest is padded.
     The square's pixel (y, x) is the slice's pixel ((y + 0.5) / scale_y - 0.5, ...).
 
-    Features of large squares are kept in half precision. A volume whose features exceed `limit` bytes forgets the slices
-    that were used longest ago; they are encoded again when they are needed.
+    Features of large squares are kept in half precision. Where those of a volume exceed `limit` bytes, the slices that were used
+    longest ago go to `spill`, or are encoded again when they are needed.
 
     Attributes:
         frames: the slices. side: the square's side in pixels.
@@ -48,7 +49,9 @@ class FrameFeatures:
         batch: slices encoded at once.
     """
 
-    def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES):
+    def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES,
+                 spill: Spill | None = None, key: tuple = ()):  # fmt: skip
+        self._spill, self._key = spill, key
         self.model, self.frames, self.device, self.autocast, self.batch = model, frames, device, autocast, batch
         self.limit = limit
         self.side = model.image_size
@@ -89,11 +92,47 @@ class FrameFeatures:
         with self._lock:
             return self._encode_missing(indices, progress)
 
-    def _encode_missing(self, indices, progress) -> int:
-        todo = self.missing(indices)
+    def _encode_missing(self, indices, progress, keep: int = 0) -> int:
+        """At least the `keep` slices that were asked for last stay, however little room there is."""
+        for t in dict.fromkeys(indices):
+            if t in self._slices:
+                self._slices.move_to_end(t)
+        todo = self._fetched(self.missing(indices), keep)
         for start in progress(range(0, len(todo), self.batch)):
-            self._encode(todo[start : start + self.batch])
+            batch = todo[start : start + self.batch]
+            self._encode(batch)
+            self._forget(max(keep, len(batch)))
         return len(todo)
+
+    def _fetched(self, indices: list[int], keep: int) -> list[int]:
+        """Takes back what was spilled; the slices that were not."""
+        if self._spill is None or self.position is None:
+            return indices
+        left = []
+        for t in indices:
+            kept = self._spill.get((*self._key, t))
+            if kept is None:
+                left.append(t)
+            else:
+                self._slices[t] = tuple(x.to(self.device, non_blocking=True) for x in kept)
+                self._forget(max(keep, 1))
+        return left
+
+    def _forget(self, keep: int) -> None:
+        """Slices that were used longest ago, until the rest fits; `keep` of them stay in any case."""
+        while len(self._slices) > keep and self._each() * len(self._slices) > self.limit:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        t, tensors = self._slices.popitem(last=False)
+        if self._spill is not None:
+            self._spill.put((*self._key, t), tensors)
+
+    def spill_all(self) -> None:
+        """Keeps nothing on the device."""
+        with self._lock:
+            while self._slices:
+                self._drop_oldest()
 
     def squares(self, indices) -> torch.Tensor:
         """Model input before normalisation: float32 (N, side, side) in [0, 255], on the device."""
@@ -113,15 +152,11 @@ class FrameFeatures:
         kind = torch.float16 if self.side > EXACT_SIDE and levels[0].dtype == torch.float32 else levels[0].dtype
         for n, t in enumerate(indices):
             self._slices[t] = tuple(level[n].to(kind, copy=True) for level in levels)
-        while len(self._slices) > len(indices) and self._each() * len(self._slices) > self.limit:
-            self._slices.popitem(last=False)
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
         """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes, sizes."""
         with self._lock:  # nothing is forgotten between encoding and reading
-            self._encode_missing(indices, lambda x: x)
-            for t in indices:
-                self._slices.move_to_end(t)
+            self._encode_missing(indices, lambda x: x, keep=len(set(indices)))
             kept = [self._slices[t] for t in indices]
         levels = [torch.stack([k[n] for k in kept]) for n in range(len(self.position))]
         levels = [x.float() if x.dtype == torch.float16 else x for x in levels]
@@ -164,9 +199,10 @@ class FrameFeatures:
 
 @dataclass
 class FeatureStore:
-    """Least recently used volumes go first when `limit` bytes are exceeded; the newest always stays."""
+    """Least recently used volumes go first when `limit` bytes are exceeded, to `spill` if there is one; the newest always stays."""
 
     limit: int = STORE_BYTES
+    spill: Spill | None = None
 
     def __post_init__(self):
         self._entries: OrderedDict[tuple, FrameFeatures] = OrderedDict()
@@ -190,7 +226,8 @@ class FeatureStore:
         with self._lock:
             while len(self._entries) > 1 and sum(e.bytes for e in self._entries.values()) > self.limit:
                 key, entry = self._entries.popitem(last=False)
-                logger.info("Forgot the features of %s (%d MB).", key[0], entry.bytes >> 20)
+                entry.spill_all()
+                logger.info("Put the features of %s aside.", key[0])
 
     @property
     def bytes(self) -> int:

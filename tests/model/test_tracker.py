@@ -174,6 +174,9 @@ def test_store_forgets_the_oldest_volume_first():
     class Entry:
         bytes = 60
 
+        def spill_all(self):
+            pass
+
     store = FeatureStore(limit=100)
     first = store.get(("a",), Entry)
     store.get(("b",), Entry)
