@@ -15,6 +15,7 @@ weights and the same clicks on the same machine, each in a process of its own, o
 examples:
   python benchmarks/latency.py --json rows.json
   python benchmarks/latency.py --cases icbm --engines app,official
+  python benchmarks/latency.py --cases ct1000 --engines app                # 1000 slices of 512 x 512: memory
   python benchmarks/latency.py --gpu --cases icbm
 """
 
@@ -44,14 +45,20 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
 
     from lib import phantom, samples, simulate
     from lib.frames import Frames
+    from lib.volume import Volume
 
     if name == "icbm":
         volume, labels = samples.icbm152()
         first, second = 2, 3
+    elif name == "ct1000":  # the phantom and its mirror image in turn
+        volume, labels = phantom.abdomen(5, shape=(512, 512, 250), spacing_mm=(0.7, 0.7, 1.2))
+        volume, labels = (np.concatenate([x, x[..., ::-1]] * 2, 2) for x in (volume.array, labels))
+        volume = Volume(volume, np.diag([0.7, 0.7, 1.2, 1.0]), name)
+        first, second = phantom.LABELS["vertebra"], phantom.LABELS["aorta"]
     else:
         volume, labels = phantom.abdomen(5, shape=(512, 512, 300), spacing_mm=(0.7, 0.7, 1.0))
         first, second = phantom.LABELS["liver"], phantom.LABELS["kidney_left"]
-    path = folder / f"{name}.nii.gz"
+    path = folder / (f"{name}.nii" if name == "ct1000" else f"{name}.nii.gz")
     nib.save(nib.Nifti1Image(volume.array, volume.affine), path)
     frames = Frames.of(volume)
 

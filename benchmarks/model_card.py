@@ -66,7 +66,7 @@ The first version of this checkpoint (engine of that time) measured on the same 
 
 ## Calibration
 
-By `benchmarks/calibration.py` on the same volumes (five clicks on one slice; all other slices count): {calibration}
+By `benchmarks/calibration.py` on the same volumes (the same three kinds of prompts; all slices that were not annotated count): {calibration}
 
 ![reliability](reliability.png)
 
@@ -82,7 +82,8 @@ Both were found on generated volumes (`lib/train/presence.py`):
 ## Known limits
 
 * Long thin structures that move across the slices (vessels, pancreas, sacrum) get lost after a few slices: annotate more of them.
-* Tracking may stop before a structure ends where it shrinks or changes abruptly: click on the first slice that is missing.
+* Tracking may stop before a structure ends where it shrinks or changes abruptly: click on the first slice that is missing. There
+  `expected_iou` says too much: on generated volumes tracking stops too early less often.
 * 256 pixels: on slices that are only tracked, structures under about 5 pixels of 256 across are lost.
 """
 

@@ -171,3 +171,26 @@ def test_other_options_are_another_run(cases, tmp_path):
         with pytest.raises(Interrupted):
             fine_tune(cases, versions, runs, options, report)
     assert len(list(runs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("after_fit", "drop"), [(0.4, "1.25"), (0.2, None)])
+def test_where_tracking_stops_is_found_again_on_what_was_learned_from(cases, tmp_path, monkeypatch, after_fit, drop):
+    """The new limits are kept only if they are no worse on the volumes set aside."""
+    fitted = []
+
+    def fit(path, made, options, limits):
+        fitted.append((made, limits))
+        checkpoints.set_metadata(path, presence_drop="1.25")
+
+    dice = iter([0.1, 0.3, 0.25, after_fit])  # before, two epochs, with new limits
+    monkeypatch.setattr("lib.train.finetune.presence.fit", fit)
+    monkeypatch.setattr("lib.train.finetune.VolumeCheck.__call__", lambda *_: {"dice": next(dice), "slice_dice": 0.0})
+    versions = Versions(tmp_path / "versions", "embedded")
+    stats = fine_tune(cases, versions, tmp_path / "runs", replace(OPTIONS, most=2))
+    assert stats["accepted"] and stats["best_metric"] == max(0.3, after_fit)
+    traits = checkpoints.traits(checkpoints.find(versions.served()))
+    before = checkpoints.traits(checkpoints.find("embedded"))
+    assert traits["presence_drop"] == (drop or before["presence_drop"]) and traits["presence_gain"] == before["presence_gain"]
+    (made, limits), = fitted
+    assert [structures for *_, structures in made] == [[1], [1]], "one structure of each of the two volumes learned from"
+    assert {gain for _, gain in limits} == {float(before["presence_gain"])}
