@@ -45,3 +45,16 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
     else:
         chosen = [int(sizes.argmax())]
     return np.isin(parts, chosen)
+
+
+def depth(mask: np.ndarray) -> np.ndarray:
+    """Distance in pixels of each pixel of bool (Y, X) to the outside; the image's edge counts as outside."""
+    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+
+
+def deepest(mask: np.ndarray) -> tuple[int, int] | None:
+    """(y, x) farthest from the mask's edge, the first of equals in reading order; None if the mask is empty."""
+    if not mask.any():
+        return None
+    y, x = np.unravel_index(int(depth(mask).argmax()), mask.shape)
+    return int(y), int(x)

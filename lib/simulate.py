@@ -1,26 +1,17 @@
 """A simulated annotator, from a reference mask: the clicks of Shen et al. 2024 (section 3.2), boxes, and on which slices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
+from lib import metrics
 from lib.frames import Frames
+from lib.masks import deepest, depth
+from lib.next_slice import Scene
+from lib.result import Result
 
 MIN_DEPTH = 1.42  # pixels; a thinner error region gets no click
-
-
-def depth(mask: np.ndarray) -> np.ndarray:
-    """Distance in pixels of each pixel of bool (Y, X) to the outside; the image's edge counts as outside."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-
-
-def deepest(mask: np.ndarray) -> tuple[int, int] | None:
-    """(y, x) farthest from the mask's edge, the first of equals in reading order; None if the mask is empty."""
-    if not mask.any():
-        return None
-    y, x = np.unravel_index(int(depth(mask).argmax()), mask.shape)
-    return int(y), int(x)
 
 
 def next_click(predicted: np.ndarray, truth: np.ndarray) -> tuple[bool, int, int] | None:
@@ -71,3 +62,74 @@ def box_on(frames: Frames, truth: np.ndarray, t: int) -> dict:
     """The tight box of slice t as prompts."""
     ys, xs = np.nonzero(truth[t])
     return {"boxes": [[frames.to_voxel(t, f(ys), f(xs)) for f in (np.min, np.max)]]}
+
+
+Segment = Callable[[dict, bool], Result]  # prompts, whether to propagate
+Annotator = Callable[[Segment, Frames, np.ndarray, int], dict]  # prompts for a slice, from its reference
+
+
+def by_clicks(count: int) -> Annotator:
+    """Annotates a slice by up to `count` clicks, or as empty."""
+    def annotate(segment, frames, truth, t):
+        if not truth[t].any():
+            return {"absent": [t]}
+        return clicks_on(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, truth, t, count)
+
+    return annotate
+
+
+def by_box(segment, frames: Frames, truth: np.ndarray, t: int) -> dict:
+    """Annotates a slice by its tight box, or as empty."""
+    return box_on(frames, truth, t) if truth[t].any() else {"absent": [t]}
+
+
+def by_painting(segment, frames: Frames, truth: np.ndarray, t: int) -> dict:
+    """Annotates a slice by its reference mask."""
+    stack = np.zeros((len(frames), *frames.size), bool)
+    stack[t] = truth[t]
+    return {"masks": {t: frames.to_volume(stack).take(t, frames.axis)}}
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One annotated slice more.
+
+    Attributes:
+        slice: the one that was annotated. prompts: all so far. scene: what came out. dice: the volume Dice of its mask.
+    """
+
+    slice: int
+    prompts: dict
+    scene: Scene
+    dice: float
+
+
+def rounds(
+    segment: Segment, frames: Frames, truth: np.ndarray, choose: Callable[[Scene], int | None], annotate: Annotator, *,
+    count: int = 8, first: int | None = None,
+) -> Iterator[Round]:  # fmt: skip
+    """The loop of He et al. 2024 (section 2.3): annotate a slice, propagate, choose the next one by what came out.
+
+    Args:
+        truth: bool (T, Y, X), not empty.
+        choose: the next slice, or None to stop; see `lib.next_slice`.
+        count: annotated slices at most. first: where to start, default the largest slice.
+    """
+    prompts: dict = {}
+    t = largest_slice(truth) if first is None else first
+    annotated: list[int] = []
+    while t is not None and len(annotated) < count:
+        annotated.append(t)
+        prompts = merged(prompts, annotate(segment, frames, truth, t))
+        result = segment(prompts, True)
+        scene = Scene(frames, truth, result, frames.from_volume(result.mask), frozenset(annotated))
+        yield Round(t, prompts, scene, metrics.dice(scene.mask, truth))
+        t = choose(scene)
+
+
+def merged(first: dict, second: dict) -> dict:
+    """Prompts of both."""
+    out = dict(first)
+    for name, more in second.items():
+        out[name] = {**out.get(name, {}), **more} if isinstance(more, dict) else [*out.get(name, []), *more]
+    return out

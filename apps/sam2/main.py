@@ -1,10 +1,13 @@
 """MONAI Label app: interactive segmentation of volumes with SAM 2. Start it with
 
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
-    [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR]
+    [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
+    [--conf random any_volume]
 """
 
+import hashlib
 import sys
+from functools import cached_property
 from pathlib import Path
 
 # The console script does not have the repository on its path, and MONAI Label creates an empty lib/ in this folder.
@@ -25,6 +28,9 @@ from lib.serving.app import ClearErrors, OpensAhead  # noqa: E402
 from lib.serving.catalog import Catalog  # noqa: E402
 from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
+from lib.serving.rounds import Rounds  # noqa: E402
+from lib.serving.scoring import SliceDice, SliceQuality  # noqa: E402
+from lib.serving.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.train import Sam2Train  # noqa: E402
 
 
@@ -46,7 +52,7 @@ class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
         segmenter, volumes = Segmenter(FeatureStore(spill=spill)), VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         return {
-            name: Sam2Task(segmenter, volumes, self.labels, self._catalog(), dimension=dimension, window=window)
+            name: Sam2Task(segmenter, volumes, self.labels, self._catalog(), self.rounds, dimension=dimension, window=window)
             for name, dimension in (("sam2", 3), ("sam2_slice", 2))
         }
 
@@ -58,4 +64,23 @@ class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
         return Catalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
-        return {"random": Random(), "first": First()}
+        own = {"worst_slice": WorstSlice(self.rounds), "worst_volume": WorstVolume(self.rounds), "any_volume": Random(), "first": First()}
+        wanted = self.conf.get("random", "worst_slice")  # OHIF always asks for "random"
+        if wanted not in own:
+            raise ValueError(f"--conf random {wanted}: choose one of {', '.join(own)}.")
+        return {"random": own[wanted], **own}
+
+    def init_scoring_methods(self):
+        window = self.conf.get("window", "auto")
+        methods = (SliceDice(self.rounds), SliceQuality(self.rounds, self._catalog(), Segmenter, window))
+        return {m.name: m for m in methods}
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """The state of volumes in work, kept beside the datastore."""
+        folder = self.conf.get("rounds")
+        if not folder:
+            digest = hashlib.blake2b(str(self.studies).encode(), digest_size=8).hexdigest()
+            local = Path(self.studies)
+            folder = local / "sam2_rounds" if local.is_dir() else Path(self.app_dir, "model", "rounds", digest)
+        return Rounds(folder)

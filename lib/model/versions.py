@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import CheckpointError
+from lib.io.atomic import write_text
 
 _NAME = re.compile(r"v\d{4}")
 
@@ -67,7 +68,7 @@ class Versions:
         shutil.copy(checkpoint, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
         content = {"version": name, "base": self.base, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **info}
-        _write(folder / f"{name}.json", content)
+        write_text(folder / f"{name}.json", json.dumps(content, indent=1))
         if better:
             self.serve(name)
         return path
@@ -81,10 +82,4 @@ class Versions:
         if name:
             self.path(name)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "served.json", {"version": name})
-
-
-def _write(path: Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+        write_text(self.folder / "served.json", json.dumps({"version": name}, indent=1))

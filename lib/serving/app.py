@@ -16,7 +16,7 @@ class ClearErrors:
     def infer(self, request, datastore=None):
         """As in MONAI Label; unknown images answer 404, unknown models and missing fields 400."""
         try:
-            return super().infer(request, datastore)
+            return super().infer({**request, "image_id": request.get("image")}, datastore)  # the task is given a path
         except ImageNotFoundException as e:
             raise HTTPException(404, str(e.msg)) from e
         except MONAILabelException as e:

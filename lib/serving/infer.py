@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lib import masks
 from lib.clock import Stopwatch
 from lib.errors import UserError
-from lib.frames import AXES, WINDOWS
+from lib.frames import AXES, WINDOWS, Frames
 from lib.io.read import read_volume
 from lib.io.write import extension, write_mask
 from lib.model.device import devices
@@ -30,6 +30,7 @@ from lib.request import options_of, prompts_of, truth
 from lib.result import Result
 from lib.segment import Segmenter
 from lib.serving.catalog import AUTO, Catalog
+from lib.serving.rounds import Rounds
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,13 @@ class Sam2Task(InferTask):
         labels: names of the structures that can be segmented.
         dimension: 3 fills the volume, 2 only the clicked slice.
         catalog: the checkpoints on offer.
+        rounds: where the state of volumes in work is noted.
         window: default of the option.
     """
 
-    def __init__(self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: Catalog, *, dimension=3, window="auto"):
+    def __init__(
+        self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: Catalog, rounds: Rounds, *, dimension=3, window="auto"
+    ):
         whole = dimension == 3
         config: dict[str, Any] = {
             "device": devices(),
@@ -106,7 +110,7 @@ class Sam2Task(InferTask):
             description=f"SAM 2: click, box or painted slice to a mask on {what}",
         )  # fmt: skip
         self._segmenter, self._volumes, self._whole = segmenter, volumes, whole
-        self._catalog, self._window = catalog, window
+        self._catalog, self._rounds, self._window = catalog, rounds, window
 
     def config(self) -> dict:
         return {**super().config(), "checkpoint": self._catalog.names()}  # a fine-tuning may have added one
@@ -161,12 +165,25 @@ class Sam2Task(InferTask):
             self._segmenter.prefetch(volume, options, result.annotated)
         with clock("write"):
             path = _write(result, volume, request, ending)
+        answer = _params(result, volume, served, request)
+        if self._whole:
+            with clock("next"):
+                answer |= self._note(volume, request, options, result, served)
         seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}
         logger.info(
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
             volume.name, seconds["total"], list(result.annotated), result.encoded, _filled(result), len(result.present),
         )  # fmt: skip
-        return path, _params(result, volume, served, request, seconds)
+        return path, {**answer, "latencies": {k: round(v, 4) for k, v in seconds.items()}}
+
+    def _note(self, volume: Volume, request: dict, options: Options, result: Result, served: str) -> dict:
+        """Keeps the state of the volume, and says what to do next."""
+        frames = Frames.of(volume, window=options.window, axis=options.axis)
+        image = str(request.get("image_id") or "")
+        record = self._rounds.note(image, request, frames, result, served, keep=bool(image) and not os.path.exists(image))
+        return {
+            "expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"],
+        }  # fmt: skip
 
 
 def _ending(request: dict) -> str:
@@ -199,7 +216,7 @@ def _filled(result: Result) -> int:
     return int(result.mask.any(others).sum())
 
 
-def _params(result: Result, volume: Volume, checkpoint: str, request: dict, seconds: dict) -> dict:
+def _params(result: Result, volume: Volume, checkpoint: str, request: dict) -> dict:
     """The JSON part of the answer."""
     def numbers(values) -> list:
         return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
@@ -207,7 +224,6 @@ def _params(result: Result, volume: Volume, checkpoint: str, request: dict, seco
     name = request.get("label")
     return {
         "label": name if isinstance(name, str) and os.sep not in name else None,
-        "latencies": {k: round(v, 4) for k, v in seconds.items()},
         "axis": result.axis,
         "annotated_slices": list(result.annotated),
         "slices_with_object": _filled(result),
