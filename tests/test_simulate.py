@@ -5,6 +5,7 @@ import pytest
 
 from lib import simulate
 from lib.frames import Frames
+from lib.result import Result
 from lib.volume import Volume
 
 
@@ -119,3 +120,40 @@ def test_box_is_tight_in_voxels(axis):
     low, high = [2, 3, 4], [4, 6, 5]
     low[axis] = high[axis] = 4
     assert simulate.box_on(frames, frames.from_volume(mask), 4) == {"boxes": [[tuple(low), tuple(high)]]}
+
+
+def engine(truth, frames, asked):
+    """Answers with the reference up to one slice beyond what is annotated, as far as slices are annotated at all."""
+    def segment(prompts, propagate):
+        asked.append(prompts)
+        said = {v[2] for k in ("positive", "negative") for v in prompts.get(k, ())} | {b[0][2] for b in prompts.get("boxes", ())}
+        said |= set(prompts.get("absent", ())) | set(prompts.get("masks", ()))
+        mask = np.zeros_like(truth)
+        for t in said:
+            low = t - 1 if propagate else t
+            high = t + 1 if propagate else t
+            mask[max(0, low) : high + 1] = truth[max(0, low) : high + 1]
+        t = len(truth)
+        return Result(frames.to_volume(mask), 2, tuple(sorted(said)), *(np.ones(t),) * 3, np.zeros((t, 1)), np.ones(t))
+
+    return segment
+
+
+@pytest.mark.parametrize("annotate", [simulate.by_clicks(3), simulate.by_box, simulate.by_painting])
+def test_rounds_annotate_what_the_strategy_chooses(annotate):
+    truth = np.zeros((9, 5, 12), bool)
+    truth[2:8] = LEFT
+    frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
+    asked = []
+    done = list(simulate.rounds(engine(truth, frames, asked), frames, truth, lambda s: s.annotated == {2} and 5 or None, annotate))
+    assert [r.slice for r in done] == [2, 5]
+    assert [r.scene.annotated for r in done] == [{2}, {2, 5}]
+    assert [r.dice for r in done] == pytest.approx([4 / 8, 10 / 11]), "2 and then 5 of 6 slices are right"
+
+
+def test_rounds_say_where_the_object_is_not_and_stop_by_count():
+    truth = np.zeros((9, 5, 12), bool)
+    truth[2:8] = LEFT
+    frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
+    done = list(simulate.rounds(engine(truth, frames, []), frames, truth, lambda s: 0 if 0 not in s.annotated else 8, simulate.by_clicks(3), count=3, first=4))
+    assert [r.slice for r in done] == [4, 0, 8] and done[-1].prompts["absent"] == [0, 8]
