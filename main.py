@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--components", default="annotated", help="annotated, largest or all")
     c.add_argument("--channel", type=int, help="of a 4D image")
 
+    from lib.evaluate import cli
+
+    cli.add_evaluate(add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", cli.EVALUATE_EXAMPLES))
+    cli.add_batch(add("batch", _batch, "segment all images of a folder from prompts in files", cli.BATCH_EXAMPLES))
+
     c = add("train", _train, "train the small model on generated volumes, from scratch or from a checkpoint", [
         "python main.py train --out runs/first", "python main.py train --out runs/quick --scale 0.01",
         "python main.py train --out runs/next --start runs/first/model.safetensors --images DIR_OF_NIFTI",
@@ -106,6 +111,16 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--minutes", type=float, default=0, help="time limit (default: none)")
     c.add_argument("--val-share", type=float, default=0.25, help="share of the volumes that are only checked on")
     c.add_argument("--seed", type=int, default=1)
+    c.add_argument("--device", default="auto")
+    c.add_argument("--window", default="auto")
+
+    c = add("calibrate", _calibrate, "fit the estimate of slice quality, which chooses the next slice, to a checkpoint", [
+        "python main.py calibrate --checkpoint tiny --data /data/Task09_Spleen",
+        "python main.py calibrate --checkpoint runs/next/model.safetensors",
+    ])  # fmt: skip
+    c.add_argument("--checkpoint", required=True, help="name or path; the estimate is written into a .safetensors, beside a .pt")
+    c.add_argument("--data", help="labelled volumes, as for finetune (default: generated ones)")
+    c.add_argument("--most", type=int, default=60, help="structures of the data to learn from (default: %(default)s)")
     c.add_argument("--device", default="auto")
     c.add_argument("--window", default="auto")
 
@@ -180,6 +195,36 @@ def _segment(options) -> None:
         logging.info("Preview: %s", contact_sheet(frames, result.mask, prompts, options.preview))
 
 
+def _evaluate(options) -> int:
+    from lib.evaluate.cli import evaluate
+
+    return evaluate(options, {"app": _app, "official": _official, "builtin": _builtin})
+
+
+def _batch(options) -> int:
+    from lib.evaluate.cli import batch
+
+    return batch(options)
+
+
+def _app():
+    from lib.evaluate.app import App
+
+    return App
+
+
+def _official():
+    from benchmarks.peers import OfficialMethod
+
+    return OfficialMethod
+
+
+def _builtin():
+    from benchmarks.peers import BuiltinMethod
+
+    return BuiltinMethod
+
+
 def _train(options) -> None:
     from lib.model.device import resolve
     from lib.options import Options
@@ -226,6 +271,24 @@ def _finetune(options) -> None:
     )  # fmt: skip
     versions = Versions(options.versions, options.checkpoint)
     fine_tune(_cases(options.data), versions, versions.folder / "runs", chosen)
+
+
+def _calibrate(options) -> None:
+    from lib.datasets import find_cases
+    from lib.model import checkpoints
+    from lib.model.device import resolve
+    from lib.options import Options
+    from lib.train import presence, quality
+
+    checkpoint, device = checkpoints.find(options.checkpoint), str(resolve(options.device))
+    checkpoints.verify(checkpoint)
+    if options.data:
+        chosen = Options(checkpoint=options.checkpoint, device=device, window=options.window)
+        made = presence.structures_of(find_cases(options.data), chosen, options.most)
+        correlation = quality.fit(checkpoint.path, made, chosen, len(made))
+    else:
+        correlation = quality.calibrate(checkpoint.path, device=device)
+    logging.info("Expected and true slice IoU correlate by %.2f on volumes that were not learned from.", correlation)
 
 
 def _versions(options) -> None:

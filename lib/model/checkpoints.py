@@ -1,6 +1,7 @@
 """Which checkpoints exist, where they lie, and how they are loaded: weights only, checked by size and SHA-256."""
 
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.errors import CheckpointError
+from lib.io.atomic import write_text
 from lib.model.build import build, keep_heads_exact, read_config
 
 logger = logging.getLogger(__name__)
@@ -179,26 +181,39 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, h
 
 
 def set_metadata(path: Path, **values: str) -> None:
-    """Changes what a safetensors file says of itself; complete or not at all."""
+    """Changes what a safetensors file says of itself, or what is said of another one in a JSON file beside it; complete or not at
+    all."""
+    if path.suffix != ".safetensors":
+        write_text(_beside(path), json.dumps({**_metadata(path), **values}))
+        return
     temporary = path.with_suffix(".tmp")
     save_file(load_file(path), temporary, metadata={**_metadata(path), **values})
     os.replace(temporary, path)
 
 
 def traits(checkpoint: Checkpoint) -> dict[str, str]:
-    """What was measured of a checkpoint and written into its file; empty where nothing was.
+    """What was measured of a checkpoint and written into its file, or beside it; empty where nothing was.
 
     presence_drop: how far the object score may fall before an object counts as lost, see `lib.train.presence`.
     presence_gain: how much more where the mask still looks as it did, see `lib.model.ends`.
     slice_quality: fitted estimate (JSON), see `lib.slice_quality.Estimator`.
     """
-    if checkpoint.path.suffix != ".safetensors":
-        return {}
     metadata = _metadata(checkpoint.path)
     return {k: metadata[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in metadata}
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
 def _metadata(path: Path) -> dict:
+    if path.suffix != ".safetensors":
+        try:
+            return json.loads(_beside(path).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{_beside(path).name} is damaged: delete it, and calibrate again.") from e
     try:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}

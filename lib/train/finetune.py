@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 from lib.datasets import Case
 from lib.errors import OptionError, UserError
-from lib.frames import Frames
-from lib.io.read import read_mask, read_volume
 from lib.model import checkpoints
 from lib.model.versions import Versions
 from lib.options import Options
@@ -132,18 +129,6 @@ def _run_name(cases, base, options) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _structures(cases, options: Options, most: int) -> list[tuple]:
-    """(volume, labels (T, Y, X), structures) of the cases, `most` structures in all, from as many cases as can be."""
-    read = []
-    for case in cases[:most]:
-        volume = read_volume(case.image)
-        labels = Frames.of(volume, window=options.window, axis=options.axis).from_volume(read_mask(case.label, volume))
-        read.append((volume, labels, [v for v in case.labels if (labels == v).any()]))
-    rounds = zip_longest(*([(n, v) for v in values] for n, (*_, values) in enumerate(read)))
-    chosen = [pair for row in rounds for pair in row if pair][:most]
-    return [(volume, labels, [v for m, v in chosen if m == n]) for n, (volume, labels, _) in enumerate(read)]
-
-
 class _Watch:
     """Checks after each epoch, keeps the best state, writes what a later process needs to go on."""
 
@@ -188,7 +173,7 @@ class _Watch:
         options = replace(self.check.options, checkpoint=str(fitted), components="all")
         gain = float(self._traits.get("presence_gain", 0))
         limits = [(drop, gain) for drop in _DROPS]
-        presence.fit(fitted, _structures(self._learn, options, self.options.most), options, limits)
+        presence.fit(fitted, presence.structures_of(self._learn, options, self.options.most), options, limits)
         figures = self.check(fitted)
         if figures["dice"] >= self.stats["best_metric"]:
             fitted.replace(self.best)

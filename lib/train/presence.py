@@ -8,13 +8,16 @@ writes both into the checkpoint, from where the engine reads them.
 
 import logging
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from lib import metrics, simulate
+from lib.datasets import Case
 from lib.frames import Frames
+from lib.io.read import read_mask, read_volume
 from lib.model import checkpoints
 from lib.model.features import FeatureStore
 from lib.options import Options
@@ -74,3 +77,15 @@ def fit(path: Path, made: Sequence[tuple[Volume, np.ndarray, list[int]]], option
     drop, gain = max(out, key=lambda pair: out[pair][0])
     checkpoints.set_metadata(path, presence_drop=str(drop), presence_gain=str(gain))
     return out
+
+
+def structures_of(cases: Sequence[Case], options: Options, most: int) -> list[tuple[Volume, np.ndarray, list[int]]]:
+    """(volume, labels (T, Y, X), structures) of the cases, `most` structures in all, from as many cases as can be."""
+    read = []
+    for case in cases[:most]:
+        volume = read_volume(case.image)
+        labels = Frames.of(volume, window=options.window, axis=options.axis).from_volume(read_mask(case.label, volume))
+        read.append((volume, labels, [v for v in case.labels if (labels == v).any()]))
+    rounds = zip_longest(*([(n, v) for v in values] for n, (*_, values) in enumerate(read)))
+    chosen = [pair for row in rounds for pair in row if pair][:most]
+    return [(volume, labels, [v for m, v in chosen if m == n]) for n, (volume, labels, _) in enumerate(read)]

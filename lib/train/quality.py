@@ -1,6 +1,7 @@
-"""Fits the estimate of slice quality to a checkpoint, on generated volumes, and writes it into the checkpoint."""
+"""Fits the estimate of slice quality to a checkpoint, on generated or labelled volumes, and writes it into the checkpoint."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,28 +9,41 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import simulate
+from lib.errors import UserError
 from lib.frames import Frames
 from lib.model import checkpoints
 from lib.options import Options
 from lib.segment import Segmenter
 from lib.slice_quality import Estimator, slice_iou
 from lib.train.presence import generated_volume
+from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 _FIRST = 1000  # other volumes than those that `presence` was fitted on
+_FEWEST = 100  # slices of each kind
 
 
 def calibrate(path: Path, *, device: str = "cpu", volumes: int = 24) -> float:
-    """Correlation of expected and true slice IoU on the last quarter of the volumes, which was not fitted on.
+    """As `fit`, on generated volumes."""
+    options = Options(checkpoint=str(path), device=device, axis="2", window="0,255")
+    return fit(path, (generated_volume(_FIRST + n) for n in range(volumes)), options, volumes)
+
+
+def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], options: Options, total: int) -> float:
+    """Writes an estimate of slice quality into the checkpoint at `path`; correlation of expected and true slice IoU on the last
+    quarter of the volumes, by an estimate that was fitted without them.
 
     Each structure is prompted by up to five clicks on one slice, and by up to three on each of three slices.
+
+    Args:
+        made: volumes, their label maps (T, Y, X), the labels to segment. total: how many.
+
+    Raises:
+        UserError: too few volumes or slices to learn from.
     """
-    options = Options(checkpoint=str(path), device=device, axis="2", window="0,255")
-    segmenter = Segmenter()
-    rows = []
-    for n in tqdm(range(volumes), desc="slice quality"):
-        volume, labels, structures = generated_volume(_FIRST + n)
+    segmenter, rows = Segmenter(), []
+    for n, (volume, labels, structures) in enumerate(tqdm(made, desc="slice quality", total=total)):
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         for value in structures:
             truth = labels == value
@@ -38,8 +52,11 @@ def calibrate(path: Path, *, device: str = "cpu", volumes: int = 24) -> float:
                 mask = frames.from_volume(result.mask)
                 other = np.setdiff1d(np.arange(len(frames)), slices)
                 rows.append((n, result.signals[other], mask.any((1, 2))[other], slice_iou(mask, truth)[other]))
-    fitted = [r[1:] for r in rows if r[0] < 0.75 * volumes]
-    held = [r[1:] for r in rows if r[0] >= 0.75 * volumes]
+    fitted, held = ([r[1:] for r in rows if (r[0] < 0.75 * total) == first] for first in (True, False))
+    for part in (fitted, held):
+        filled = np.concatenate([r[1] for r in part]) if part else np.zeros(0, bool)
+        if not part or min(filled.sum(), (~filled).sum()) < (_FEWEST if part is fitted else 1):
+            raise UserError("There are too few slices with and without a mask to learn from: give more labelled volumes.")
     x, filled, iou = (np.concatenate(c) for c in zip(*held, strict=True))
     said = Estimator.fit(*(np.concatenate(c) for c in zip(*fitted, strict=True)))(x, filled)
     correlation = float(np.corrcoef(said, iou)[0, 1])
