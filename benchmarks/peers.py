@@ -1,17 +1,23 @@
-"""What this engine is measured against, behind one call: `segment(case, volume, frames, prompts) -> bool (I, J, K)`."""
+"""What this engine is measured against, behind one call: `segment(case, volume, frames, prompts) -> bool (I, J, K)`, and, as
+`OfficialMethod` and `BuiltinMethod`, behind the interface of `main.py evaluate` (lib/evaluate/method.py)."""
 
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
+import nibabel as nib
 import numpy as np
 import torch
-from sam2 import sam2_video_predictor
+from sam2 import sam2_video_predictor, sam2_video_predictor_legacy
 from scipy import ndimage
 from skimage.segmentation import random_walker
 
+from lib.errors import PromptError
+from lib.evaluate.method import PLAIN, Annotations, Answer, How
 from lib.model import checkpoints, device
 from lib.model.build import CONFIG_DIRS, build_official, normalize
 from lib.model.features import FrameFeatures
@@ -67,18 +73,28 @@ class Builtin:
 
 
 class Official:
-    """`SAM2VideoPredictor` on the windowed slices in memory, both directions, every annotated slice as a conditioning frame."""
+    """`SAM2VideoPredictor` on the windowed slices in memory, both directions, every annotated slice as a conditioning frame.
+
+    With `legacy`, the predictor of the first release of SAM 2 as it comes: slices that are annotated after propagation are
+    corrections and do not condition. That of today decodes such slices again, without their clicks, when it propagates.
+    """
 
     name = "official"
 
-    def __init__(self, options):
+    def __init__(self, options, *, legacy: bool = False):
         found = checkpoints.find(options.checkpoint)
         self.device = device.resolve(options.device)
         self.autocast = device.autocast_factory(self.device)
-        self.predictor = build_official(found.config, add_all_frames_to_correct_as_cond=True)
+        self._module = sam2_video_predictor_legacy if legacy else sam2_video_predictor
+        how = {"_target_": f"{self._module.__name__}.SAM2VideoPredictor", "add_all_frames_to_correct_as_cond": not legacy}
+        self.predictor = build_official(found.config, image_size=found.image_size, **how)
         weights = checkpoints.read_weights(found.path)
         self.predictor.load_state_dict({k: v.float() for k, v in weights.items()})
         self.predictor.to(self.device)
+        if self.autocast is nullcontext:  # memories are kept in bfloat16; it counts on autocast to bring them back
+            self.predictor.memory_attention.register_forward_pre_hook(
+                lambda _, a, k: (a, {n: x.float() if torch.is_tensor(x) else x for n, x in k.items()}), with_kwargs=True
+            )
         self.features = self.state = self._case = None
 
     def open(self, frames) -> None:
@@ -86,28 +102,42 @@ class Official:
         self.features = FrameFeatures(self.predictor, frames, self.device, self.autocast, 1)
         squares = normalize(self.features.squares(range(len(frames))))
         side = self.predictor.image_size
-        sam2_video_predictor.load_video_frames = lambda **_: (squares, side, side)
-        with torch.inference_mode(), self.autocast():
+        frames_of = patch.object(self._module, "load_video_frames", lambda **_: (squares, side, side))  # it reads files only
+        with frames_of, torch.inference_mode(), self.autocast():
             self.state = self.predictor.init_state(video_path="")
 
-    def track(self, prompts: dict[int, SlicePrompt], structure: int = 1) -> dict[int, torch.Tensor]:
-        """Logits (h, w) of each slice, from the prompts of a few."""
-        logits = {}
+    def add(self, t: int, p: SlicePrompt, structure: int = 1, one_by_one: bool = False) -> torch.Tensor:
+        """Logits (h, w) of slice t from a prompt, all clicks at once or one after the other on the logits of those before."""
         with torch.inference_mode(), self.autocast():
-            for t, p in prompts.items():
-                xy = self.features.to_square(p.points)
-                corners, clicks = p.labels > 1, p.labels < 2
-                self.predictor.add_new_points_or_box(
-                    self.state, t, structure, points=xy[clicks].tolist() if clicks.any() else None,
-                    labels=p.labels[clicks].tolist() if clicks.any() else None,
+            if p.mask is not None:
+                mask = self.features.mask_to_square(p.mask)[0, 0] > 0
+                return self.predictor.add_new_mask(self.state, t, structure, mask)[2][-1, 0]
+            xy = self.features.to_square(p.points)
+            corners, clicks = p.labels > 1, np.flatnonzero(p.labels < 2)
+            for n in range(1, len(clicks) + 1) if one_by_one and len(clicks) else (len(clicks),):
+                _, ids, out = self.predictor.add_new_points_or_box(
+                    self.state, t, structure, points=xy[clicks[:n]].tolist() if n else None,
+                    labels=p.labels[clicks[:n]].tolist() if n else None,
                     box=xy[corners].ravel().tolist() if corners.any() else None, normalize_coords=True,
                 )  # fmt: skip
-            for reverse in (False, True):
-                start = max(prompts) if reverse else min(prompts)
+            return out[ids.index(structure), 0]
+
+    def propagate(self, backward_from: int, forward_from: int, directions=(False, True), structure: int = 1) -> dict[int, torch.Tensor]:
+        """Logits (h, w) of each slice; directions are whether in reverse."""
+        logits = {}
+        with patch.object(self._module, "tqdm", lambda x, **_: x), torch.inference_mode(), self.autocast():
+            for reverse in directions:
+                start = backward_from if reverse else forward_from
                 for t, ids, out in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
                     if t not in logits or reverse:
                         logits[t] = out[ids.index(structure), 0].float().cpu()
         return logits
+
+    def track(self, prompts: dict[int, SlicePrompt], structure: int = 1) -> dict[int, torch.Tensor]:
+        """Logits (h, w) of each slice, from the prompts of a few."""
+        for t, p in prompts.items():
+            self.add(t, p, structure)
+        return self.propagate(max(prompts), min(prompts), structure=structure)
 
     def mask(self, logits: dict[int, torch.Tensor]) -> np.ndarray:
         """bool (I, J, K) of what `track` gave."""
@@ -123,6 +153,91 @@ class Official:
             self._case = case
         self.predictor.reset_state(self.state)
         return self.mask(self.track(by_slice(make_prompts(volume, axis=frames.axis, **prompts), frames)))
+
+
+class OfficialMethod:
+    """`Official` under evaluation. Both directions start at the slice that was annotated first (He et al. 2024, section 2.2);
+    "forward" goes from the volume's first slice, which the annotated one conditions from ahead, as in Dong et al.'s code."""
+
+    name, takes_masks = "official", True
+
+    def __init__(self, options):
+        self._options, self._peers, self._frames = options, {}, None
+        self._said: dict[int, str] = {}
+
+    def open(self, frames) -> None:
+        if frames is not self._frames:
+            self._frames, self._opened = frames, set()
+
+    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
+        peer = self._peer(legacy=not how.conditioning)
+        first = next(iter(annotations))
+        changed = [t for t, p in annotations.items() if self._said.get(t) != p.key]
+        gone_on = how.propagate and not how.conditioning and self._said and first not in changed and set(self._said) <= set(annotations)
+        if not gone_on:
+            peer.predictor.reset_state(peer.state)
+            changed, self._said = list(annotations), {}
+        # Corrections of the legacy predictor are made on what was propagated before them.
+        groups = [[t] for t in changed] if how.propagate and not how.conditioning else [changed]
+        logits: dict[int, torch.Tensor] = {}
+        for group in groups:
+            shown = {t: peer.add(t, annotations[t], one_by_one=how.one_by_one and t == first).float().cpu() for t in group}
+            if how.propagate:
+                forward = how.direction == "forward"
+                logits = peer.propagate(first, 0 if forward else first, (False,) if forward else (False, True))
+            else:
+                logits |= shown
+        self._said = {t: p.key for t, p in annotations.items()} if how.propagate and not how.conditioning else {}
+        return Answer(self._frames.from_volume(peer.mask(logits)))
+
+    def _peer(self, legacy: bool) -> Official:
+        if legacy not in self._peers:
+            self._peers[legacy] = Official(self._options, legacy=legacy)
+        peer = self._peers[legacy]
+        if legacy not in self._opened:
+            peer.open(self._frames)
+            self._opened.add(legacy)
+            self._said = {}
+        return peer
+
+
+class BuiltinMethod:
+    """`Builtin` under evaluation, on the voxels of the frames with the slicing axis last (it knows no other). It goes forward only,
+    takes clicks and one box, and cannot be told that a slice is empty."""
+
+    name, takes_masks = "builtin", False
+
+    def __init__(self, options):
+        self._task, self._frames = Builtin(options), None
+        self._folder = tempfile.TemporaryDirectory(prefix="builtin_images_")
+
+    def open(self, frames) -> None:
+        if frames is self._frames:
+            return
+        self._frames = frames
+        self._image = Path(self._folder.name) / f"{frames.volume.key}_{frames.axis}.nii.gz"
+        if not self._image.is_file():
+            affine = np.diag([*frames.pixel_mm[::-1], frames.slice_mm, 1.0])
+            nib.save(nib.Nifti1Image(frames.from_volume(frames.volume.array).transpose(2, 1, 0), affine), self._image)
+
+    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
+        clicks: dict[bool, list] = {True: [], False: []}
+        request = self._task._request(self._image, clicks[True], clicks[False], reset=True)
+        for t, p in annotations.items():
+            if p.mask is not None and p.mask.any():
+                raise PromptError("MONAI Label's built-in task takes no painted slices.")
+            corners = [xy for xy, label in zip(p.points, p.labels, strict=True) if label > 1]
+            if corners and request["roi"]:
+                raise PromptError("MONAI Label's built-in task takes one box.")
+            if corners:
+                request["roi"] = [int(v) for v in (*np.rint(corners[0] + 0.5), *np.rint(corners[1] - 0.5), t, t + 1)]
+            for (x, y), label in zip(p.points, p.labels, strict=True):
+                if label < 2:
+                    request["foreground" if label else "background"].append([int(x), int(y), int(t)])
+        mask = np.asarray(self._task.task(request)[0]).transpose(2, 1, 0) > 0
+        if not how.propagate:
+            mask[[t for t in range(len(mask)) if t not in annotations]] = False
+        return Answer(mask)
 
 
 class RandomWalker:

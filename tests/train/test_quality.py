@@ -38,7 +38,7 @@ class Engine:
 def made(count):
     for _ in range(count):
         array = np.zeros((20, 20, T), np.float32)
-        array[4:16, 4:16, 2:36] = 1
+        array[4:16, 4:16] = 1
         labels = (array.transpose(2, 1, 0) > 0).astype(np.uint8)
         yield Volume(array, np.eye(4)), labels, [1]
 
