@@ -159,8 +159,9 @@ def structure_of(request: dict) -> str:
 
 
 def _name(request: dict) -> str:
-    name = request.get("label")
-    return name if isinstance(name, str) and "/" not in name and "\\" not in name else ""
+    """Of the structure; with an uploaded painting, whose path "label" is, Slicer sends the name as "selected_label_name"."""
+    names = (request.get("label"), request.get("selected_label_name"))
+    return next((n for n in names if isinstance(n, str) and n and "/" not in n and "\\" not in n), "")
 
 
 def _plain(proposal: Proposal) -> dict:

@@ -54,6 +54,7 @@ def test_structures_are_told_apart(rounds):
     note(rounds, answer(), label=None, foreground=[[3, 3, 2], [1, 1, 1]])
     assert set(rounds.of("ct_1")) == {"spleen", "liver", "@3,3,2"}
     assert structure_of({"foreground": "[[1, 2, 3]]"}) == "@1,2,3" and structure_of({"label": "/tmp/upload.nii.gz"}) == ""
+    assert structure_of({"label": "/tmp/upload.nii.gz", "selected_label_name": "spleen"}) == "spleen"
 
 
 def test_an_empty_answer_is_kept(rounds):
