@@ -29,7 +29,7 @@ from lib.frames import Frames  # noqa: E402
 from lib.io.read import read_volume  # noqa: E402
 from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
 
-SUBMITTED, HELD_BACK = (101, 102, 103, 104), (105, 106)  # seeds of phantoms
+SUBMITTED, HELD_BACK = (101, 102, 103, 104), (105, 106, 107, 108, 109, 110)  # seeds of phantoms
 
 
 def slicer_client(address: str, folder: Path):

@@ -1,0 +1,96 @@
+"""The next slice through a real server process: named, corrected, still known after a kill -9, scored by a process of its own."""
+
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+
+from lib import phantom
+from lib.serving.launch import start_monailabel, wait_for
+from tests.serving.test_server import free_port, slicer_client
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    for seed in (0, 1):
+        volume, labels = phantom.abdomen(seed, shape=(96, 96, 24), spacing_mm=(3.5, 3.5, 9.0))
+        nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / f"ct_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image((labels == phantom.LABELS["liver"]).astype(np.uint8), volume.affine), folder / f"truth_{seed}.nii")
+    return folder
+
+
+class Server:
+    def __init__(self, studies, folder):
+        self.port, self.studies, self.folder = free_port(), studies, folder
+        self.start()
+
+    def start(self):
+        self.process = start_monailabel(str(self.studies), "127.0.0.1", self.port)
+        self.address = f"http://127.0.0.1:{self.port}"
+        wait_for(f"{self.address}/info/", self.process)
+        self.client = slicer_client()(self.address, tmpdir=str(self.folder), client_id="anna")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(studies, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONAI_LABEL_DATASTORE_FILE_EXT", '["*.nii.gz"]')
+        server = Server(studies, tmp_path_factory.mktemp("client"))
+        yield server
+        server.kill()
+
+
+def click(server, studies, image="ct_0"):
+    truth = np.asarray(nib.load(studies / f"truth_{image[-1]}.nii").dataobj) > 0
+    t = int(truth.sum((0, 1)).argmax())
+    i, j = (int(np.median(x)) for x in np.nonzero(truth[..., t]))
+    return server.client.infer("sam2", image, {"label": "liver", "foreground": [[i, j, t]], "result_extension": ".nii.gz"}), truth
+
+
+def test_the_answer_and_next_sample_name_the_same_slice_also_after_a_kill(server, studies):
+    (_, answer), truth = click(server, studies)
+    expected = answer["expected_dice"]
+    assert len(expected) == truth.shape[2] and expected[answer["annotated_slices"][0]] == 1
+    assert 0 < answer["expected_volume_dice"] <= 1
+    sample = server.client.next_sample("worst_slice", {})
+    assert sample["id"] == "ct_0" and sample["slice"] == answer["next_slice"]["slice"] and sample["label"] == "liver"
+    server.kill()
+    server.start()
+    again = server.client.next_sample("worst_slice", {})
+    assert {k: again[k] for k in ("id", "slice", "expected_dice", "rounds", "reason")} == {
+        k: sample[k] for k in ("id", "slice", "expected_dice", "rounds", "reason")
+    }  # fmt: skip
+    assert server.client.next_sample("random", {})["slice"] == sample["slice"], "OHIF asks by this name"
+
+
+def test_scoring_runs_beside_the_server_and_its_results_stay(server, studies):
+    click(server, studies)
+    server.client.save_label("ct_0", str(studies / "truth_0.nii"), "final", {"label_info": [{"name": "liver", "idx": 1}]})
+    path, _ = server.client.infer("sam2", "ct_0", {"label": "liver", "foreground": [[48, 48, 12]], "result_extension": ".nii.gz"})
+    server.client.save_label("ct_0", str(path), "original", {"label_info": [{"name": "liver", "idx": 1}]})
+    for method in ("slice_dice", "slice_quality"):
+        assert requests.post(f"{server.address}/scoring/{method}", timeout=30).status_code == 200
+        end = time.monotonic() + 120
+        while (status := requests.get(f"{server.address}/scoring/", timeout=30).json())["status"] in ("SUBMITTED", "RUNNING"):
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert status["status"] == "DONE", status
+    truth, mask = (np.asarray(nib.load(p).dataobj) > 0 for p in (studies / "truth_0.nii", path))
+    both = 2 * (truth & mask).sum((0, 1)) / np.maximum(truth.sum((0, 1)) + mask.sum((0, 1)), 1)
+    both[~(truth | mask).any((0, 1))] = 1
+    server.kill()
+    server.start()
+    info = server.client.datastore()["objects"]["ct_0"]["image"]["info"]
+    assert info["slice_dice"]["structures"]["liver"]["dice"] == pytest.approx(both.tolist(), abs=1e-3)
+    assert both[info["slice_dice"]["worst_slice"]] == both.min()
+    assert info["slice_quality"]["structures"]["liver"]["worst_slice"] is not None
+    assert server.client.next_sample("worst_slice", {})["id"] == "ct_1", "the labelled volume is done"
