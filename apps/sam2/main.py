@@ -2,7 +2,7 @@
 
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
-    [--conf random any_volume]
+    [--conf random any_volume] [--conf auto_scoring true]
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from monailabel.tasks.activelearning.random import Random  # noqa: E402
 from lib.model.device import devices  # noqa: E402
 from lib.model.features import FeatureStore  # noqa: E402
 from lib.model.spill import HOST_BYTES, Spill  # noqa: E402
+from lib.request import truth  # noqa: E402
 from lib.segment import Segmenter  # noqa: E402
-from lib.serving.app import ClearErrors, OpensAhead  # noqa: E402
+from lib.serving.app import ClearErrors, OpensAhead, ServesPages  # noqa: E402
 from lib.serving.catalog import Catalog  # noqa: E402
 from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
@@ -34,7 +35,7 @@ from lib.serving.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.train import Sam2Train  # noqa: E402
 
 
-class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
+class Sam2App(ClearErrors, OpensAhead, ServesPages, MONAILabelApp):
     """Tables of tasks; constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):
@@ -45,6 +46,8 @@ class Sam2App(ClearErrors, OpensAhead, MONAILabelApp):
             version="0.1",
             labels=parse_labels(conf.get("labels")),
         )  # fmt: skip
+        # MONAI Label would start a process for each scoring method at every Next Sample; what the strategies need is known already.
+        self._auto_update_scoring = truth(conf.get("auto_scoring", "false"))
 
     def init_infers(self):
         channel = self.conf.get("channel")

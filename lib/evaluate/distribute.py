@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
+import torch
+
 from lib.datasets import Case
 from lib.errors import UserError
 
@@ -30,7 +32,8 @@ def remote(cases: list[Case], make_work: Callable, *, address: str | None = None
     except ImportError as e:
         raise UserError("Ray is not installed: .venv/bin/pip install -r requirements-ray.txt") from e
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    environment = {"env_vars": {"PYTHONPATH": path}}
+    # As many threads as here: another number may change sums in their last digits.
+    environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}}
     own = not ray.is_initialized()
     try:
         if own:
@@ -72,7 +75,8 @@ def _outcome(ray, reference, case: Case) -> dict:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as e:
-        return {"case": case.name, "rows": [], "error": f"Its worker was lost: {type(e).__name__}.", "seconds": 0.0}
+        why = getattr(e, "cause", None) or "its worker was lost"
+        return {"case": case.name, "rows": [], "error": f"{type(e).__name__}: {why}", "seconds": 0.0}
 
 
 @cache

@@ -3,9 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable
+from functools import cached_property
 
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
+from lib.serving.infer import VolumeCache
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,27 @@ class OpensAhead:
     def opener(self) -> Callable[[str], None]:
         """Reads the image at a path and wishes for its slices."""
         return self._infers["sam2"].open
+
+
+class ServesPages:
+    """Mix-in likewise: once the server starts, the routes of `lib.serving.routes` stand in front of MONAI Label's own.
+
+    Processes that only construct the app, for scoring or training, register nothing.
+    """
+
+    def on_init_complete(self):
+        super().on_init_complete()
+        from monailabel.app import app  # here, not above: only a server has it
+
+        from lib.serving import routes
+
+        routes.install(app)
+
+    @cached_property
+    def page_volumes(self) -> VolumeCache:
+        """Volumes for thumbnails, apart from those being worked on: who looks through the page must not slow down who clicks."""
+        channel = self.conf.get("channel")
+        return VolumeCache(2, int(channel) if channel else None)
 
 
 def _try(opener, path: str) -> None:

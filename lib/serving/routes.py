@@ -1,0 +1,247 @@
+"""HTTP: *Next Sample* that says which slice, and the pages of the app under /sam2/.
+
+The routes are put in front of MONAI Label's own when the server starts (`install`) and ask for the same rights. Those that read
+files or ask a DICOM store are plain functions, which FastAPI runs in its thread pool: the event loop never waits for them. Samples are
+chosen one at a time, because datastores keep unlocked caches.
+"""
+
+import logging
+import secrets
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import jinja2
+import requests
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, Response
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.endpoints import activelearning
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+
+from lib.errors import UserError
+from lib.frames import Frames
+from lib.serving import page
+from lib.serving.strategies import TARGET
+from lib.serving.viewers import Grid, viewer_numbers
+
+logger = logging.getLogger(__name__)
+
+PER_PAGE = 20
+ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+# Pages load nothing from elsewhere, and nobody else may frame them.
+POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
+templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_sampling = threading.Lock()
+
+
+def install(app: FastAPI) -> None:
+    """Puts the routes in front of those that `app` has; once, however often it is called."""
+    if getattr(app.state, "sam2_routes", False):
+        return
+    app.state.sam2_routes = True
+    routes, before = app.router.routes, len(app.router.routes)
+    app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
+    added = routes[before:]
+    del routes[before:]
+    routes[:0] = added
+
+
+@router.post("/activelearning/{strategy}", summary="Next sample: which slice of which image to annotate")
+def next_sample(strategy: str, request: Request, params: dict | None = None, user: User = ALLOWED) -> dict:
+    """As MONAI Label's, and `viewer`: what OHIF and Slicer call the slice. The fields that clients show say it too."""
+    app = app_instance()
+    if strategy not in app._strategies:
+        raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
+    with _sampling, _clear_errors():
+        answer = activelearning.sample(strategy, params, user.username)
+    if not answer:
+        return {}
+    numbers = _numbers(page.grid_of(str(answer.get("path"))), answer)
+    return page.as_shown(answer, numbers, _ohif_link(request, app, answer["id"], answer.get("slice")))
+
+
+@router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")
+def overview(request: Request) -> HTMLResponse:
+    app = app_instance()
+    wanted = _number("page", request.query_params.get("page", "1"))
+    with _clear_errors():
+        cards = page.cards(app.datastore(), app.rounds)
+        pages = max(1, -(-len(cards) // PER_PAGE))
+        n = min(max(wanted, 1), pages)
+        shown = [_with_links(request, app, c) for c in cards[(n - 1) * PER_PAGE : n * PER_PAGE]]
+    counts = {s: sum(c.status == s for c in cards) for s in ("in work", "untouched", "done", "labelled")}
+    text = templates.get_template("overview.html").render(
+        cards=shown, counts=counts, number=n, pages=pages, total=len(cards), target=TARGET, store=_is_dicom(app)
+    )  # fmt: skip
+    return HTMLResponse(text, headers={**FRESH, "Content-Security-Policy": POLICY})
+
+
+@router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
+def state(image: str = "") -> dict:
+    app = app_instance()
+    _known(app, image)
+    info = app.datastore().get_image_info(image) or {}
+    scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
+    return {"image": image, "structures": app.rounds.of(image), "scores": scores}
+
+
+@router.get("/sam2/thumbnail", response_class=Response, summary="PNG of a slice with the contour of a structure's mask")
+def thumbnail(request: Request, image: str = "", structure: str = "") -> Response:
+    """Query: image, structure (a key of /sam2/state or a name in a saved label), slice (0-based along the slicing axis)."""
+    app = app_instance()
+    t = _number("slice", request.query_params.get("slice", ""))
+    _known(app, image)
+    with _clear_errors():
+        volume = app.page_volumes.get(app.datastore().get_image_uri(image))
+        record = app.rounds.of(image).get(structure)
+        frames = Frames.of(volume, window=app.conf.get("window", "auto"), axis=record["axis"] if record else "auto")
+        if not 0 <= t < len(frames):
+            raise HTTPException(422, f"There is no slice {t}: the image has slices 0 to {len(frames) - 1}.")
+        if record:
+            mask = app.rounds.mask(image, structure)
+        else:
+            found = page.saved_mask(app.datastore(), image, structure, volume)
+            if found is None:
+                raise HTTPException(404, f"Nothing is known of a structure {structure!r} in this image.")
+            mask = frames.from_volume(found)
+        if mask is not None and mask.shape != (len(frames), *frames.size):
+            mask = None  # of an image that was here before under this name
+        proposal = (record or {}).get("proposal") or {}
+        point = proposal.get("point") if proposal.get("slice") == t else None
+        return Response(page.thumbnail(frames, mask, t, point), media_type="image/png", headers=FRESH)
+
+
+@router.get("/sam2/ohif", response_class=HTMLResponse, summary="Page: OHIF's annotation mode standing on a slice")
+def ohif(request: Request, image: str = "") -> HTMLResponse:
+    """Query: image (SeriesInstanceUID), slice (default: the proposed one), structure (default: the one proposed on that slice)."""
+    app = app_instance()
+    if not _is_dicom(app):
+        raise HTTPException(404, "The images are files in a folder, which OHIF cannot show: use 3D Slicer.")
+    _known(app, image)
+    asked = request.query_params.get("slice")
+    with _clear_errors():
+        t = None if asked is None else _number("slice", asked)
+        grid = page.grid_of(app.datastore().get_image_uri(image))  # first: this fetches the store's info, too
+        info = app.datastore().get_image_info(image) or {}
+        card = page.card(app.datastore(), image, app.rounds.of(image), False)
+        here = page.chosen(card.structures, t, request.query_params.get("structure"))
+        place = _place(image, info, here, t)
+        place["viewer"] = _numbers(grid, place)
+    if t is not None and place["viewer"] is None:
+        raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
+    nonce = secrets.token_urlsafe(16)
+    policy = f"{POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
+    text = templates.get_template("ohif.html").render(place=place, base=_base(request), nonce=nonce, title=card.name)
+    return HTMLResponse(text, headers={**FRESH, "Content-Security-Policy": policy})
+
+
+def _place(image: str, info: dict, here: page.Structure | None, t: int | None) -> dict:
+    """As an answer of *Next Sample*: what the bar above OHIF shows of a slice."""
+    out: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "slice": t, "label": ""}
+    if here is None:
+        return {**out, "reason": "Nothing is annotated yet."}
+    proposal = here.proposal
+    t = proposal.get("slice") if t is None else t
+    out |= {"slice": t, "axis": here.axis, "label": here.label, "volume_dice": here.volume_dice}
+    if proposal and t == proposal["slice"]:
+        return {**out, "expected_dice": proposal["expected_dice"], "point": proposal["point"], "reason": proposal["reason"]}
+    if t is not None and 0 <= t < len(here.dice):
+        reason = "This slice is annotated." if t in here.annotated else ""
+        return {**out, "expected_dice": here.dice[t], "reason": reason}
+    return {**out, "reason": "" if t is not None else "Every slice of it has been annotated."}
+
+
+def _with_links(request: Request, app, card: page.Card) -> dict:
+    """A card with addresses, and what viewers call its worst slices."""
+    base, structures = _base(request), []
+    grid = _grid(app, card.image) if card.structures else None
+    for s in card.structures:
+        slices = []
+        for t in s.worst():
+            proposed = t == s.proposal.get("slice")
+            place = {"slice": t, "axis": s.axis, "point": s.proposal["point"] if proposed else None}
+            query = urlencode({"image": card.image, "structure": s.key, "slice": t})
+            slices.append({
+                "slice": t, "dice": s.dice[t] if t < len(s.dice) else None, "proposed": proposed,
+                "viewer": _numbers(grid, place), "picture": f"{base}/sam2/thumbnail?{query}",
+                "ohif": f"{base}/sam2/ohif?{query}" if _is_dicom(app) else None,
+            })  # fmt: skip
+        structures.append({"of": s, "curve": s.curve(), "slices": slices})
+    return {"of": card, "structures": structures, "ohif": _ohif_link(request, app, card.image, None)}
+
+
+def _grid(app, image: str) -> Grid | None:
+    """Where the voxels of an image lie; None if that is not at hand: one broken image must not spoil a page of them."""
+    try:
+        return page.grid_of(app.datastore().get_image_uri(image))
+    except (OSError, requests.RequestException, UserError) as e:
+        logger.warning("No geometry of %s: %s", image, e)
+        return None
+
+
+def _numbers(grid: Grid | None, place: dict) -> dict | None:
+    """What viewers call the slice of an answer; None if it names none that exists."""
+    t = place.get("slice")
+    if t is None or grid is None:
+        return None
+    axis = place.get("axis")
+    axis = page.slicing_axis(grid) if axis is None else int(axis)
+    return viewer_numbers(grid, axis, t, place.get("point")) if 0 <= t < grid.shape[axis] else None
+
+
+def _ohif_link(request: Request, app, image: str, t: int | None) -> str | None:
+    query = {"image": image} | ({} if t is None else {"slice": t})
+    return f"{_base(request)}/sam2/ohif?{urlencode(query)}" if _is_dicom(app) else None
+
+
+def _base(request: Request) -> str:
+    """What comes before the routes in addresses of this server."""
+    return str(request.scope.get("root_path") or "").rstrip("/") + settings.MONAI_LABEL_API_STR
+
+
+def _is_dicom(app) -> bool:
+    return isinstance(app.datastore(), DICOMWebDatastore)
+
+
+def _known(app, image: str) -> None:
+    """Only ids of the datastore go on to files."""
+    if not image:
+        raise HTTPException(422, "Say which image: ?image=ID.")
+    with _clear_errors():
+        if image not in app.datastore().list_images():
+            raise HTTPException(404, "There is no such image in the datastore.")
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 9):
+        raise HTTPException(422, f"{name} must be a whole number.")
+    return int(text)
+
+
+@contextmanager
+def _clear_errors():
+    """Sentences instead of tracebacks."""
+    try:
+        yield
+    except UserError as e:
+        raise HTTPException(422, str(e)) from e
+    except MONAILabelException as e:
+        raise HTTPException(400, str(e.msg)) from e
+    except requests.RequestException as e:
+        logger.warning("DICOM store: %s", e)
+        raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
+    except OSError as e:
+        logger.warning("File system: %s", e)
+        raise HTTPException(500, "The server could not read a file; see its log.") from e

@@ -1,0 +1,199 @@
+"""Unmodified OHIF in headless Chromium, over a real Orthanc and a real server: from *Next Sample* on to the proposed slice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from lib import phantom, samples
+from lib.errors import OptionError
+from lib.masks import deepest
+from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
+from lib.volume import Volume
+from tests.serving.test_server import free_port
+
+CHROMIUM = shutil.which("chromium")
+PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not (CHROMIUM and PLUGIN and shutil.which("Orthanc")), reason="needs chromium, Orthanc and its DICOMweb plugin"),
+]
+ORGAN = phantom.LABELS["kidney_left"]
+SHOTS = Path(__file__).resolve().parents[2] / "build"
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
+    "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+CAMERAS = """() => Object.fromEntries(cornerstone.getRenderingEngines().flatMap((e) => e.getViewports())
+    .filter((v) => v.type === 'orthographic').map((v) => [v.id, {
+        number: v.getSliceIndex() + 1, focal: [...v.getCamera().focalPoint], normal: [...v.getCamera().viewPlaneNormal],
+        text: v.element.parentElement.innerText}]))"""
+
+
+def sagittal() -> Volume:
+    """A small CT whose slices are sagittal."""
+    volume, _ = phantom.abdomen(seed=1, shape=(24, 48, 40), spacing_mm=(12.0, 5.0, 5.0))
+    turn = np.zeros((4, 4))  # new (i, j, k) are old (j, last - k, last - i): right-handed, as ITK sorts a series
+    turn[[1, 2, 0, 3], [0, 1, 2, 3]] = 1, -1, -1, 1
+    turn[[0, 2], 3] = volume.shape[0] - 1, volume.shape[2] - 1
+    return Volume(np.ascontiguousarray(volume.array.transpose(1, 2, 0)[:, ::-1, ::-1]), volume.affine @ turn, "ct_sagittal")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """(address of the server, {name: SeriesInstanceUID}, {name: StudyInstanceUID}, {name: (Volume, labels or None)})"""
+    folder, processes = tmp_path_factory.mktemp("stack"), []
+    volumes = {"ct_phantom": phantom.abdomen(), "ct_sagittal": (sagittal(), None)}
+    for name, (volume, _) in volumes.items():
+        samples.write_dicom(volume, folder / "dicom" / name, modality="CT", description=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "cache"))
+        try:
+            store = start_orthanc(processes, folder / "dicom", free_port())
+            port = free_port()
+            conf = [(k, str(folder / k)) for k in ("rounds", "versions")] + [("labels", "liver,spleen")]
+            processes.append(start_monailabel(store["dicomweb"], "127.0.0.1", port, conf))
+            address = f"http://127.0.0.1:{port}"
+            try:
+                wait_for(f"{address}/info/", processes[-1])
+            except OptionError as e:
+                pytest.fail(str(e))
+            found = requests.get(store["dicomweb"].replace("/dicom-web", "/series?expand"), timeout=30).json()
+            series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in found}
+            yield address, series, store["studies"], volumes
+        finally:
+            stop(processes)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    SHOTS.mkdir(exist_ok=True)
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def run(address, image, clicks):
+    """What OHIF's *Run* sends."""
+    params = {"foreground": clicks, "background": [], "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    answer = requests.post(f"{address}/infer/sam2?image={image}&output=image", data={"params": json.dumps(params)}, timeout=300)
+    assert answer.ok, answer.text
+
+
+def proposal_of(address, image):
+    records = requests.get(f"{address}/sam2/state", params={"image": image}, timeout=30).json()["structures"]
+    return max(records.values(), key=lambda r: r["time"])["proposal"]
+
+
+def voxel_in(labels, k):
+    """A voxel of the organ on slice k, or anywhere on it."""
+    organ = labels[:, :, k] == ORGAN
+    i, j = deepest(organ) if organ.any() else (5, 5)
+    return [int(i), int(j), int(k)]
+
+
+def lps(volume, ijk):
+    return (volume.affine @ [*ijk, 1])[:3] * (-1, -1, 1)
+
+
+def arrived(page, t):
+    """The frame of OHIF and its cameras once the page stands on slice t."""
+    page.wait_for_selector(f"body[data-arrived='{t}']", timeout=150_000)
+    page.wait_for_timeout(6_000)  # connecting must not move it away again
+    frame = next(f for f in page.frames if "/ohif/" in f.url and f != page.main_frame)
+    return frame, frame.evaluate(CAMERAS)
+
+
+def stands_on(camera, world):
+    return abs(np.dot(np.subtract(camera["focal"], world), camera["normal"])) < 0.02
+
+
+def test_next_sample_leads_to_the_slice_and_the_button_on_to_the_next(stack, browser):
+    address, series, studies, volumes = stack
+    image, (volume, labels) = series["ct_phantom"], volumes["ct_phantom"]
+    slices = labels.shape[2]
+    start = int((labels == ORGAN).sum((0, 1)).argmax())
+    clicks = [voxel_in(labels, start)]
+    run(address, image, clicks)
+    first = proposal_of(address, image)
+    number = slices - first["slice"]  # OHIF counts from the head, this series from the feet
+
+    context = browser.new_context(viewport={"width": 1500, "height": 900})
+    viewer = context.new_page()
+    viewer.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={studies['ct_phantom']}")
+    viewer.wait_for_selector("canvas", timeout=150_000)
+    viewer.get_by_text("Confirm and Hide").click()
+    viewer.fill("#monailabelServerURL", address + "/")
+    viewer.click(".monaiLabelPanel button.actionButton")
+    viewer.click("label.tab-label:has-text('Active Learning')")
+    viewer.get_by_role("button", name="Next Sample").click()
+    form = viewer.locator(".nextSampleForm table")
+    form.wait_for()
+    text = form.inner_text()
+    assert f"axial slice {number} of {slices}" in text and f"expected Dice {first['expected_dice']:.2f}" in text
+    viewer.screenshot(path=SHOTS / "ohif_next_sample.png")
+
+    with context.expect_page() as opened:
+        form.get_by_role("link", name=image).click()
+    page = opened.value
+    frame, cameras = arrived(page, first["slice"])
+    world = lps(volume, first["point"])
+    assert cameras["mpr-axial"]["number"] == number and f"{number}/{slices}" in cameras["mpr-axial"]["text"]
+    assert all(stands_on(c, world) for c in cameras.values()), (cameras, world)
+    bar = page.locator("#bar").inner_text()
+    assert f"slice {number} of {slices} (voxel slice {first['slice']})" in bar and f"{first['expected_dice']:.2f}" in bar
+    assert first["reason"] in bar
+    assert frame.locator("label.tab-label").count() >= 3, "the panel is connected"
+    page.screenshot(path=SHOTS / "ohif_next_slice.png")
+
+    clicks.append(voxel_in(labels, first["slice"]))
+    run(address, image, clicks)
+    second = proposal_of(address, image)
+    assert second["slice"] != first["slice"]
+    page.evaluate("window.same = true")
+    page.get_by_role("button", name="Next slice").click()
+    frame, cameras = arrived(page, second["slice"])
+    assert cameras["mpr-axial"]["number"] == slices - second["slice"] and stands_on(cameras["mpr-axial"], lps(volume, second["point"]))
+    assert page.evaluate("window.same"), "without loading the page again"
+    assert f"voxel slice {second['slice']})" in page.locator("#bar").inner_text()
+    page.screenshot(path=SHOTS / "ohif_next_slice_2.png")
+
+    page.get_by_role("link", name="all volumes").click()
+    shot = page.locator("article").first.locator("figure.proposed")
+    assert f"slice {second['slice']} " in shot.inner_text() and f"OHIF {slices - second['slice']}/{slices}" in shot.inner_text()
+    for picture in page.locator("img").all():
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("(i) => i.decode()")  # rejected if it is none
+    assert "untouched" in page.locator("article").nth(1).inner_text()
+    page.screenshot(path=SHOTS / "page.png", full_page=True)
+    context.close()
+
+
+def test_sagittal_slices_stand_in_the_sagittal_viewport(stack, browser):
+    address, series, _, volumes = stack
+    volume, _ = volumes["ct_sagittal"]
+    page = browser.new_page(viewport={"width": 1500, "height": 900})
+    page.goto(f"{address}/sam2/ohif?image={series['ct_sagittal']}&slice=4")
+    _, cameras = arrived(page, 4)
+    assert cameras["mpr-sagittal"]["number"] == 20 and stands_on(cameras["mpr-sagittal"], lps(volume, (0, 0, 4)))
+    assert "sagittal slice 20 of 24 (voxel slice 4)" in page.locator("#bar").inner_text()
+    page.close()
+
+
+def test_next_opens_another_study_and_failures_are_sentences(stack, browser):
+    address, series, _, _ = stack
+    page = browser.new_page()
+    page.goto(f"{address}/sam2/ohif?image={series['ct_sagittal']}")
+    page.get_by_role("button", name="Next slice").wait_for()
+    page.route("**/activelearning/*", lambda route: route.fulfill(status=502, json={"detail": "The DICOM store does not answer."}))
+    page.get_by_role("button", name="Next slice").click()
+    playwright.expect(page.locator("#message")).to_have_text("The DICOM store does not answer.")
+    page.unroute("**/activelearning/*")
+    page.get_by_role("button", name="Next slice").click()
+    page.wait_for_url(f"**/sam2/ohif?image={series['ct_phantom']}&slice=*")
+    page.close()
