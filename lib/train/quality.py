@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lib import simulate
+from lib import next_slice, simulate
 from lib.errors import UserError
 from lib.frames import Frames
 from lib.model import checkpoints
@@ -21,6 +21,7 @@ from lib.volume import Volume
 logger = logging.getLogger(__name__)
 
 _FIRST = 1000  # other volumes than those that `presence` was fitted on
+_ROUNDS = 4  # slices that are annotated, one after the other
 _FEWEST = 100  # slices of each kind
 
 
@@ -34,7 +35,8 @@ def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], option
     """Writes an estimate of slice quality into the checkpoint at `path`; correlation of expected and true slice IoU on the last
     quarter of the volumes, by an estimate that was fitted without them.
 
-    Each structure is prompted by up to five clicks on one slice, and by up to three on each of three slices.
+    For each structure an annotator is simulated who corrects up to four slices, half of the time the worst ones, else any: such
+    states are what the estimate will be asked about.
 
     Args:
         made: volumes, their label maps (T, Y, X), the labels to segment. total: how many.
@@ -45,13 +47,12 @@ def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], option
     segmenter, rows = Segmenter(), []
     for n, (volume, labels, structures) in enumerate(tqdm(made, desc="slice quality", total=total)):
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        for value in structures:
-            truth = labels == value
-            for slices, clicks in (([simulate.largest_slice(truth)], 5), (simulate.slices_at(truth), 3)):
-                result = _segment(segmenter, volume, options, frames, truth, slices, clicks)
-                mask = frames.from_volume(result.mask)
-                other = np.setdiff1d(np.arange(len(frames)), slices)
-                rows.append((n, result.signals[other], mask.any((1, 2))[other], slice_iou(mask, truth)[other]))
+        for m, value in enumerate(structures):
+            truth, clicks = labels == value, simulate.by_clicks(5 if m % 2 else 3)
+            for choose in (next_slice.oracle, next_slice.random):
+                for done in simulate.rounds(_engine(segmenter, volume, options), frames, truth, choose, clicks, count=_ROUNDS):
+                    mask, other = done.scene.mask, np.setdiff1d(np.arange(len(frames)), sorted(done.scene.annotated))
+                    rows.append((n, done.scene.result.signals[other], mask.any((1, 2))[other], slice_iou(mask, truth)[other]))
     fitted, held = ([r[1:] for r in rows if (r[0] < 0.75 * total) == first] for first in (True, False))
     for part in (fitted, held):
         filled = np.concatenate([r[1] for r in part]) if part else np.zeros(0, bool)
@@ -66,12 +67,9 @@ def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], option
     return correlation
 
 
-def _segment(segmenter, volume, options, frames, truth, slices, clicks):
-    one = replace(options, propagate=False)
+def _engine(segmenter, volume, options) -> simulate.Segment:
+    def segment(prompts, propagate):
+        chosen = replace(options, propagate=propagate)
+        return segmenter.segment(volume, segmenter.prompts(volume, chosen, **prompts), chosen)
 
-    def predict(t):
-        return lambda p: frames.from_volume(segmenter.segment(volume, segmenter.prompts(volume, one, **p), one).mask)[t]
-
-    made = [simulate.clicks_on(predict(t), frames, truth, t, clicks) for t in slices]
-    prompts = {k: [v for p in made for v in p[k]] for k in ("positive", "negative")}
-    return segmenter.segment(volume, segmenter.prompts(volume, options, **prompts), options)
+    return segment
