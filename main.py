@@ -196,33 +196,19 @@ def _segment(options) -> None:
 
 
 def _evaluate(options) -> int:
+    from importlib import import_module
+
     from lib.evaluate.cli import evaluate
 
-    return evaluate(options, {"app": _app, "official": _official, "builtin": _builtin})
+    places = {"app": ("lib.evaluate.app", "App"), "official": ("benchmarks.peers", "OfficialMethod"),
+              "builtin": ("benchmarks.peers", "BuiltinMethod")}  # fmt: skip
+    return evaluate(options, {k: lambda m=m, n=n: getattr(import_module(m), n) for k, (m, n) in places.items()})
 
 
 def _batch(options) -> int:
     from lib.evaluate.cli import batch
 
     return batch(options)
-
-
-def _app():
-    from lib.evaluate.app import App
-
-    return App
-
-
-def _official():
-    from benchmarks.peers import OfficialMethod
-
-    return OfficialMethod
-
-
-def _builtin():
-    from benchmarks.peers import BuiltinMethod
-
-    return BuiltinMethod
 
 
 def _train(options) -> None:

@@ -56,6 +56,10 @@ def test_segment_takes_boxes_and_painted_slices(image, tmp_path):
     (["segment", "IMAGE", "--point", "1,1,1", "-o", "x.doc"], "endings"),
     (["download", "enormous"], "embedded"),
     (["serve", "--studies", "/nowhere"], "no folder"),
+    (["evaluate", "--protocol", "x", "--data", "IMAGE", "--out", "x"], "protocol 'x'"),
+    (["evaluate", "--protocol", "he", "--data", "/nowhere", "--out", "x"], "no folder"),
+    (["evaluate", "--protocol", "he", "--data", "IMAGE", "--out", "x", "--method", "x"], "app, official, builtin"),
+    (["batch", "--studies", "/nowhere", "--prompts", "/nowhere"], "no folder"),
 ])  # fmt: skip
 def test_wrong_input_prints_one_sentence(image, arguments, words):
     done = call(*(str(image) if a == "IMAGE" else a for a in arguments))
@@ -63,7 +67,7 @@ def test_wrong_input_prints_one_sentence(image, arguments, words):
 
 
 def test_help_has_examples():
-    for command in ("serve", "sample-data", "download", "segment", "train"):
+    for command in ("serve", "sample-data", "download", "segment", "train", "evaluate", "batch"):
         assert "examples:" in call(command, "--help").stdout
 
 

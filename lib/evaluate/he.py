@@ -14,7 +14,7 @@ from scipy import ndimage
 from lib.evaluate.method import Annotations, Click, How, Method, clicks
 from lib.evaluate.steps import Plan, Step
 from lib.evaluate.target import Target
-from lib.metrics import slice_dice
+from lib.next_slice import against_reference, worst
 
 SETTINGS = ("full", "background removed")
 FIRST_CLICKS = 5
@@ -75,9 +75,8 @@ def worst_slice(mask: np.ndarray, truth: np.ndarray, published: bool) -> int:
 
     Both empty is Dice 1. `published`: only slices with foreground in the reference.
     """
-    dice, wrong = slice_dice(mask, truth, 0), (mask ^ truth).sum((1, 2))
     allowed = np.flatnonzero(truth.any((1, 2))) if published else np.arange(len(truth))
-    return int(min(allowed, key=lambda t: (dice[t], -wrong[t], t)))
+    return worst(*against_reference(mask, truth), allowed)
 
 
 def first_clicks(method: Method, target: Target, how: How, plan: Plan) -> tuple[int, list[Click]]:

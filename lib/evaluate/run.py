@@ -60,8 +60,11 @@ class Store:
         told = json.loads(json.dumps({"data": data, **dataclasses.asdict(settings)}))
         path = self.folder / "run.json"
         if resume and path.is_file():
-            known = json.loads(path.read_text())
-            other = [k for k in told if known.get(k) != told[k]]
+            try:
+                known = json.loads(path.read_text())
+                other = [k for k in told if known.get(k) != told[k]]
+            except (ValueError, AttributeError) as e:
+                raise UserError(f"{path} does not say what run this is: choose another --out, or --no-resume.") from e
             if other:
                 raise UserError(f"{out} holds a run with another {', '.join(other)}: choose another --out, or --no-resume.")
         elif path.is_file():

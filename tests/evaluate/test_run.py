@@ -68,6 +68,12 @@ def test_another_run_is_not_gone_on_with(tmp_path, settings, data, words):
         Store(tmp_path, settings, data)
 
 
+def test_a_damaged_folder_is_told(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json"):
+        Store(tmp_path, Settings("he"), "data")
+
+
 @pytest.mark.parametrize("error, words", [(UserError("This is wrong."), "This is wrong."), (ZeroDivisionError("x"), "ZeroDivisionError: x")])
 def test_a_case_that_fails_is_reported(error, words):
     class Fails:
