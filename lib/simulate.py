@@ -65,12 +65,13 @@ def box_on(frames: Frames, truth: np.ndarray, t: int) -> dict:
 
 
 Segment = Callable[[dict, bool], Result]  # prompts, whether to propagate
-Annotator = Callable[[Segment, Frames, np.ndarray, int], dict]  # prompts for a slice, from its reference
+# Prompts for slice t, from the engine that knows those given before, the frames, the reference, t, and the mask on the screen.
+Annotator = Callable[[Segment, Frames, np.ndarray, int, np.ndarray], dict]
 
 
 def by_clicks(count: int) -> Annotator:
     """Annotates a slice by up to `count` clicks, or as empty."""
-    def annotate(segment, frames, truth, t):
+    def annotate(segment, frames, truth, t, shown):
         if not truth[t].any():
             return {"absent": [t]}
         return clicks_on(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, truth, t, count)
@@ -78,12 +79,31 @@ def by_clicks(count: int) -> Annotator:
     return annotate
 
 
-def by_box(segment, frames: Frames, truth: np.ndarray, t: int) -> dict:
+def by_corrections(count: int) -> Annotator:
+    """Annotates a slice as one does who looks at its mask: up to `count` clicks, each where that is most wrong (one inside where
+    nothing is), or as empty."""
+    def annotate(segment, frames, truth, t, shown):
+        if not truth[t].any():
+            return {"absent": [t]}
+        prompts: dict = {"positive": [], "negative": []}
+        for _ in range(count):
+            click = next_click(shown, truth[t])
+            voxel = click and frames.to_voxel(t, *click[1:])
+            if click is None or voxel in (*prompts["positive"], *prompts["negative"]):
+                break
+            prompts["positive" if click[0] else "negative"].append(voxel)
+            shown = frames.from_volume(segment(prompts, True).mask)[t]
+        return prompts if any(prompts.values()) else {"positive": [frames.to_voxel(t, *deepest(truth[t]))]}
+
+    return annotate
+
+
+def by_box(segment, frames: Frames, truth: np.ndarray, t: int, shown) -> dict:
     """Annotates a slice by its tight box, or as empty."""
     return box_on(frames, truth, t) if truth[t].any() else {"absent": [t]}
 
 
-def by_painting(segment, frames: Frames, truth: np.ndarray, t: int) -> dict:
+def by_painting(segment, frames: Frames, truth: np.ndarray, t: int, shown) -> dict:
     """Annotates a slice by its reference mask."""
     stack = np.zeros((len(frames), *frames.size), bool)
     stack[t] = truth[t]
@@ -118,12 +138,18 @@ def rounds(
     prompts: dict = {}
     t = largest_slice(truth) if first is None else first
     annotated: list[int] = []
+    mask = np.zeros_like(truth)
     while t is not None and len(annotated) < count:
         annotated.append(t)
-        prompts = merged(prompts, annotate(segment, frames, truth, t))
+
+        def with_earlier(more, propagate, earlier=prompts):
+            return segment(merged(earlier, more), propagate)
+
+        prompts = merged(prompts, annotate(with_earlier, frames, truth, t, mask[t]))
         result = segment(prompts, True)
-        scene = Scene(frames, truth, result, frames.from_volume(result.mask), frozenset(annotated))
-        yield Round(t, prompts, scene, metrics.dice(scene.mask, truth))
+        mask = frames.from_volume(result.mask)
+        scene = Scene(frames, truth, result, mask, frozenset(annotated))
+        yield Round(t, prompts, scene, metrics.dice(mask, truth))
         t = choose(scene)
 
 
