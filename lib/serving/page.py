@@ -255,14 +255,14 @@ def thumbnail(frames: Frames, mask: np.ndarray | None, t: int, point=None, side:
     if mask is not None and mask[t].any():
         inside = scaled(_turned(mask[t], turn).astype(np.uint8) * 255) > 127
         picture[inside & ~ndimage.binary_erosion(inside, iterations=3)] = ORANGE
-    if point is not None:
+    if point is not None and all(0 <= v < n for v, n in zip(point, frames.volume.shape, strict=True)):
         spot = np.zeros(frames.size, bool)
         _, y, x = frames.to_pixel(point)
         spot[int(y), int(x)] = True
         row, column = np.argwhere(_turned(spot, turn))[0]
         y, x = int((row + 0.5) * height / image.shape[0]), int((column + 0.5) * width / image.shape[1])
-        for rows, columns in ((slice(y - 1, y + 2), slice(max(0, x - 9), x + 10)), (slice(max(0, y - 9), y + 10), slice(x - 1, x + 2))):
-            picture[rows, columns] = RED
+        for dy, dx in ((1, 9), (9, 1)):
+            picture[max(0, y - dy) : y + dy + 1, max(0, x - dx) : x + dx + 1] = RED
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "PNG")
     return out.getvalue()

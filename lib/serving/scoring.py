@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from tqdm import tqdm
 
@@ -51,7 +52,7 @@ class _Scoring(ScoringMethod):
                         results[image] = known
                     continue
                 result = self._score(image, request, datastore)
-            except (UserError, OSError) as e:
+            except (UserError, OSError, ValueError) as e:
                 logger.warning("Not scored: %s: %s", image, e)
                 continue
             if result:
@@ -206,7 +207,11 @@ def _tag(request: dict, name: str, default: str) -> str:
 
 def _label(datastore, image: str, tag: str) -> Path | None:
     found = datastore.get_label_by_image_id(image, tag)
-    return Path(datastore.get_label_uri(found, tag)) if found else None
+    if not found:
+        return None
+    # A DICOMweb store would look for a series of the label's name; the file that was submitted lies in its cache.
+    uri = LocalDatastore.get_label_uri if isinstance(datastore, LocalDatastore) else type(datastore).get_label_uri
+    return Path(uri(datastore, found, tag))
 
 
 def _stamp(path: Path) -> list:

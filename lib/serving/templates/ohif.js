@@ -4,7 +4,7 @@
   const { place: first, base } = JSON.parse(document.getElementById("place").textContent);
   const frame = document.getElementById("ohif"), button = document.getElementById("next");
   const study = first.StudyInstanceUID;
-  let place = first, timer = null, connected = false;
+  let place = first, timer = null, connected = false, changed = false;
 
   const write = (id, text) => { document.getElementById(id).textContent = text; };
   function say(text, bad = false) {
@@ -40,15 +40,15 @@
     return Math.abs(away);
   }
 
-  // The series of the study that is shown; null if OHIF does not say.
-  function series(viewport) {
-    try {
-      const { viewportGridService, displaySetService } = frame.contentWindow.services;
-      const uid = viewportGridService.getState().viewports.get(viewport.id).displaySetInstanceUIDs[0];
-      return displaySetService.getDisplaySetByUID(uid).SeriesInstanceUID;
-    } catch (e) {
-      return null;
-    }
+  // A study may hold several series, of which OHIF opens one: puts the right one into all planes, as dropping it there would.
+  // Returns whether it is there; true also if OHIF does not say.
+  function rightSeries(found) {
+    const { viewportGridService, displaySetService, hangingProtocolService } = frame.contentWindow.services;
+    const wanted = displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === place.id);
+    if (!wanted || found.every((v) => v.getVolumeId().includes(wanted.displaySetInstanceUID))) return true;
+    if (!changed) viewportGridService.setDisplaySetsForViewports(hangingProtocolService.getViewportsRequireUpdate(found[0].id, wanted.displaySetInstanceUID));
+    changed = true;
+    return false;
   }
 
   function connect() {
@@ -65,13 +65,19 @@
     clearInterval(timer);
     const world = place.viewer && place.viewer.world_lps, began = Date.now();
     let steady = 0, arrived = false;
+    changed = false;
     const stop = () => { clearInterval(timer); for (const t of ["wheel", "pointerdown", "keydown"]) frame.contentWindow.removeEventListener(t, leave, true); };
     const leave = () => { if (arrived && connected) stop(); };
     for (const t of ["wheel", "pointerdown", "keydown"]) frame.contentWindow.addEventListener(t, leave, true);
     timer = setInterval(() => {
+      const late = Date.now() - began > PATIENCE_MS;
       try {
         const found = planes();
-        if (found.length && !connect() && Date.now() - began > PATIENCE_MS) throw new Error("OHIF shows no MONAI Label panel: is this its annotation mode?");
+        if (found.length && !rightSeries(found)) {
+          if (late) throw new Error("OHIF shows another series of this study: drag the right one from the list on the left into the viewport.");
+          return;
+        }
+        if (found.length && !connect() && late) throw new Error("OHIF shows no MONAI Label panel: is this its annotation mode?");
         if (found.length && world) {
           const away = Math.max(...found.map((v) => stand(v, world)));
           steady = away > 0.01 ? 0 : steady + 1;
@@ -79,18 +85,18 @@
           arrived = true;
         }
         if (found.length && connected && (!world || steady >= STEADY)) stop();
-        if (!found.length && Date.now() - began > PATIENCE_MS) throw new Error("OHIF did not show the volume within two minutes: reload this page, or look whether the DICOM store answers.");
+        if (!found.length && late) throw new Error("OHIF did not show the volume within two minutes: reload this page, or look whether the DICOM store answers.");
       } catch (e) {
+        if (!late) return; // parts of OHIF are not there yet
         stop();
-        say(e.message, true);
+        say(e instanceof TypeError ? `OHIF could not be taken to the slice (${e.message}): scroll to it.` : e.message, true);
       }
     }, TICK_MS);
   }
 
   function arrive(found) {
-    const shown = series(found[0]), wanted = place.viewer.ohif.viewport;
+    const wanted = place.viewer.ohif.viewport;
     document.body.dataset.arrived = place.slice;
-    if (shown && shown !== place.id) say("OHIF shows another series of this study: drag the right one from the list on the left into the viewport.", true);
     try {
       if (found.some((v) => v.id === wanted)) frame.contentWindow.services.viewportGridService.setActiveViewportId(wanted);
     } catch (e) { /* only which viewport has the coloured frame */ }
