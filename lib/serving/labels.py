@@ -1,4 +1,8 @@
-"""Names of the structures that an annotator can choose."""
+"""Names of the structures that an annotator can choose, and where submitted labels lie."""
+
+from pathlib import Path
+
+from monailabel.datastore.local import LocalDatastore
 
 DEFAULT_LABELS = (
     "lesion", "tumor", "liver", "spleen", "kidney_left", "kidney_right", "pancreas", "gallbladder", "stomach",
@@ -15,3 +19,15 @@ def parse_labels(text: str | None) -> list[str]:
     """
     names = [n.strip() for n in (text or "").split(",") if n.strip()]
     return list(dict.fromkeys(names)) or list(DEFAULT_LABELS)
+
+
+def label_path(datastore, image: str, tag: str) -> Path | None:
+    """The file of an image's label with that tag, or None.
+
+    A DICOMweb store would look for a series of the label's name; the file that was submitted lies in its cache.
+    """
+    found = datastore.get_label_by_image_id(image, tag)
+    if not found:
+        return None
+    kind = LocalDatastore if isinstance(datastore, LocalDatastore) else type(datastore)
+    return Path(kind.get_label_uri(datastore, found, tag))

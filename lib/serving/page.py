@@ -11,13 +11,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from monailabel.datastore.local import LocalDatastore
 from PIL import Image
 from scipy import ndimage
 
 from lib import geometry
 from lib.frames import Frames, fit
 from lib.io.read import NIFTI, read_mask
+from lib.serving.labels import label_path
 from lib.serving.rounds import Rounds
 from lib.serving.scoring import label_names
 from lib.serving.strategies import MOST_ROUNDS, TARGET
@@ -231,10 +231,7 @@ def saved_mask(datastore, image: str, structure: str, volume: Volume) -> np.ndar
         number = re.fullmatch(r"label_(\d+)", structure)
         value = next((v for v, name in names.items() if name == structure), int(number[1]) if number else None)
         if value is not None:
-            # A DICOM store would fetch a final label by its image's id; the copy it keeps beside its images is meant.
-            kind = LocalDatastore if isinstance(datastore, LocalDatastore) else type(datastore)
-            path = kind.get_label_uri(datastore, tags[tag], tag)
-            return read_mask(path, volume) == value
+            return read_mask(label_path(datastore, image, tag), volume) == value
     return None
 
 

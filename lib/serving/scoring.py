@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from lib.next_slice import against_reference, worst
 from lib.options import Options
 from lib.segment import Segmenter
 from lib.serving.catalog import AUTO, Catalog
+from lib.serving.labels import label_path
 from lib.serving.rounds import Rounds
 
 logger = logging.getLogger(__name__)
@@ -80,26 +80,26 @@ class SliceDice(_Scoring):
         return {**super().info(), "config": {"y": "final", "y_pred": ["original", SESSION]}}
 
     def _inputs(self, image, request, datastore):
-        reference = _label(datastore, image, _tag(request, "y", "final"))
+        reference = label_path(datastore, image, _tag(request, "y", "final"))
         tag = _tag(request, "y_pred", "original")
         if reference is None:
             return None
         if tag == SESSION:
             records = self._rounds.of(image)
             return [_stamp(reference), tag, max(r["time"] for r in records.values())] if records else None
-        prediction = _label(datastore, image, tag)
+        prediction = label_path(datastore, image, tag)
         return None if prediction is None else [_stamp(reference), tag, _stamp(prediction)]
 
     def _score(self, image, request, datastore):
         volume = read_volume(datastore.get_image_uri(image))
         frames = Frames.of(volume)
-        truth = frames.from_volume(read_mask(_label(datastore, image, _tag(request, "y", "final")), volume))
+        truth = frames.from_volume(read_mask(label_path(datastore, image, _tag(request, "y", "final")), volume))
         names = label_names(datastore, image, _tag(request, "y", "final"))
         tag = _tag(request, "y_pred", "original")
         if tag == SESSION:
             pairs = self._session(image, truth, names)
         else:
-            predicted = frames.from_volume(read_mask(_label(datastore, image, tag), volume))
+            predicted = frames.from_volume(read_mask(label_path(datastore, image, tag), volume))
             values = np.union1d(np.unique(truth), np.unique(predicted))
             pairs = {names.get(int(v), f"label_{v}"): (predicted == v, truth == v) for v in values if v > 0}
         structures = {}
@@ -141,7 +141,7 @@ class SliceQuality(_Scoring):
         records = self._rounds.of(image)
         if records:
             return [SESSION, max(r["time"] for r in records.values())]
-        label = _label(datastore, image, _tag(request, "tag", "original"))
+        label = label_path(datastore, image, _tag(request, "tag", "original"))
         return None if label is None else [_stamp(label), self._catalog.resolve(AUTO)[1]]
 
     def _score(self, image, request, datastore):
@@ -160,7 +160,7 @@ class SliceQuality(_Scoring):
         checkpoint, name = self._catalog.resolve(AUTO)
         options = Options(checkpoint=checkpoint, window=self._window)
         frames, segmenter = Frames.of(volume, window=self._window), self._segmenter()
-        labels, names = frames.from_volume(read_mask(_label(datastore, image, tag), volume)), label_names(datastore, image, tag)
+        labels, names = frames.from_volume(read_mask(label_path(datastore, image, tag), volume)), label_names(datastore, image, tag)
         structures = {}
         for value in (int(v) for v in np.unique(labels) if v > 0):
             mask = labels == value
@@ -203,15 +203,6 @@ def _summary(structures: dict, axis: int, **more) -> dict | None:
 def _tag(request: dict, name: str, default: str) -> str:
     value = request.get(name) or default
     return str(value[0] if isinstance(value, list) else value)
-
-
-def _label(datastore, image: str, tag: str) -> Path | None:
-    found = datastore.get_label_by_image_id(image, tag)
-    if not found:
-        return None
-    # A DICOMweb store would look for a series of the label's name; the file that was submitted lies in its cache.
-    uri = LocalDatastore.get_label_uri if isinstance(datastore, LocalDatastore) else type(datastore).get_label_uri
-    return Path(uri(datastore, found, tag))
 
 
 def _stamp(path: Path) -> list:

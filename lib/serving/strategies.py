@@ -10,6 +10,7 @@ from lib.errors import UserError
 from lib.frames import Frames
 from lib.io.read import read_mask, read_volume
 from lib.masks import deepest
+from lib.serving.labels import label_path
 from lib.serving.rounds import Rounds
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,11 @@ def _largest(labels: np.ndarray) -> int:
 
 def _labelled(image: str, datastore, volume) -> np.ndarray | None:
     """The label map (I, J, K) of any tag, if there is one that is not empty."""
-    for tag, label in datastore.get_labels_by_image_id(image).items():
-        labels = read_mask(datastore.get_label_uri(label, tag), volume)
+    for tag in datastore.get_labels_by_image_id(image):
+        path = label_path(datastore, image, tag)
+        if path is None:
+            continue
+        labels = read_mask(path, volume)
         if labels.any():
             return labels
     return None
