@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import activelearning
+from monailabel.endpoints import activelearning, scoring
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
@@ -70,6 +70,16 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
         return {}
     numbers = _numbers(page.grid_of(str(answer.get("path"))), answer)
     return page.as_shown(answer, numbers, _ohif_link(request, app, answer["id"], answer.get("slice")))
+
+
+@router.post("/scoring/{method}", dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))], summary="Score all images")
+def score(method: str, params: dict | None = None, run_sync: bool = False) -> dict:
+    """As MONAI Label's, which starts a process also for methods that do not exist."""
+    app = app_instance()
+    if method not in app._scoring_methods:
+        raise HTTPException(404, f"There is no scoring method {method!r}; choose one of {', '.join(app._scoring_methods)}.")
+    with _clear_errors():
+        return scoring.run_method(method, params, run_sync)
 
 
 @router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")

@@ -73,6 +73,8 @@ def test_the_answer_and_next_sample_name_the_same_slice_also_after_a_kill(server
 
 
 def test_scoring_runs_beside_the_server_and_its_results_stay(server, studies):
+    refused = requests.post(f"{server.address}/scoring/slice_dices", timeout=30)
+    assert refused.status_code == 404 and "slice_dice, slice_quality" in refused.json()["detail"]
     click(server, studies)
     server.client.save_label("ct_0", str(studies / "truth_0.nii"), "final", {"label_info": [{"name": "liver", "idx": 1}]})
     path, _ = server.client.infer("sam2", "ct_0", {"label": "liver", "foreground": [[48, 48, 12]], "result_extension": ".nii.gz"})
