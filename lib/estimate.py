@@ -30,7 +30,7 @@ def expected_quality(
         small, pixel_mm=pixel_mm, slice_mm=frames.slice_mm, annotated=annotated, predicted_iou=iou, present=present,
         agreement=tracks.agreement.cpu().numpy(), alike=alike, same=same,
     )  # fmt: skip
-    expected = estimator(known, filled) if estimator else heads(iou, present, filled)
+    expected = estimator(known, filled) if estimator else heads(iou, present, filled, tracks.agreement.cpu().numpy())
     expected[annotated] = 1.0
     return known, expected
 

@@ -82,13 +82,14 @@ def signals(
     ], 1).astype(float)  # fmt: skip
 
 
-def heads(predicted_iou: np.ndarray, present: np.ndarray, filled: np.ndarray) -> np.ndarray:
-    """IoU (T,) expected from the network's own heads alone.
+def heads(predicted_iou: np.ndarray, present: np.ndarray, filled: np.ndarray, agreement: np.ndarray) -> np.ndarray:
+    """IoU (T,) expected without anything fitted, from the network's own heads and what its two directions say.
 
-    Where there is a mask, it is right if the object is there, and then as good as predicted; where there is none, it is
-    right if the object is not there.
+    Where there is a mask, it is right if the object is there, and then as good as predicted, but no better than the directions
+    agree (Dice, NaN where there are not two); where there is none, it is right if the object is not there.
     """
-    return np.where(filled, present * np.clip(predicted_iou, 0, 1), 1 - present)
+    mask = np.fmin(present * np.clip(predicted_iou, 0, 1), agreement / (2 - agreement))
+    return np.where(filled, mask, 1 - present)
 
 
 @dataclass(frozen=True)

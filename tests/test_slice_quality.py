@@ -77,7 +77,12 @@ def test_nothing_anywhere_is_finite():
 
 
 def test_heads_turn_round_where_there_is_no_mask():
-    assert heads(np.array([0.8, 0.8]), np.array([0.5, 0.1]), np.array([True, False])).tolist() == [0.4, 0.9]
+    assert heads(np.array([0.8, 0.8]), np.array([0.5, 0.1]), np.array([True, False]), np.full(2, np.nan)).tolist() == [0.4, 0.9]
+
+
+def test_heads_believe_no_more_than_the_directions_agree():
+    agreement = np.array([0.5, 0.9, np.nan])  # Dice: IoU 1/3, 0.82
+    assert heads(np.full(3, 0.8), np.ones(3), np.ones(3, bool), agreement).tolist() == pytest.approx([1 / 3, 0.8, 0.8])
 
 
 def test_an_estimate_is_fitted_written_and_read():
