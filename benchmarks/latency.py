@@ -10,7 +10,8 @@ weights and the same clicks on the same machine, each in a process of its own, o
   undo              the last click of the first structure is taken back
 
 `official` runs in both directions with all corrected frames as conditioning frames; `builtin` goes forward only, as it does.
-`slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both.
+`slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both, `dice` with the reference
+on all slices that the engine decides on.
 
 examples:
   python benchmarks/latency.py --json rows.json
@@ -20,6 +21,7 @@ examples:
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -33,6 +35,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from lib import metrics  # noqa: E402
 
 ENGINES = ("app", "builtin", "official")
 CASES = ("icbm", "phantom300")
@@ -73,6 +77,7 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
             y, x = simulate.deepest(left) or (y, x)
         return [int(v) for v in frames.to_voxel(t, y, x)]
 
+    np.savez_compressed(folder / f"{name}.npz", first=labels == first, second=labels == second)
     a, b, c, other = inside(first, 0.5), inside(first, 0.35), inside(first, 0.5, skip=12), inside(second, 0.5)
     return path, {
         "first_click_cold": [a], "first_click": [a], "second_click": [a, b], "correction": [a, c, b], "second_label": [other],
@@ -88,11 +93,13 @@ class App:
         from lib.segment import Segmenter
         from lib.serving.catalog import Catalog
         from lib.serving.infer import Sam2Task, VolumeCache
+        from lib.serving.rounds import Rounds
 
         self.segmenter, self.volumes = Segmenter(), VolumeCache()
         self.options = Options(checkpoint=options.checkpoint, device=options.device)
         catalog = Catalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
-        self.task = Sam2Task(self.segmenter, self.volumes, ["a"], catalog)
+        rounds = Rounds(tempfile.mkdtemp(prefix="rounds_"))
+        self.task = Sam2Task(self.segmenter, self.volumes, ["a"], catalog, rounds)
         self.request = {"device": options.device, "result_extension": ".nrrd", "result_compress": False}
 
     def warm(self, path) -> None:
@@ -107,7 +114,7 @@ class App:
     def step(self, name, path, clicks) -> tuple[np.ndarray, np.ndarray]:
         import nrrd
 
-        file, answer = self.task({"image": str(path), "foreground": clicks, "background": [], **self.request})
+        file, answer = self.task({"image": str(path), "image_id": Path(path).name, "foreground": clicks, "background": [], **self.request})
         self.last = file, len(answer["predicted_iou"])
         return lambda: (nrrd.read(file)[0] > 0, np.arange(self.last[1]))
 
@@ -180,8 +187,10 @@ def run_one(engine: str, options, image: Path, steps: dict, out: Path) -> None:
     nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.int16), np.eye(4)), small)
     make = {"app": App, "builtin": Builtin, "official": Official}[engine]
     cuda = torch.cuda.is_available() and options.device != "cpu"
-    rows = []
+    rows, tool = [], None
     for part in (("first_click_cold",), STEPS[:1] + STEPS[2:]):
+        del tool  # and what it holds, before there is another one
+        gc.collect()
         tool = make(options)
         tool.warm(small)
         for name in part:
@@ -217,34 +226,44 @@ def checkpoint_or_random(name: str, folder: Path) -> str:
     return str(path)
 
 
-def compare(out: Path, row: dict, axis: int) -> float | None:
-    """Dice of a row's mask and the official one on the slices of both."""
-    files = [out / f"{e}_{row['step']}.npz" for e in (row["engine"], "official")]
-    if not all(f.exists() for f in files):
-        return None
-    masks, slices = [], []
-    for f in files:
-        z = np.load(f)
-        masks.append(np.unpackbits(z["mask"], count=int(np.prod(z["shape"]))).reshape(z["shape"]).astype(bool))
-        slices.append(z["slices"])
-    both = np.intersect1d(*slices)
-    a, b = (np.take(m, both, axis) for m in masks)
-    return round(2 * float((a & b).sum()) / max(1, int(a.sum() + b.sum())), 4)
+def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and slices that `run_one` left."""
+    with np.load(file) as z:
+        return np.unpackbits(z["mask"], count=int(np.prod(z["shape"]))).reshape(z["shape"]).astype(bool), z["slices"]
+
+
+def dice_on(a: np.ndarray, b: np.ndarray, slices, axis: int) -> float:
+    """Dice of two masks on some slices."""
+    return round(metrics.dice(np.take(a, slices, axis), np.take(b, slices, axis)), 4)
+
+
+def compare(out: Path, row: dict, reference: Path, axis: int) -> dict:
+    """Dice of a row's mask with the official one on the slices of both, and with the reference."""
+    own, official = (out / f"{e}_{row['step']}.npz" for e in (row["engine"], "official"))
+    if not own.exists():
+        return {}
+    mask, slices = read(own)
+    with np.load(reference) as z:
+        found = {"dice": dice_on(mask, z["second" if row["step"] == "second_label" else "first"], slices, axis)}
+    if official.exists():
+        other, theirs = read(official)
+        found["dice_vs_official"] = dice_on(mask, other, np.intersect1d(slices, theirs), axis)
+    return found
 
 
 def table(rows: list[dict]) -> str:
     """Per case and step: seconds, speed-up of the app, Dice against the official predictor, memory."""
     lines = []
     for case in dict.fromkeys(r["case"] for r in rows):
-        lines += ["", f"{case}", f"{'step':18}" + "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}" for e in ENGINES) + "   app faster than"]
+        lines += ["", f"{case}", f"{'step':18}" + "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}{'vs off.':>8}" for e in ENGINES) + "   app faster than"]
         for step in STEPS:
             cells = {r["engine"]: r for r in rows if r["case"] == case and r["step"] == step}
             text = f"{step:18}"
             for e in ENGINES:
                 r = cells.get(e)
                 each = f"{1000 * r['seconds'] / r['slices']:.1f}" if r and r["slices"] else ""
-                dice = f"{r['dice_vs_official']:.3f}" if r and r.get("dice_vs_official") is not None else ""
-                text += f"{r['seconds'] if r else '':>12}{each:>10}{dice:>7}"
+                dice, same = (f"{r[k]:.3f}" if r and k in r else "" for k in ("dice", "dice_vs_official"))
+                text += f"{r['seconds'] if r else '':>12}{each:>10}{dice:>7}{same:>8}"
             if "app" in cells and step != "open":
                 text += "".join(f"   {e} {cells[e]['seconds'] / cells['app']['seconds']:.1f}x" for e in ENGINES[1:] if e in cells)
             lines.append(text)
@@ -291,7 +310,7 @@ def main() -> None:
                     rows += [{"case": case, **r} for r in json.loads((out / f"{engine}.json").read_text())]
                 for r in rows:
                     if r["case"] == case:
-                        r["dice_vs_official"] = compare(out, r, axis=2)
+                        r |= compare(out, r, Path(temporary, f"{name}.npz"), axis=2)
                 if a.json:
                     a.json.write_text(json.dumps(rows, indent=1))
     sys.stdout.write(table(rows) + "\n")
