@@ -79,7 +79,8 @@ class _BySlices(Strategy):
         target, most = (_number(request, k, d) for k, d in (("target_dice", TARGET), ("max_rounds", MOST_ROUNDS)))
         known = [n for image in images for n in needs_of(image, self._rounds.of(image))]
         todo = [n for n in known if n.volume_dice < target and n.rounds < most]
-        need = self._choose(known, todo, str(request.get("client_id") or ""))
+        here = [n for n in known if n.image == request.get("image")]
+        need = self._choose(here or [n for n in known if n.client == str(request.get("client_id") or "")], todo)
         if need is not None:
             return need.answer()
         fresh = [i for i in images if not self._rounds.of(i)]
@@ -90,7 +91,12 @@ class _BySlices(Strategy):
         least = min(known, key=lambda n: n.volume_dice)
         return {**least.answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {least.reason}"}
 
-    def _choose(self, known: list[Need], todo: list[Need], client: str) -> Need | None:
+    def _choose(self, mine: list[Need], todo: list[Need]) -> Need | None:
+        """One of what is to do.
+
+        Args:
+            mine: what this client has worked on; if it says which "image" it shows (OHIF has no client's id), what is there.
+        """
         raise NotImplementedError
 
 
@@ -100,11 +106,11 @@ class WorstSlice(_BySlices):
     def __init__(self, rounds: Rounds):
         super().__init__("Slice expected to be worst, volume by volume", rounds)
 
-    def _choose(self, known, todo, client):
-        mine = max((n for n in known if n.client == client), key=lambda n: n.time, default=None)
-        here = [n for n in todo if mine and n.image == mine.image]
-        if mine in here:
-            return mine
+    def _choose(self, mine, todo):
+        last = max(mine, key=lambda n: n.time, default=None)
+        if last in todo:
+            return last
+        here = [n for n in todo if last and n.image == last.image]
         return min(here or todo, key=lambda n: n.volume_dice, default=None)
 
 
@@ -114,7 +120,7 @@ class WorstVolume(_BySlices):
     def __init__(self, rounds: Rounds):
         super().__init__("Volume expected to be worst, at its worst slice", rounds)
 
-    def _choose(self, known, todo, client):
+    def _choose(self, mine, todo):
         return min(todo, key=lambda n: n.volume_dice, default=None)
 
 

@@ -82,6 +82,14 @@ def test_goes_on_with_the_volume_of_this_client(store, rounds):
     json.dumps(answer)
 
 
+def test_goes_on_with_the_volume_that_a_viewer_shows(store, rounds):
+    """OHIF has no client's id: two annotators would be sent to each other's volumes."""
+    work(rounds, "b", 0.6, client="")
+    work(rounds, "c", 0.2, client="")
+    assert ask(WorstSlice(rounds), store, client="")["id"] == "c", "the last one"
+    assert ask(WorstSlice(rounds), store, client="", image="b")["id"] == "b"
+
+
 def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store, rounds):
     work(rounds, "b", 0.5, label="liver")
     work(rounds, "b", 0.99)

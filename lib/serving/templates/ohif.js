@@ -106,7 +106,7 @@
     button.disabled = true;
     say("Asking for the next slice …");
     try {
-      const response = await fetch(`${base}/activelearning/worst_slice`, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+      const response = await fetch(`${base}/activelearning/worst_slice`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: first.id }) });
       const answer = await response.json().catch(() => ({}));
       if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
       say("");
