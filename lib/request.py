@@ -57,7 +57,7 @@ def prompts_of(request: dict, volume: Volume, options: Options, *, painted: str 
         PromptError: see `lib.prompts.make_prompts`, and fields that are not lists of numbers.
     """
     axis = resolve_axis(volume, options.axis)
-    roi = _roi(_list(request, "roi"), volume)
+    roi = roi_of(request, volume)
     boxes = list(_list(request, "boxes"))
     positive, negative = _list(request, "foreground"), _list(request, "background")
     if not options.propagate and roi is not None and not positive:
@@ -66,7 +66,7 @@ def prompts_of(request: dict, volume: Volume, options: Options, *, painted: str 
         roi = None
     return make_prompts(
         volume, positive=_points(positive, request, axis), negative=_points(negative, request, axis), boxes=boxes,
-        roi=roi, masks=_painted(painted or _upload(request), volume, axis), absent=[_integer(t, "absent") for t in _list(request, "absent")],
+        roi=roi, masks=_painted(painted or upload_of(request), volume, axis), absent=[_integer(t, "absent") for t in _list(request, "absent")],
         axis=axis,
     )  # fmt: skip
 
@@ -108,8 +108,13 @@ def _integer(value, name: str) -> int:
         raise PromptError(f"The field {name!r} must hold whole numbers; got {value!r}.") from e
 
 
-def _roi(numbers: list, volume: Volume):
-    """Corner pair, clipped to the volume, of a region given as pairs per axis; all zeros or nothing mean no region."""
+def roi_of(request: dict, volume: Volume):
+    """Corner pair, clipped to the volume, of a request's region of interest, given as pairs per axis; all zeros or nothing mean none.
+
+    Raises:
+        PromptError: not six numbers, or outside the volume.
+    """
+    numbers = _list(request, "roi")
     if not numbers:
         return None
     try:
@@ -138,7 +143,7 @@ def _box_on_slice(roi, shown, axis: int):
     return low, high
 
 
-def _upload(request: dict) -> str | None:
+def upload_of(request: dict) -> str | None:
     """Path of an uploaded label map. MONAI Label stores uploads in the temporary folder; "label" may also be a name."""
     label = request.get("label")
     temporary = Path(tempfile.gettempdir()).resolve()

@@ -27,7 +27,7 @@ from lib.request import truth  # noqa: E402
 from lib.segment import Segmenter  # noqa: E402
 from lib.serving.app import ClearErrors, OpensAhead, ServesPages  # noqa: E402
 from lib.serving.catalog import Catalog  # noqa: E402
-from lib.serving.infer import Sam2Task, VolumeCache  # noqa: E402
+from lib.serving.infer import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
 from lib.serving.rounds import Rounds  # noqa: E402
 from lib.serving.scoring import SliceDice, SliceQuality  # noqa: E402
@@ -54,9 +54,10 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, MONAILabelApp):
         spill = Spill(HOST_BYTES if devices()[0] != "cpu" else 0, self.conf.get("cache"))
         segmenter, volumes = Segmenter(FeatureStore(spill=spill)), VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
+        tasks = (("sam2", Sam2Task, 3), ("sam2_slice", Sam2Task, 2), ("sam2_scribbles", Sam2Scribbles, 3))
         return {
-            name: Sam2Task(segmenter, volumes, self.labels, self._catalog(), self.rounds, dimension=dimension, window=window)
-            for name, dimension in (("sam2", 3), ("sam2_slice", 2))
+            name: task(segmenter, volumes, self.labels, self._catalog(), self.rounds, dimension=dimension, window=window)
+            for name, task, dimension in tasks
         }
 
     def init_trainers(self):

@@ -20,17 +20,19 @@ from tqdm import tqdm
 
 from lib import masks
 from lib.clock import Stopwatch
-from lib.errors import UserError
+from lib.errors import PromptError, UserError
 from lib.frames import AXES, WINDOWS, Frames
-from lib.io.read import read_volume
+from lib.io.read import read_mask, read_volume
 from lib.io.write import extension, write_mask
 from lib.model.device import devices
 from lib.options import DIRECTIONS, Options
-from lib.request import options_of, prompts_of, truth
+from lib.prompts import Prompts, make_prompts
+from lib.request import options_of, prompts_of, roi_of, truth, upload_of
 from lib.result import Result
+from lib.scribbles import layers, prompts_of_layers
 from lib.segment import Segmenter
 from lib.serving.catalog import AUTO, Catalog
-from lib.serving.rounds import Rounds
+from lib.serving.rounds import Rounds, structure_of
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def _stamp(path: Path) -> tuple:
 
 
 class Sam2Task(InferTask):
-    """Click, box or painted slice in; mask of one structure out.
+    """Click or box in; mask of one structure out.
 
     Args:
         segmenter, volumes: shared by all tasks of the app.
@@ -83,6 +85,8 @@ class Sam2Task(InferTask):
         rounds: where the state of volumes in work is noted.
         window: default of the option.
     """
+
+    kind, how = InferType.DEEPGROW, "click, box or painted slice"
 
     def __init__(
         self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: Catalog, rounds: Rounds, *, dimension=3, window="auto"
@@ -106,8 +110,7 @@ class Sam2Task(InferTask):
             }
         what = "all slices" if whole else "the clicked slice"
         super().__init__(
-            type=InferType.DEEPGROW, labels=labels, dimension=dimension, config=config,
-            description=f"SAM 2: click, box or painted slice to a mask on {what}",
+            type=self.kind, labels=labels, dimension=dimension, config=config, description=f"SAM 2: {self.how} to a mask on {what}",
         )  # fmt: skip
         self._segmenter, self._volumes, self._whole = segmenter, volumes, whole
         self._catalog, self._rounds, self._window = catalog, rounds, window
@@ -158,7 +161,7 @@ class Sam2Task(InferTask):
         options = options_of({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._whole)
         with clock("load"):
             volume = self._volumes.get(str(request["image"]))
-        prompts = prompts_of(request, volume, options)
+        prompts = self._prompts(request, volume, options)
         progress = partial(tqdm, mininterval=2.0, leave=False)
         result = self._segmenter.segment(volume, prompts, options, progress)
         if self._whole:
@@ -176,6 +179,9 @@ class Sam2Task(InferTask):
         )  # fmt: skip
         return path, {**answer, "latencies": {k: round(v, 4) for k, v in seconds.items()}}
 
+    def _prompts(self, request: dict, volume: Volume, options: Options) -> Prompts:
+        return prompts_of(request, volume, options)
+
     def _note(self, volume: Volume, request: dict, options: Options, result: Result, served: str) -> dict:
         """Keeps the state of the volume, and says what to do next."""
         frames = Frames.of(volume, window=options.window, axis=options.axis)
@@ -184,6 +190,26 @@ class Sam2Task(InferTask):
         return {
             "expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"],
         }  # fmt: skip
+
+
+class Sam2Scribbles(Sam2Task):
+    """Painted, edited or scribbled slices in, as 3D Slicer sends them (section *Scribbles*); see `lib.scribbles`."""
+
+    kind, how = InferType.SCRIBBLES, "painted or scribbled slices"
+
+    def _prompts(self, request, volume, options):
+        upload = upload_of(request)
+        if upload is None:
+            raise PromptError("Nothing was painted: the label map of the segments and scribbles is missing in the request.")
+        frames = Frames.of(volume, window=options.window, axis=options.axis)
+        image, structure = str(request.get("image_id") or ""), structure_of(request)
+        last, record = self._rounds.mask(image, structure), self._rounds.of(image).get(structure, {})
+        if last is not None and (last.shape != (len(frames), *frames.size) or record.get("axis") != frames.axis):
+            last = None  # of an image that was here before under this name
+        drawn = layers(read_mask(upload, volume), request.get("label_info") or [], structure)
+        drawn = [frames.from_volume(d) for d in drawn]
+        said = prompts_of_layers(*drawn, frames, last, record.get("annotated", ()) if last is not None else ())
+        return make_prompts(volume, axis=frames.axis, roi=roi_of(request, volume), **said)
 
 
 def _ending(request: dict) -> str:

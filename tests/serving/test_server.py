@@ -83,12 +83,12 @@ def infer(client, model="sam2", image="small", **params):
     return read_volume(path), answer, Path(path)
 
 
-def test_info_offers_both_models_to_ohif_and_slicer(client):
+def test_info_offers_the_models_to_ohif_and_slicer(client):
     info = client.info()
     assert info["labels"] == ["spleen", "liver"]
     models = info["models"]
     assert {m: (models[m]["type"], models[m]["dimension"]) for m in models} == {
-        "sam2": ("deepgrow", 3), "sam2_slice": ("deepgrow", 2)
+        "sam2": ("deepgrow", 3), "sam2_slice": ("deepgrow", 2), "sam2_scribbles": ("scribbles", 3)
     }  # fmt: skip
     assert {"device", "window", "axis", "direction", "z_range", "largest_cc", "checkpoint"} <= set(models["sam2"]["config"])
 
