@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: serve test test-fast lint sample-data accuracy clean
+.PHONY: serve test test-fast test-e2e lint sample-data accuracy clean
 
 serve: sample-data
 	$(BIN)/python main.py serve
@@ -15,6 +15,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not server"
+
+test-e2e: $(READY)
+	$(BIN)/python -m pytest tests/serving/test_ohif.py -rs
 
 sample-data: $(READY)
 	$(BIN)/python main.py sample-data
