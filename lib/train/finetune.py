@@ -100,7 +100,7 @@ def fine_tune(
     )  # fmt: skip
     settings = Settings(
         str(run), start=str(base.path), config=base.config, seed=options.seed, device=options.device, parts=options.parts,
-        half=next(iter(weights.values())).itemsize == 2, ema=0.995, weight_decay=0.0, save_every=options.steps,
+        half=next(iter(weights.values())).itemsize == 2, ema=0.995, ema_start=3, weight_decay=0.0, save_every=options.steps,
         check_every=options.steps,
     )  # fmt: skip
     check = VolumeCheck(held, Options(device=options.device, window=options.window), clicks=options.clicks, most=options.most)

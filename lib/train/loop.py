@@ -43,7 +43,7 @@ class Settings:
         images: folder of real images without labels for a share of the generated clips.
         config: configuration of the network. scale: multiplies the steps of every phase.
         parts: what learns, see `parts.choose_parts`.
-        bf16: mixed precision (None: where it is faster). ema: of the weights that are exported. half: export 16 bits.
+        bf16: mixed precision (None: where it is faster). ema: of the weights that are exported, at most 1 - ema_start / step. half: export 16 bits.
         check_every: steps between checks; 0 means at the end of each phase.
     """
 
@@ -60,6 +60,7 @@ class Settings:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.998
+    ema_start: int = 20
     save_every: int = 200
     check_every: int = 0
 
@@ -265,7 +266,7 @@ class Training:
     @torch.no_grad()
     def _average(self) -> None:
         done = self.step + 10 if self.phase == 0 else 1 << 30
-        keep = min(self.settings.ema, done / (done + 20))
+        keep = min(self.settings.ema, done / (done + self.settings.ema_start))
         for name, value in merged(self.model).items():
             self.average[name].lerp_(value.to(self.average[name]), 1 - keep)
 
