@@ -157,6 +157,7 @@ def _slicer_help(address: str) -> list[str]:
     return [
         f"3D Slicer: module MONAILabel, server {address}, press the round arrow; Next Sample;",
         "   section SmartEdit: model sam2, pick a label, place a foreground point on the structure.",
+        f"Volumes and slices by need: {address}/sam2/",
         f"Scripts: {address}/docs",
     ]
 
@@ -168,4 +169,5 @@ def _ohif_help(host: str, port: int, store: dict) -> list[str]:
     lines.append(f"   panel MONAI Label: enter the server http://{host}:{port}/ and press the round arrow;")
     lines.append("   tab Point Prompts, model sam2; pick a segment,")
     lines.append("   click on the structure, press Run in that tab.")
+    lines.append(f"   Or begin at http://{host}:{port}/sam2/: volumes by need, with links to the slice in a connected OHIF.")
     return lines
