@@ -30,7 +30,8 @@ def encoder_key(model) -> str:
     digest = hashlib.blake2b(str(model.image_size).encode(), digest_size=16)
     for part in parts:
         for name, tensor in part.state_dict().items():
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            values = tensor.detach().float().cpu() + 0.0  # -0 is 0: averaging weights that do not learn loses that sign
+            digest.update(name.encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
