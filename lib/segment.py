@@ -89,6 +89,10 @@ class Segmenter:
         self._engines: dict[tuple, _Engine] = {}
         self._lock = threading.Lock()
 
+    @property
+    def feature_bytes(self) -> int:
+        return self._store.bytes
+
     def prompts(self, volume: Volume, options: Options, **prompts) -> Prompts:
         """`make_prompts` with the slicing axis that `options` give."""
         return make_prompts(volume, axis=resolve_axis(volume, options.axis), **prompts)

@@ -232,4 +232,4 @@ class FeatureStore:
 
     @property
     def bytes(self) -> int:
-        return sum(e.bytes for e in self._entries.values())
+        return sum(e.bytes for e in list(self._entries.values()))

@@ -63,7 +63,7 @@ class OpensAhead:
 
 
 class ServesPages:
-    """Mix-in likewise: once the server starts, the routes of `lib.serving.routes` stand in front of MONAI Label's own.
+    """Mix-in likewise: once the server starts, `lib.serving.front` stands before MONAI Label's routes.
 
     Processes that only construct the app, for scoring or training, register nothing.
     """
@@ -72,9 +72,9 @@ class ServesPages:
         super().on_init_complete()
         from monailabel.app import app  # here, not above: only a server has it
 
-        from lib.serving import routes
+        from lib.serving import front
 
-        routes.install(app)
+        front.install(app)
 
     @cached_property
     def page_volumes(self) -> VolumeCache:

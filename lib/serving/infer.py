@@ -1,6 +1,5 @@
 """MONAI Label inference tasks: one click to one slice or to the whole volume."""
 
-import errno
 import logging
 import math
 import os
@@ -8,19 +7,17 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from tqdm import tqdm
 
 from lib import masks
 from lib.clock import Stopwatch
-from lib.errors import PromptError, UserError
+from lib.errors import PromptError
 from lib.frames import AXES, WINDOWS, Frames
 from lib.io.read import read_mask, read_volume
 from lib.io.write import extension, write_mask
@@ -31,8 +28,11 @@ from lib.request import options_of, prompts_of, roi_of, truth, upload_of
 from lib.result import Result
 from lib.scribbles import layers, prompts_of_layers
 from lib.segment import Segmenter
+from lib.serving import watch
 from lib.serving.catalog import AUTO, Catalog
+from lib.serving.errors import clear_errors
 from lib.serving.rounds import Rounds, structure_of
+from lib.serving.turns import stop_if_gone
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,11 @@ class Sam2Task(InferTask):
         self._segmenter, self._volumes, self._whole = segmenter, volumes, whole
         self._catalog, self._rounds, self._window = catalog, rounds, window
 
+    @property
+    def feature_bytes(self) -> int:
+        """Of encoded slices that are held."""
+        return self._segmenter.feature_bytes
+
     def config(self) -> dict:
         return {**super().config(), "checkpoint": self._catalog.names()}  # a fine-tuning may have added one
 
@@ -136,19 +141,8 @@ class Sam2Task(InferTask):
         Raises:
             HTTPException: 400 wrong input, 503 out of memory, 507 disk full; with a sentence as detail.
         """
-        try:
+        with clear_errors(400):
             return self._answer(request)
-        except UserError as e:
-            logger.info("Refused: %s", e)
-            raise HTTPException(400, str(e)) from e
-        except (MemoryError, torch.OutOfMemoryError) as e:
-            logger.exception("Out of memory")
-            raise HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.") from e
-        except OSError as e:
-            logger.exception("File system")
-            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-            text = "The server's disk is full." if full else "The server could not read or write a file; see its log."
-            raise HTTPException(507 if full else 500, text) from e
 
     def _answer(self, request: dict) -> tuple[str, dict]:
         start = time.perf_counter()
@@ -162,8 +156,7 @@ class Sam2Task(InferTask):
         with clock("load"):
             volume = self._volumes.get(str(request["image"]))
         prompts = self._prompts(request, volume, options)
-        progress = partial(tqdm, mininterval=2.0, leave=False)
-        result = self._segmenter.segment(volume, prompts, options, progress)
+        result = self._segmenter.segment(volume, prompts, options, _progress)
         if self._whole:
             self._segmenter.prefetch(volume, options, result.annotated)
         with clock("write"):
@@ -177,7 +170,10 @@ class Sam2Task(InferTask):
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
             volume.name, seconds["total"], list(result.annotated), result.encoded, _filled(result), len(result.present),
         )  # fmt: skip
-        return path, {**answer, "latencies": {k: round(v, 4) for k, v in seconds.items()}}
+        answer["latencies"] = {k: round(v, 4) for k, v in seconds.items()}
+        clicks = (len(prompts.positive), len(prompts.negative))
+        watch.note_inference(answer, str(request.get("image_id") or ""), str(request.get("model")), *clicks)
+        return path, answer
 
     def _prompts(self, request: dict, volume: Volume, options: Options) -> Prompts:
         return prompts_of(request, volume, options)
@@ -210,6 +206,13 @@ class Sam2Scribbles(Sam2Task):
         drawn = [frames.from_volume(d) for d in drawn]
         said = prompts_of_layers(*drawn, frames, last, record.get("annotated", ()) if last is not None else ())
         return make_prompts(volume, axis=frames.axis, roi=roi_of(request, volume), **said)
+
+
+def _progress(iterable, **told):
+    """A progress bar in the server's log; ends the work if nobody waits for it any more."""
+    for item in tqdm(iterable, mininterval=2.0, leave=False, **told):
+        stop_if_gone()
+        yield item
 
 
 def _ending(request: dict) -> str:

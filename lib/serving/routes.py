@@ -1,6 +1,6 @@
 """HTTP: *Next Sample* that says which slice, and the pages of the app under /sam2/.
 
-The routes are put in front of MONAI Label's own when the server starts (`install`) and ask for the same rights. Those that read
+The routes are put in front of MONAI Label's own when the server starts (`lib.serving.front`) and ask for the same rights. Those that read
 files or ask a DICOM store are plain functions, which FastAPI runs in its thread pool: the event loop never waits for them. Samples are
 chosen one at a time, because datastores keep unlocked caches.
 """
@@ -8,25 +8,26 @@ chosen one at a time, because datastores keep unlocked caches.
 import logging
 import secrets
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import jinja2
 import requests
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import activelearning, scoring
 from monailabel.endpoints.user.auth import RBAC, User
-from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from lib.errors import UserError
 from lib.frames import Frames
-from lib.serving import page
+from lib.serving import page, watch
+from lib.serving.errors import clear_errors
+from lib.serving.infer_route import turns_of
 from lib.serving.strategies import TARGET
 from lib.serving.viewers import Grid, viewer_numbers
 
@@ -46,25 +47,13 @@ templates = jinja2.Environment(
 _sampling = threading.Lock()
 
 
-def install(app: FastAPI) -> None:
-    """Puts the routes in front of those that `app` has; once, however often it is called."""
-    if getattr(app.state, "sam2_routes", False):
-        return
-    app.state.sam2_routes = True
-    routes, before = app.router.routes, len(app.router.routes)
-    app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
-    added = routes[before:]
-    del routes[before:]
-    routes[:0] = added
-
-
 @router.post("/activelearning/{strategy}", summary="Next sample: which slice of which image to annotate")
 def next_sample(strategy: str, request: Request, params: dict | None = None, user: User = ALLOWED) -> dict:
     """As MONAI Label's, and `viewer`: what OHIF and Slicer call the slice. The fields that clients show say it too."""
     app = app_instance()
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
-    with _sampling, _clear_errors():
+    with _sampling, clear_errors():
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
@@ -78,15 +67,24 @@ def score(method: str, params: dict | None = None, run_sync: bool = False) -> di
     app = app_instance()
     if method not in app._scoring_methods:
         raise HTTPException(404, f"There is no scoring method {method!r}; choose one of {', '.join(app._scoring_methods)}.")
-    with _clear_errors():
+    with clear_errors():
         return scoring.run_method(method, params, run_sync)
+
+
+@router.get("/metrics", response_class=Response, summary="Figures for Prometheus")
+def metrics() -> Response:
+    app = app_instance()
+    watch.WAITING.set(turns_of(app).waiting)
+    watch.RUNNING.set(turns_of(app).running)
+    watch.FEATURES.set(app._infers["sam2"].feature_bytes)
+    return Response(watch.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")
 def overview(request: Request) -> HTMLResponse:
     app = app_instance()
     wanted = _number("page", request.query_params.get("page", "1"))
-    with _clear_errors():
+    with clear_errors():
         cards = page.cards(app.datastore(), app.rounds)
         pages = max(1, -(-len(cards) // PER_PAGE))
         n = min(max(wanted, 1), pages)
@@ -113,7 +111,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
     app = app_instance()
     t = _number("slice", request.query_params.get("slice", ""))
     _known(app, image)
-    with _clear_errors():
+    with clear_errors():
         volume = app.page_volumes.get(app.datastore().get_image_uri(image))
         record = app.rounds.of(image).get(structure)
         frames = Frames.of(volume, window=app.conf.get("window", "auto"), axis=record["axis"] if record else "auto")
@@ -141,7 +139,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
         raise HTTPException(404, "The images are files in a folder, which OHIF cannot show: use 3D Slicer.")
     _known(app, image)
     asked = request.query_params.get("slice")
-    with _clear_errors():
+    with clear_errors():
         t = None if asked is None else _number("slice", asked)
         grid = page.grid_of(app.datastore().get_image_uri(image))  # first: this fetches the store's info, too
         info = app.datastore().get_image_info(image) or {}
@@ -229,7 +227,7 @@ def _known(app, image: str) -> None:
     """Only ids of the datastore go on to files."""
     if not image:
         raise HTTPException(422, "Say which image: ?image=ID.")
-    with _clear_errors():
+    with clear_errors():
         if image not in app.datastore().list_images():
             raise HTTPException(404, "There is no such image in the datastore.")
 
@@ -238,20 +236,3 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 9):
         raise HTTPException(422, f"{name} must be a whole number.")
     return int(text)
-
-
-@contextmanager
-def _clear_errors():
-    """Sentences instead of tracebacks."""
-    try:
-        yield
-    except UserError as e:
-        raise HTTPException(422, str(e)) from e
-    except MONAILabelException as e:
-        raise HTTPException(400, str(e.msg)) from e
-    except requests.RequestException as e:
-        logger.warning("DICOM store: %s", e)
-        raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
-    except OSError as e:
-        logger.warning("File system: %s", e)
-        raise HTTPException(500, "The server could not read a file; see its log.") from e

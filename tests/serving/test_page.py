@@ -1,11 +1,7 @@
 """The app's pages and *Next Sample*, over datastores of MONAI Label's own; a stand-in for the app, no engine, no browser."""
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +17,6 @@ from PIL import Image
 from lib.frames import Frames
 from lib.result import Result
 from lib.serving import page, routes
-from lib.serving.app import ServesPages
 from lib.serving.infer import VolumeCache
 from lib.serving.rounds import Rounds
 from lib.serving.strategies import WorstSlice
@@ -87,9 +82,7 @@ def serve(studies, monkeypatch):
         app, server = App(studies, kind), FastAPI()
         monkeypatch.setattr(routes, "app_instance", lambda: app)
         monkeypatch.setattr(activelearning, "app_instance", lambda: app)
-        server.include_router(activelearning.router)
-        routes.install(server)
-        routes.install(server)
+        server.include_router(routes.router)
         return app, TestClient(server)
 
     return start
@@ -259,39 +252,6 @@ def test_a_hundred_volumes_come_in_pages(serve, studies):
     assert first.count("<article") == 20 and "v000" in first and "v029" not in first and 'href="?page=6"' in first
     assert last.count("<article") == 3 and client.get("/sam2/?page=99").text == last
     assert client.get("/sam2/?page=x").status_code == 422
-
-
-def test_routes_come_first_when_the_server_starts_and_only_once(monkeypatch):
-    class Base:
-        def on_init_complete(self):
-            self.done = True
-
-    class Served(ServesPages, Base):
-        conf = {"channel": "1"}
-
-    server = FastAPI()
-    monkeypatch.setitem(sys.modules, "monailabel.app", SimpleNamespace(app=server))
-    served, before = Served(), len(server.router.routes)
-    assert len(server.router.routes) == before  # constructing registers nothing
-    served.on_init_complete()
-    Served().on_init_complete()
-    assert served.done and len(server.router.routes) == before + 1 and "/sam2/" in server.openapi()["paths"]
-    assert server.router.routes[0] not in FastAPI().router.routes
-
-
-def test_with_authentication_on_everything_asks_for_a_token():
-    script = """
-from fastapi.testclient import TestClient
-from monailabel.app import app
-from lib.serving import routes
-routes.install(app)
-client = TestClient(app)
-paths = ("/sam2/", "/sam2/state?image=a", "/sam2/thumbnail?image=a&slice=1", "/sam2/ohif?image=a")
-print([client.get(p).status_code for p in paths] + [client.post("/activelearning/worst_slice").status_code])
-"""
-    environment = {**os.environ, "MONAI_LABEL_AUTH_ENABLE": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip().endswith("[401, 401, 401, 401, 401]"), done.stdout + done.stderr
 
 
 def grid(*columns, shape=(20, 20, 80)):

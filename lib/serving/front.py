@@ -1,0 +1,168 @@
+"""What stands before MONAI Label's own routes: the app's routes, checks, threads, and sentences for errors.
+
+MONAI Label's routes are `async` functions that work on the event loop, so that no one is answered while one of them runs. Here
+each runs in a thread.
+"""
+
+import functools
+import inspect
+import logging
+import threading
+
+import anyio
+from fastapi import APIRouter, FastAPI, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from monailabel.config import settings
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    info,
+    login,
+    logs,
+    model,
+    ohif,
+    proxy,
+    scoring,
+    session,
+    train,
+    wsi_infer,
+)
+from monailabel.interfaces.utils.app import app_instance
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route
+
+from lib.serving import checks, infer_route, routes
+from lib.serving.errors import clear_errors
+from lib.serving.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+ROUTERS = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, proxy, session)
+OWN = "monailabel.endpoints."
+TASKS = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
+AT_ONCE = {"datastore": 8, "proxy": 16, "session": 8}  # threads that may wait for files or the DICOM store; others go on
+_one_caller = threading.RLock()  # MONAI Label's datastores expect one caller at a time
+
+
+def install(app: FastAPI) -> None:
+    """Puts the app's routes first and wraps those of MONAI Label; once, however often it is called."""
+    if getattr(app.state, "sam2_routes", False):
+        return
+    app.state.sam2_routes = True
+    app.router.routes[:] = [r for r in app.router.routes if isinstance(r, (Route, Mount)) and not _is_endpoint(r)]
+    prefix = settings.MONAI_LABEL_API_STR
+    for router in (infer_route.router, routes.router, _wrapped(ROUTERS)):
+        app.include_router(router, prefix=prefix)
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        app.include_router(login.router, prefix=prefix)
+    app.add_exception_handler(RequestValidationError, _wrong_fields)
+    app.add_exception_handler(Exception, _failed)
+    app.user_middleware.insert(0, Middleware(Watch))
+    app.middleware_stack = app.build_middleware_stack()  # the server has made one already, without these
+    for name in ("uvicorn.access", "monailabel.endpoints.infer"):  # `Watch` says it in one line
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _is_endpoint(route) -> bool:
+    return getattr(route, "endpoint", install).__module__.startswith(OWN)
+
+
+def _wrapped(modules) -> APIRouter:
+    """The routes of MONAI Label's modules, run by `_guarded`."""
+    router = APIRouter()
+    for route in (r for m in modules for r in m.router.routes):
+        router.add_api_route(
+            route.path, _guarded(route.endpoint), methods=route.methods, name=route.name, summary=route.summary, tags=route.tags,
+            responses=route.responses, dependencies=route.dependencies, deprecated=route.deprecated,
+            include_in_schema=route.include_in_schema, response_model=route.response_model,
+        )  # fmt: skip
+    return router
+
+
+def _guarded(endpoint):
+    """An endpoint of MONAI Label with checked fields, in a thread, with clear errors."""
+    kind = endpoint.__module__.removeprefix(OWN)
+    limiter = anyio.CapacityLimiter(AT_ONCE[kind]) if kind in AT_ONCE else None
+    locked = kind == "datastore" and "download" not in endpoint.__name__
+
+    @functools.wraps(endpoint)
+    async def call(**fields):
+        for value in fields.values():
+            if isinstance(value, Request):
+                await value.body()  # is kept, so that the endpoint need not wait for it
+        return await anyio.to_thread.run_sync(work, fields, limiter=limiter)
+
+    def work(fields):
+        with clear_errors(loose=True):
+            _check(kind, endpoint.__name__, fields)
+            if not locked:
+                return _finish(endpoint(**fields))
+            with _one_caller:
+                return _finish(endpoint(**fields))
+
+    return call
+
+
+def _finish(result):
+    """The result of a function that is `async` by name only."""
+    if not inspect.iscoroutine(result):
+        return result
+    try:
+        result.send(None)
+    except StopIteration as end:
+        return end.value
+    result.close()
+    raise RuntimeError("This endpoint waits for something.")
+
+
+def _check(kind: str, name: str, fields: dict) -> None:
+    """Refuses names that are no names, and texts that are not JSON.
+
+    Raises:
+        HTTPException: 404, 422.
+    """
+    app = app_instance()
+    wanted = fields.get("model")
+    if kind in TASKS and wanted is not None and wanted not in getattr(app, TASKS[kind]):
+        raise HTTPException(404, f"There is nothing called {wanted!r} here; choose one of {', '.join(getattr(app, TASKS[kind]))}.")
+    if kind == "proxy" and not str(app.studies).startswith("http"):
+        raise HTTPException(404, "The images are files in a folder: there is no DICOM store.")
+    if kind == "session":
+        if fields.get("uncompress"):
+            raise HTTPException(422, "Archives are not unpacked: send the files themselves.")
+        if not checks.is_name(fields.get("session_id", "-")):
+            raise HTTPException(404, "There is no such session.")
+    for upload in [fields.get("file"), *(fields.get("files") or ()), fields.get("label")]:
+        if isinstance(upload, UploadFile):
+            checks.file_name(upload.filename)
+    for text in ("params", "info"):
+        if isinstance(fields.get(text), str):
+            checks.json_object(fields[text], text)
+    if kind == "datastore":
+        _check_ids(app, name, fields)
+
+
+def _check_ids(app, name: str, fields: dict) -> None:
+    if fields.get("tag"):
+        checks.tag(fields["tag"])
+    if name == "api_add_image":
+        image, file = fields.get("image"), fields["file"].filename or ""
+        if image and not checks.is_name(image):
+            raise HTTPException(422, "An image id is a name without / and \\.")
+        if not file.lower().endswith(tuple(e.lstrip("*") for e in settings.MONAI_LABEL_DATASTORE_FILE_EXT)):
+            raise HTTPException(422, f"Images are files with one of the endings {', '.join(settings.MONAI_LABEL_DATASTORE_FILE_EXT)}.")
+        return
+    for field in ("image", "id", "label"):
+        if isinstance(fields.get(field), str):
+            checks.known_image(fields[field], app.datastore())
+
+
+async def _wrong_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+    said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+    return JSONResponse({"detail": f"The request is not complete or has wrong fields: {said}."}, 422)
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "The server failed; what happened is in its log."}, 500)
