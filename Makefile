@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: serve test test-fast test-e2e lint sample-data accuracy clean
+.PHONY: serve test test-fast test-e2e fuzz faults load lint sample-data accuracy clean
 
 serve: sample-data
 	$(BIN)/python main.py serve
@@ -18,6 +18,15 @@ test-fast: $(READY)
 
 test-e2e: $(READY)
 	$(BIN)/python -m pytest tests/serving/test_ohif.py -rs
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/run.py
+
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py
+
+load: $(READY)
+	$(BIN)/python benchmarks/load.py
 
 sample-data: $(READY)
 	$(BIN)/python main.py sample-data

@@ -58,3 +58,22 @@ def deepest(mask: np.ndarray) -> tuple[int, int] | None:
         return None
     y, x = np.unravel_index(int(depth(mask).argmax()), mask.shape)
     return int(y), int(x)
+
+
+def border_contrast(image: np.ndarray, mask: np.ndarray) -> float:
+    """How clearly the border of bool (Y, X) is an edge of the image, 0 to 1, whatever the image's range.
+
+    At each pixel of the border, the difference of the mean intensities within and beyond it, in a window of about 1/60 of the
+    image's side, against itself plus the noise within the mask; averaged along the border. 0 for no border.
+    """
+    border = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    if not border.any():
+        return 0.0
+    image = image.astype(np.float32)
+    side = 2 * max(2, round(max(image.shape) / 128)) + 1
+    share = ndimage.uniform_filter(mask.astype(np.float32), side)
+    within = ndimage.uniform_filter(image * mask, side)
+    beyond = (ndimage.uniform_filter(image, side) - within)[border] / np.maximum(1 - share[border], 1e-3)
+    steps = np.abs(within[border] / np.maximum(share[border], 1e-3) - beyond)
+    noise = np.abs(image - ndimage.uniform_filter(image, 3))[mask].mean()
+    return float((steps / (steps + noise + 1e-3 * np.ptp(image) + 1e-12)).mean())

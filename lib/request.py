@@ -2,7 +2,8 @@
 
 Fields (all optional but the prompts): foreground, background: lists of [i, j, k]; roi: [i0, i1, j0, j1, k0, k1], each
 pair in either order and possibly outside; boxes: list of [[i, j, k], [i, j, k]]; absent: list of slice indices; slice:
-the slice a 2D client shows; device, window, axis, direction, z_range, components, largest_cc, checkpoint, channel.
+the slice a 2D client shows; mask_slices: slices of an uploaded or saved label that are painted prompts (an uploaded one: all that are
+not empty), mask_tag: the tag of the saved label (final); device, window, axis, direction, z_range, components, largest_cc, checkpoint, channel.
 """
 
 import json
@@ -47,11 +48,15 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
     )
 
 
-def prompts_of(request: dict, volume: Volume, options: Options, *, painted: str | None = None) -> Prompts:
+def prompts_of(
+    request: dict, volume: Volume, options: Options, *, painted: str | None = None, saved: np.ndarray | None = None
+) -> Prompts:
     """Prompts of a request.
 
     Args:
-        painted: path of a label map whose non-empty slices are painted prompts; default: the request's upload.
+        painted: path of a label map whose non-empty slices, or those of "mask_slices", are painted prompts; default: the
+            request's upload.
+        saved: bool (I, J, K), a mask that is taken when nothing was uploaded.
 
     Raises:
         PromptError: see `lib.prompts.make_prompts`, and fields that are not lists of numbers.
@@ -64,9 +69,12 @@ def prompts_of(request: dict, volume: Volume, options: Options, *, painted: str 
         boxes.append(_box_on_slice(roi, request.get("slice"), axis))
     if not options.propagate:
         roi = None
+    path = painted or upload_of(request)
+    mask = saved if path is None else read_mask(path, volume) > 0
+    masks = _painted(mask, [_integer(t, "mask_slices") for t in _list(request, "mask_slices")], axis)
     return make_prompts(
         volume, positive=_points(positive, request, axis), negative=_points(negative, request, axis), boxes=boxes,
-        roi=roi, masks=_painted(painted or upload_of(request), volume, axis), absent=[_integer(t, "absent") for t in _list(request, "absent")],
+        roi=roi, masks=masks, absent=[_integer(t, "absent") for t in _list(request, "absent")],
         axis=axis,
     )  # fmt: skip
 
@@ -152,13 +160,18 @@ def upload_of(request: dict) -> str | None:
     return label if temporary in Path(label).resolve().parents else None
 
 
-def _painted(path: str | None, volume: Volume, axis: int) -> dict[int, np.ndarray]:
-    """The non-empty slices of a label map."""
-    if path is None:
+def _painted(mask: np.ndarray | None, wanted: list[int], axis: int) -> dict[int, np.ndarray]:
+    """The wanted slices of bool (I, J, K), as empty as they are; without a wish those that are not empty."""
+    if mask is None:
+        if wanted:
+            raise PromptError("The field 'mask_slices' names slices of a label, but there is none: upload one, or save one for this image.")
         return {}
-    mask = read_mask(path, volume) > 0
-    slices = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-    return {int(t): mask.take(t, axis) for t in slices}
+    count = mask.shape[axis]
+    for t in wanted:
+        if not 0 <= t < count:
+            raise PromptError(f"There is no slice {t}; slices go from 0 to {count - 1}.")
+    filled = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
+    return {int(t): mask.take(t, axis) for t in wanted or filled}
 
 
 def _z_range(value) -> tuple[int, int] | None:

@@ -31,11 +31,12 @@ from lib.serving.infer import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.labels import parse_labels  # noqa: E402
 from lib.serving.rounds import Rounds  # noqa: E402
 from lib.serving.scoring import SliceDice, SliceQuality  # noqa: E402
+from lib.serving.store import KeepsLabels  # noqa: E402
 from lib.serving.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.train import Sam2Train  # noqa: E402
 
 
-class Sam2App(ClearErrors, OpensAhead, ServesPages, MONAILabelApp):
+class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
     """Tables of tasks; constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):

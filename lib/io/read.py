@@ -1,6 +1,9 @@
 """Reads NIfTI, NRRD, MHA/MHD and DICOM series into a `Volume` with the file's own voxel indices."""
 
 import logging
+import math
+import os
+import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 _POSITION = ["ImagePositionPatient", "ImageOrientationPatient"]
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+MAX_MEGAVOXELS = 1100  # 1024 x 1024 x 1024; the environment variable SAM2_MAX_MEGAVOXELS sets another limit
 # What nibabel and SimpleITK raise on damaged files.
 DAMAGED = (
     OSError, EOFError, zlib.error, RuntimeError, ValueError, OverflowError,
@@ -32,7 +36,7 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         channel: of a 4D image, which one.
 
     Raises:
-        VolumeError: nothing there, not an image, damaged, several series, or not a volume (see `make_volume`).
+        VolumeError: nothing there, not an image, damaged, too large, several series, or not a volume (see `make_volume`).
     """
     path = Path(path)
     if not path.exists():
@@ -44,8 +48,10 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         if name.endswith(NIFTI):
             return _read_nifti(path, channel)
         if name.endswith(ITK):
-            return _from_itk(sitk.ReadImage(str(path)), path.name, channel)
-        return _from_itk(sitk.ReadImage(str(path), imageIO="GDCMImageIO"), path.name, channel)
+            if name.endswith((".mha", ".mhd")):
+                _check_dimensions(path)
+            return _from_itk(_reader(path, path.name).Execute(), path.name, channel)
+        return _from_itk(_reader(path, path.name, "GDCMImageIO").Execute(), path.name, channel)
     except VolumeError:
         raise
     except MemoryError as e:
@@ -71,18 +77,70 @@ def read_mask(path: str | Path, volume: Volume) -> np.ndarray:
     return np.rint(mask.array).astype(np.int32)
 
 
+def _check_size(shape, name: str) -> None:
+    """Refuses what a header claims, before anything is allocated for it: a file of a few bytes can claim terabytes."""
+    text = os.environ.get("SAM2_MAX_MEGAVOXELS") or str(MAX_MEGAVOXELS)
+    try:
+        limit = float(text)
+    except ValueError as e:
+        raise VolumeError(f"SAM2_MAX_MEGAVOXELS must be a number of million voxels; it is {text!r}.") from e
+    claimed = math.prod(int(n) for n in shape) / 1e6
+    if claimed > limit:
+        raise VolumeError(
+            f"{name} claims {claimed:,.0f} million voxels; up to {limit:,g} million are read (SAM2_MAX_MEGAVOXELS sets another limit)."
+        )
+
+
+def _check_dimensions(path: Path) -> None:
+    """Refuses headers of MetaImage (MHA, MHD) that claim so many dimensions that ITK would crash, and the server with it."""
+    with open(path, "rb") as file:
+        head = file.read(2**20)
+    if b"ElementDataFile" not in head:
+        raise ValueError("no end of the header")
+    claimed = {c.strip() for c in re.findall(rb"^\s*NDims\s*[=:](.*)$", head, re.M)}
+    if claimed - {b"2", b"3", b"4"}:
+        raise VolumeError(f"{path.name} claims to have other than two to four axes.")
+
+
+def nifti_header(path: str | Path) -> nib.Nifti1Header:
+    """The fixed part of a NIfTI-1 or -2 header; `nibabel.load` also reads extensions, and believes whatever size they claim.
+
+    Raises:
+        ImageFileError, HeaderDataError, OSError: no NIfTI file, or damaged.
+    """
+    with nib.openers.ImageOpener(str(path)) as file:
+        block = file.read(nib.Nifti2Header.sizeof_hdr)
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if kind.may_contain_header(block):
+            return kind(block[: kind.sizeof_hdr])
+    raise nib.filebasedimages.ImageFileError("no NIfTI header")
+
+
 def _read_nifti(path: Path, channel: int | None) -> Volume:
-    image = nib.load(path)
-    if getattr(image, "affine", None) is None:  # CIFTI, which ends in .nii too, has none
+    header = nifti_header(path)
+    if 3000 <= int(header["intent_code"]) < 3100:  # CIFTI, which ends in .nii too
         raise VolumeError(f"{path.name} has no affine.")
-    data = image.dataobj
-    if len(image.shape) == 4 and channel is not None and 0 <= channel < image.shape[3]:
+    data = nib.arrayproxy.ArrayProxy(str(path), header)
+    one = len(data.shape) == 4 and channel is not None and 0 <= channel < data.shape[3]
+    wide = -(-data.dtype.itemsize // 8)  # a voxel of 16 bytes counts as two
+    _check_size((*(data.shape[:3] if one else data.shape), wide), path.name)
+    if one:
         array = np.asarray(data[..., channel])  # only that channel is read
-    elif getattr(data, "slope", 1) == 1 and getattr(data, "inter", 0) == 0:
+    elif data.slope == 1 and data.inter == 0:
         array = np.asarray(data)
     else:
-        array = image.get_fdata(dtype=np.float32, caching="unchanged")
-    return make_volume(array, image.affine, name=path.name, channel=channel)
+        array = np.asarray(data, np.float32)
+    return make_volume(array, header.get_best_affine(), name=path.name, channel=channel)
+
+
+def _reader(file, name: str, kind: str = "", files: int = 1) -> sitk.ImageFileReader:
+    """A reader of `file` (one of `files` of a series), which is not too large."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.SetImageIO(kind)
+    reader.ReadImageInformation()
+    _check_size((*reader.GetSize(), reader.GetNumberOfComponents(), files), name)
+    return reader
 
 
 def _read_series(folder: Path) -> sitk.Image:
@@ -91,8 +149,9 @@ def _read_series(folder: Path) -> sitk.Image:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
         raise VolumeError(f"The folder {folder.name} holds {found}; one is needed.")
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    first = _reader(files[0], folder.name, "GDCMImageIO", len(files))  # ITK reads only series whose slices have one size
     if len(files) == 1:
-        return sitk.ReadImage(files[0])
+        return first.Execute()
     _check_gaps(files, folder.name)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
@@ -114,6 +173,8 @@ def _check_gaps(files, name: str) -> None:
 def _from_itk(image: sitk.Image, name: str, channel: int | None) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (K, J, I) or (K, J, I, components)
     colour = image.GetNumberOfComponentsPerPixel()
+    if colour > 1 and image.HasMetaDataKey("Segment0_ID"):
+        raise VolumeError(f"{name} holds overlapping segments in {colour} layers: save it from Slicer without 'Allow overlapping segments'.")
     if colour in (3, 4) and channel is None and array.dtype == np.uint8:
         array = array[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
         colour = 1

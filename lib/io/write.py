@@ -13,6 +13,7 @@ from lib import geometry
 from lib.errors import OptionError
 from lib.volume import Volume
 
+NAME = b"Segment0_Name:="
 EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # no .mhd: it is two files
 
 
@@ -93,13 +94,19 @@ def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
         "kinds": ["domain"] * 3,
         "encoding": "gzip" if compress else "raw",
     }
+    name = b""
     if segment is not None:
+        name = segment.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace")
         filled = [np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
         header |= {
             "Segment0_ID": "Segment_1",
-            "Segment0_Name": segment,
+            "Segment0_Name": "?" * len(name),
             "Segment0_LabelValue": "1",
             "Segment0_Layer": "0",
             "Segment0_Extent": " ".join(f"{f[0]} {f[-1]}" if len(f) else "0 -1" for f in filled),
         }
     nrrd.write(path, mask, header=header, index_order="F")
+    if segment is not None:
+        with open(path, "r+b") as file:  # pynrrd writes ASCII only, and does not escape line ends
+            file.seek(file.read(1 << 16).index(NAME) + len(NAME))
+            file.write(name)

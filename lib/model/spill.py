@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import threading
+import uuid
 from collections import OrderedDict
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Spill:
     def _write(self, path: Path, tensors) -> None:
         if path.exists():
             return
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             save_file({str(n): t.contiguous() for n, t in enumerate(tensors)}, temporary)
             temporary.replace(path)

@@ -262,13 +262,13 @@ class Tracker:
             time, initial, feats, positions, sizes, points, None,
             memories or {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}, 2 * FAR_END, False, start,
         )  # fmt: skip
-        _, _, ious, low_res, high_res, pointer, score = heads
+        candidates, _, ious, low_res, high_res, pointer, score = heads
         if judge is not None:
             score = judge(score[:, 0].float(), low_res[:, 0])[:, None].to(score)
             gone = score <= 0
             low_res, high_res = (x.masked_fill(gone[:, :, None, None], ABSENT) for x in (low_res, high_res))
             pointer = torch.where(gone, self.model.no_obj_ptr.to(pointer), pointer)
-        current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score, iou=ious.float().amax(1))
+        current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score, iou=ious.float().amax(1), candidates=candidates)
         if remember:
             self.model._encode_memory_in_output(feats, sizes, points, True, high_res, score, current)
             current["maskmem_features"] = current["maskmem_features"].to(torch.bfloat16)

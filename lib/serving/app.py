@@ -6,9 +6,12 @@ from collections.abc import Callable
 from functools import cached_property
 
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.serving.infer import VolumeCache
+from lib.serving.labels import saved_label
+from lib.serving.sessions import OwnVolumes
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +22,10 @@ class ClearErrors:
     def infer(self, request, datastore=None):
         """As in MONAI Label; unknown images answer 404, unknown models and missing fields 400."""
         try:
-            return super().infer({**request, "image_id": request.get("image")}, datastore)  # the task is given a path
+            store, image = datastore or self.datastore(), str(request.get("image") or "")
+            name = self.sessions().name_of(image) if self.sessions() else None
+            more = {"image_id": name or image, "saved_label": None if name else saved_label(store, image, request)}
+            return super().infer({**request, **more}, datastore)  # the task is given a path
         except ImageNotFoundException as e:
             raise HTTPException(404, str(e.msg)) from e
         except MONAILabelException as e:
@@ -37,17 +43,10 @@ class OpensAhead:
         return answer
 
     def _load_sessions(self, load=False):
-        sessions = super()._load_sessions(load)
-        if sessions is not None:
-            add = sessions.add_session
-
-            def add_and_open(*args, **kwargs):
-                session_id, info = add(*args, **kwargs)
-                self.open_ahead(info.image)
-                return session_id, info
-
-            sessions.add_session = add_and_open
-        return sessions
+        if not load:
+            return None
+        path, seconds = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
+        return OwnVolumes(path, seconds, self.open_ahead, lambda name: self.rounds.forget(name))
 
     def open_ahead(self, path: str | None) -> threading.Thread | None:
         """Reads the image and has its slices encoded; what is wrong with it, its first request will say."""

@@ -3,8 +3,9 @@
 import json
 import os
 import re
+from pathlib import PureWindowsPath
 
-from fastapi import HTTPException
+from fastapi import HTTPException, UploadFile
 
 TAG = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 LONGEST = 200
@@ -52,11 +53,14 @@ def tag(text: str) -> str:
     return text
 
 
-def file_name(text: str | None) -> None:
-    """The name of an uploaded file, whose ending MONAI Label keeps.
+def file_name(upload: UploadFile | None) -> None:
+    """Takes the folder off the name of an uploaded file, whose ending MONAI Label keeps: Slicer sends the whole path.
 
     Raises:
         HTTPException: 422.
     """
-    if text and not is_name(text):
+    if upload is None or not upload.filename:
+        return
+    upload.filename = PureWindowsPath(upload.filename).name  # knows / and \\
+    if not is_name(upload.filename):
         raise HTTPException(422, "The uploaded file has a name that cannot be used: send it as, for example, image.nii.gz.")

@@ -10,7 +10,7 @@ import logging
 import threading
 
 import anyio
-from fastapi import APIRouter, FastAPI, HTTPException, Request, UploadFile
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
@@ -30,6 +30,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.interfaces.utils.app import app_instance
+from starlette.datastructures import UploadFile  # FastAPI's own class is a subclass, which it does not use
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
@@ -66,7 +67,8 @@ def install(app: FastAPI) -> None:
 
 
 def _is_endpoint(route) -> bool:
-    return getattr(route, "endpoint", install).__module__.startswith(OWN)
+    """Whether a route is wrapped below, or lets anybody drop the app (`POST /reload`)."""
+    return getattr(route, "endpoint", install).__module__.startswith(OWN) or route.path == "/reload"
 
 
 def _wrapped(modules) -> APIRouter:
@@ -136,7 +138,7 @@ def _check(kind: str, name: str, fields: dict) -> None:
             raise HTTPException(404, "There is no such session.")
     for upload in [fields.get("file"), *(fields.get("files") or ()), fields.get("label")]:
         if isinstance(upload, UploadFile):
-            checks.file_name(upload.filename)
+            checks.file_name(upload)
     for text in ("params", "info"):
         if isinstance(fields.get(text), str):
             checks.json_object(fields[text], text)

@@ -31,6 +31,7 @@ from lib.segment import Segmenter
 from lib.serving import watch
 from lib.serving.catalog import AUTO, Catalog
 from lib.serving.errors import clear_errors
+from lib.serving.labels import structure_in
 from lib.serving.rounds import Rounds, structure_of
 from lib.serving.turns import stop_if_gone
 from lib.volume import Volume
@@ -176,7 +177,7 @@ class Sam2Task(InferTask):
         return path, answer
 
     def _prompts(self, request: dict, volume: Volume, options: Options) -> Prompts:
-        return prompts_of(request, volume, options)
+        return prompts_of(request, volume, options, saved=_saved(request, volume))
 
     def _note(self, volume: Volume, request: dict, options: Options, result: Result, served: str) -> dict:
         """Keeps the state of the volume, and says what to do next."""
@@ -215,6 +216,22 @@ def _progress(iterable, **told):
         yield item
 
 
+def _saved(request: dict, volume: Volume) -> np.ndarray | None:
+    """The structure, bool (I, J, K), in the saved label that the app found; None if no slices of it are wanted."""
+    found = request.get("saved_label")
+    if not found or upload_of(request):
+        return None
+    if not found["path"]:
+        raise PromptError(f"No label with the tag {found['tag']!r} is saved for this image: save one, or leave out mask_slices.")
+    return structure_in(read_mask(found["path"], volume), found["names"], _label(request) or "")
+
+
+def _label(request: dict) -> str | None:
+    """The name of the structure; with an uploaded painting, whose path "label" is, Slicer sends it as "selected_label_name"."""
+    name = request.get("selected_label_name" if upload_of(request) else "label")
+    return name if isinstance(name, str) and name.strip() else None
+
+
 def _ending(request: dict) -> str:
     """The wanted file ending, checked before any work is done."""
     wanted = str(request.get("result_extension") or ".nii.gz")
@@ -228,7 +245,7 @@ def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
     try:
         path = write_mask(
             result.mask, volume, Path(folder, "mask" + ending), dtype=dtype, compress=truth(request.get("result_compress")),
-            label=str(request.get("label") or "segment"),
+            label=_label(request) or "segment",
         )  # fmt: skip
         handle, final = tempfile.mkstemp(suffix=ending)  # outside the folder: the server deletes the file only
         os.close(handle)
@@ -250,9 +267,8 @@ def _params(result: Result, volume: Volume, checkpoint: str, request: dict) -> d
     def numbers(values) -> list:
         return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
 
-    name = request.get("label")
     return {
-        "label": name if isinstance(name, str) and os.sep not in name else None,
+        "label": _label(request),
         "axis": result.axis,
         "annotated_slices": list(result.annotated),
         "slices_with_object": _filled(result),

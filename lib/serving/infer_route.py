@@ -42,16 +42,16 @@ async def run(
     app = app_instance()
     fields = checks.json_object(params, "params")
     for upload in (file, label):
-        checks.file_name(upload.filename if upload else None)
+        checks.file_name(upload)
     client = _client(request, user, fields)
     watch.note(client=client)
     check = partial(_check, app, model, image, session_id, file, output, fields)
-    work = partial(
-        infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output,
-    )  # fmt: skip
     gone = threading.Event()
     GONE.set(gone)
     await anyio.to_thread.run_sync(check)
+    if label and fields.get("label"):  # MONAI Label would take the name for the path of the file
+        fields.setdefault("selected_label_name", fields.pop("label"))
+    work = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
     job = asyncio.ensure_future(_in_turn(turns_of(app), client, work))
     try:
         while not (await asyncio.wait({job}, timeout=LOOK))[0]:
@@ -86,9 +86,9 @@ def _check(app, model: str, image: str, session_id: str, file, output, fields: d
             raise HTTPException(404, f"There is no model {model!r}; choose one of {', '.join(app._infers)}.")
         if not (file or image or session_id):
             raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
-        if image:
+        if image and not (session_id or file):  # Slicer sends the name of its volume beside a session
             checks.known_image(image, app.datastore())
-        if session_id and not (checks.is_name(session_id) and app.sessions() and app.sessions().get_session(session_id)):
+        if session_id and not (checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
             raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
         if isinstance(fields.get("label"), str) and os.path.isabs(fields["label"]):
             raise HTTPException(422, "The field label is the name of a structure, not a path.")

@@ -17,9 +17,8 @@ from scipy import ndimage
 from lib import geometry
 from lib.frames import Frames, fit
 from lib.io.read import NIFTI, read_mask
-from lib.serving.labels import label_path
+from lib.serving.labels import label_names, label_path
 from lib.serving.rounds import Rounds
-from lib.serving.scoring import label_names
 from lib.serving.strategies import MOST_ROUNDS, TARGET
 from lib.serving.viewers import Grid, as_viewed
 from lib.volume import Volume

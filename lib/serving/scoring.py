@@ -21,7 +21,7 @@ from lib.next_slice import against_reference, worst
 from lib.options import Options
 from lib.segment import Segmenter
 from lib.serving.catalog import AUTO, Catalog
-from lib.serving.labels import label_path
+from lib.serving.labels import label_names, label_path
 from lib.serving.rounds import Rounds
 
 logger = logging.getLogger(__name__)
@@ -170,14 +170,6 @@ class SliceQuality(_Scoring):
             dice, wrong = against_reference(mask, again)
             structures[names.get(value, f"label_{value}")] = _structure(dice, wrong) | {"volume_dice": round(metrics.dice(mask, again), 4)}
         return _summary(structures, frames.axis, checkpoint=name, tag=tag)
-
-
-def label_names(datastore, image: str, tag: str) -> dict[int, str]:
-    """{value: name} of a label, as clients submit it."""
-    info = datastore.get_label_info(image, tag) or {}
-    rows = info.get("label_info") or info.get("params", {}).get("label_info") or []
-    pairs = ((r.get("idx", r.get("id", n + 1)), r.get("name")) for n, r in enumerate(rows) if isinstance(r, dict))
-    return {int(v): str(name) for v, name in pairs if name and str(v).isdigit()}
 
 
 def _structure(dice, wrong, allowed=None) -> dict:

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from monailabel.config import settings
 
 from lib.serving.app import OpensAhead
 
@@ -20,9 +21,6 @@ class Base:
 
     def next_sample(self, request):
         return {"id": "a", "path": request["path"]} if "path" in request else {}
-
-    def _load_sessions(self, load):
-        return SimpleNamespace(add_session=lambda file: ("id", SimpleNamespace(image=f"store/{file}"))) if load else None
 
 
 class App(OpensAhead, Base):
@@ -44,7 +42,9 @@ def test_without_a_next_sample_nothing_is_opened():
     assert app.next_sample({}) == {} and not app.opened
 
 
-def test_an_uploaded_session_is_opened_where_it_is_stored():
+def test_an_uploaded_session_is_opened_where_it_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    (tmp_path / "a.nii").touch()
     app = App(sessions=True)
-    assert app._sessions.add_session("a.nii")[0] == "id"
-    assert app.opened == ["store/a.nii"]
+    session_id, _ = app._sessions.add_session(str(tmp_path / "a.nii"))
+    assert app.opened == [str(tmp_path / "sessions" / session_id / "a.nii")]

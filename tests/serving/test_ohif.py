@@ -1,8 +1,6 @@
 """Unmodified OHIF in headless Chromium, over a real Orthanc and a real server: from *Next Sample* on to the proposed slice."""
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -10,38 +8,15 @@ import pytest
 import requests
 
 from lib import phantom, samples
-from lib.errors import OptionError
-from lib.masks import deepest
-from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
 from lib.serving.strategies import TARGET
 from lib.volume import Volume
-from tests.serving.test_server import free_port
+from tests.serving import ohif
+from tests.serving.ohif import CAMERAS, ON_SCREEN, SHOTS, lps, playwright, voxel_in
 
-CHROMIUM = shutil.which("chromium")
-PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(not (CHROMIUM and PLUGIN and shutil.which("Orthanc")), reason="needs chromium, Orthanc and its DICOMweb plugin"),
-]
+pytestmark = ohif.MARKS
 ORGANS = ("kidney_left", "liver", "aorta")  # the first that one click leaves in need is taken
-SHOTS = Path(__file__).resolve().parents[2] / "build"
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
-    "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-CAMERAS = """() => Object.fromEntries(cornerstone.getRenderingEngines().flatMap((e) => e.getViewports())
-    .filter((v) => v.type === 'orthographic').map((v) => [v.id, {
-        number: v.getSliceIndex() + 1, focal: [...v.getCamera().focalPoint], normal: [...v.getCamera().viewPlaneNormal],
-        text: v.element.parentElement.innerText}]))"""
-
 SERIES = """() => [...services.viewportGridService.getState().viewports.values()].map(
     (v) => services.displaySetService.getDisplaySetByUID(v.displaySetInstanceUIDs[0]).SeriesInstanceUID)"""
-ON_SCREEN = """(world) => {
-    const v = cornerstone.getRenderingEngines().flatMap((e) => e.getViewports()).find((v) => v.id === 'mpr-axial');
-    const [x, y] = v.worldToCanvas(world), box = v.element.getBoundingClientRect();
-    return [box.left + x, box.top + y];
-}"""
 
 
 def sagittal() -> Volume:
@@ -56,7 +31,7 @@ def sagittal() -> Volume:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     """(address of the server, {name: SeriesInstanceUID}, {name: StudyInstanceUID}, {name: (Volume, labels or None)})"""
-    folder, processes = tmp_path_factory.mktemp("stack"), []
+    folder = tmp_path_factory.mktemp("stack")
     volumes = {"ct_phantom": phantom.abdomen(), "ct_sagittal": (sagittal(), None)}
     for name, (volume, _) in volumes.items():
         samples.write_dicom(volume, folder / "dicom" / name, modality="CT", description=name)
@@ -68,32 +43,14 @@ def stack(tmp_path_factory):
         ds.StudyInstanceUID, ds.PatientID, ds.PatientName, ds.StudyDescription = of.StudyInstanceUID, of.PatientID, of.PatientName, of.StudyDescription
         ds.SeriesNumber = 2
         ds.save_as(file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "cache"))
-        try:
-            store = start_orthanc(processes, folder / "dicom", free_port())
-            port = free_port()
-            conf = [(k, str(folder / k)) for k in ("rounds", "versions")] + [("labels", ",".join(ORGANS))]
-            processes.append(start_monailabel(store["dicomweb"], "127.0.0.1", port, conf))
-            address = f"http://127.0.0.1:{port}"
-            try:
-                wait_for(f"{address}/info/", processes[-1])
-            except OptionError as e:
-                pytest.fail(str(e))
-            found = requests.get(store["dicomweb"].replace("/dicom-web", "/series?expand"), timeout=30).json()
-            series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in found}
-            yield address, series, store["studies"], volumes
-        finally:
-            stop(processes)
+    with ohif.stack(folder, ORGANS) as (address, _, series, studies):
+        yield address, series, studies, volumes
 
 
 @pytest.fixture(scope="module")
 def browser():
-    SHOTS.mkdir(exist_ok=True)
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with ohif.chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 def run(address, image, clicks):
@@ -128,17 +85,6 @@ def records_of(address, image):
     return requests.get(f"{address}/sam2/state", params={"image": image}, timeout=30).json()["structures"]
 
 
-def voxel_in(labels, organ, k):
-    """A voxel of an organ on slice k, or anywhere on it."""
-    there = labels[:, :, k] == phantom.LABELS[organ]
-    i, j = deepest(there) if there.any() else (5, 5)
-    return [int(i), int(j), int(k)]
-
-
-def lps(volume, ijk):
-    return (volume.affine @ [*ijk, 1])[:3] * (-1, -1, 1)
-
-
 def arrived(page, t):
     """The frame of OHIF and its cameras once the page stands on slice t."""
     page.wait_for_selector(f"body[data-arrived='{t}']", timeout=150_000)
@@ -165,11 +111,7 @@ def test_next_sample_leads_to_the_slice_and_the_button_on_to_the_next(stack, bro
 
     context = browser.new_context(viewport={"width": 1500, "height": 900})
     viewer = context.new_page()
-    viewer.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={studies['ct_phantom']}")
-    viewer.wait_for_selector("canvas", timeout=150_000)
-    viewer.get_by_text("Confirm and Hide").click()
-    viewer.fill("#monailabelServerURL", address + "/")
-    viewer.click(".monaiLabelPanel button.actionButton")
+    ohif.connect(viewer, address, studies["ct_phantom"])
     viewer.click("label.tab-label:has-text('Active Learning')")
     viewer.get_by_role("button", name="Next Sample").click()
     form = viewer.locator(".nextSampleForm table")

@@ -1,0 +1,35 @@
+"""What the server does when things fail: runs tests/serving/test_faults.py and prints a table of what clients got and what was lost.
+
+examples:
+  python benchmarks/faults.py
+  python benchmarks/faults.py --tries 20
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "build" / "faults.jsonl"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=10, help="how often a server is killed while it works")
+    options = parser.parse_args()
+    ROWS.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", str(ROOT / "tests" / "serving" / "test_faults.py")]
+    environment = {**os.environ, "SAM2_FAULT_TRIES": str(options.tries)}
+    status = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr).returncode
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+    print("| fault | tries | what the client got | data lost |\n| --- | --- | --- | --- |")
+    for r in rows:
+        print(f"| {r['fault']} | {r['tries']} | {r['client_got']} | {r['lost'] or 'none'} |")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

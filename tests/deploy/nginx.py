@@ -1,0 +1,74 @@
+"""Runs nginx with the shipped deploy/nginx.conf: addresses and paths are replaced, nothing else."""
+
+import datetime
+import ipaddress
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from lib.serving.launch import wait_for
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+PROGRAM = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def configure(folder: Path, servers: dict[str, str], plain: int, tls: int) -> Path:
+    """The shipped configuration for this machine, with a certificate.
+
+    Args:
+        servers: "host:port" for each of those in the file. plain, tls: ports to listen on.
+    """
+    certificate(folder)
+    paths = "".join(f"    {t}_temp_path {folder}/{t};\n" for t in TEMPORARY)
+    replaced = {
+        **servers, "listen 127.0.0.1:8080": f"listen 127.0.0.1:{plain}", "listen 443": f"listen 127.0.0.1:{tls}",
+        "/etc/nginx/certificates": str(folder), "/run/nginx.pid": f"{folder}/nginx.pid", "http {\n": f"http {{\n{paths}",
+    }  # fmt: skip
+    text = (DEPLOY / "nginx.conf").read_text()
+    for old, new in replaced.items():
+        assert old in text, f"deploy/nginx.conf does not have {old!r} any more"
+        text = text.replace(old, new)
+    path = folder / "nginx.conf"
+    path.write_text(text)
+    return path
+
+
+def command(conf: Path, *options: str) -> list[str]:
+    """nginx in the foreground; workers of root stay root, as only root may read pytest's folders then."""
+    user = "user root; " if os.getuid() == 0 else ""
+    return [PROGRAM, "-e", "stderr", "-p", str(conf.parent), "-c", str(conf), "-g", f"{user}daemon off;", *options]
+
+
+def run(folder: Path, servers: dict[str, str], plain: int, tls: int):
+    """Yields the address without TLS, http://127.0.0.1:PORT."""
+    process = subprocess.Popen(command(configure(folder, servers, plain, tls)))
+    try:
+        wait_for(f"http://127.0.0.1:{plain}/health", process, 20)
+        yield f"http://127.0.0.1:{plain}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def certificate(folder: Path) -> None:
+    """server.key and server.crt for 127.0.0.1, signed by itself, for a day."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    built = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "server.crt").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "server.key").write_bytes(key.private_bytes(*form))

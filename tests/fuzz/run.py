@@ -1,0 +1,120 @@
+"""Requests made from the server's own OpenAPI description: no answer may be a server error, none may take long.
+
+Run it with the Python of the server's environment (`.venv/bin/python tests/fuzz/run.py`). Schemathesis does not go together with the
+packages of that one (it needs a newer jsonschema), so it gets an environment of its own, build/fuzz-venv. The report and the server's
+log are left in build/fuzz. The exit status is not zero when a request failed, when the server ended, or when it took too long.
+
+Left out is what MONAI Label does not describe: /proxy and /ohif, which tests/serving/test_fuzz.py asks.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+VENV, OUT = ROOT / "build" / "fuzz-venv", ROOT / "build" / "fuzz"
+SEED = 1
+
+
+def environment() -> Path:
+    """The folder of programs of schemathesis' environment, made if needed."""
+    wanted, made = (HERE / "requirements.txt").read_text(), VENV / "made-from.txt"
+    if not made.exists() or made.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
+        subprocess.run([VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", HERE / "requirements.txt"], check=True)
+        made.write_text(wanted)
+    return VENV / "bin"
+
+
+def write_volume(path: Path) -> None:
+    """A NIfTI file of 24 x 24 x 6 voxels (2 x 2 x 5 mm) with a bright cylinder."""
+    size, spacing = (24, 24, 6), (2.0, 2.0, 5.0)
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *size, 1, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, 4, 16)  # int16
+    struct.pack_into("<4f", header, 76, 1, *spacing)
+    struct.pack_into("<2f", header, 108, 352, 1)
+    struct.pack_into("<h", header, 254, 1)
+    for row in range(3):
+        struct.pack_into("<f", header, 280 + 20 * row, spacing[row])
+    header[344:348] = b"n+1\0"
+    voxels = [170 if (i - 10) ** 2 + (j - 12) ** 2 < 25 else 80 + (i * j) % 7 for _ in range(6) for j in range(24) for i in range(24)]
+    path.write_bytes(header + struct.pack(f"<{len(voxels)}h", *voxels))
+
+
+def start_server(place: Path, port: int, log) -> subprocess.Popen:
+    for name in ("studies", "temporary", "sessions", "versions"):
+        (place / name).mkdir()
+    for name in ("small", "other"):
+        write_volume(place / "studies" / f"{name}.nii")
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", ROOT / "apps" / "sam2", "--studies", place / "studies"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "versions", place / "versions"]
+    own = {"TMPDIR": str(place / "temporary"), "MONAI_LABEL_SESSION_PATH": str(place / "sessions")}
+    return subprocess.Popen([str(c) for c in command], cwd=place, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **own})
+
+
+def answers(address: str, process: subprocess.Popen, seconds: float) -> bool:
+    """Whether the server answers within that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/info/", timeout=30) as answer:
+                return answer.status == 200
+        except OSError:
+            time.sleep(0.3)
+    return False
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--examples", type=int, default=400, help="random requests of each route (default: %(default)s)")
+    p.add_argument("--minutes", type=float, default=6, help="wall limit (default: %(default)s)")
+    a = p.parse_args()
+    programs = environment()
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [programs / "schemathesis", "run", f"{address}/openapi.json", "--checks", "not_a_server_error", "--max-response-time", "30"]
+    command += ["--request-timeout", "60", "--max-examples", str(a.examples), "--workers", "1", "--seed", str(SEED), "--no-color"]
+    command += ["--generation-database", "none", "--report", "junit,har", "--report-dir", OUT, "--continue-on-failure", "--warnings", "off"]
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as place, open(OUT / "server.log", "w") as log:
+        server = start_server(Path(place), port, log)
+        try:
+            if not answers(address, server, 180):
+                sys.stdout.write(f"The server did not start; see {OUT / 'server.log'}.\n")
+                return 1
+            sys.stdout.flush()
+            try:
+                status = subprocess.run([str(c) for c in command], cwd=OUT, timeout=60 * a.minutes).returncode
+            except subprocess.TimeoutExpired:
+                sys.stdout.write(f"Not done after {a.minutes:g} minutes.\n")
+                status = 1
+            if not answers(address, server, 60):
+                sys.stdout.write(f"The server does not answer any more; see {OUT / 'server.log'}.\n")
+                status = 1
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+    sys.stdout.write(f"Report: {OUT}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Annotating in the unmodified OHIF: a click, its correction, a second structure, and the DICOM SEG that the store then holds."""
+
+import base64
+import io
+import re
+from types import SimpleNamespace
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import requests
+from PIL import Image
+from scipy import ndimage
+
+from lib import phantom, samples
+from lib.metrics import dice
+from tests.serving import ohif
+from tests.serving.ohif import CAMERAS, ON_SCREEN, SHOTS, lps, playwright, voxel_in
+
+pytestmark = ohif.MARKS
+SEGMENTS = {"kidney_left": 1, "liver": 2, "vertebra": 3}  # as OHIF numbers them, by the alphabet; the liver stays empty
+NAME = "ct_annotated"
+LISTEN = """() => {
+    window.updates = 0;
+    const { SEGMENTATION_DATA_MODIFIED } = cornerstoneTools.Enums.Events;
+    cornerstone.eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, () => { window.updates += 1; });
+}"""
+CLICKS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
+# The volume is there, and the label map in the colours of the panel, which OHIF gives it a second after connecting.
+READY = """() => {
+    try {
+        const colours = [...document.querySelectorAll('.segColor')].slice(1).map((e) => e.style.backgroundColor); // the first is background
+        const colour = (segment) => cornerstoneTools.segmentation.config.color.getSegmentIndexColor('mpr-axial', '1', segment).slice(0, 3);
+        return services.segmentationService.getLabelmapVolume('1')
+            && cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true)
+            && colours.length && colours.every((c, i) => c === `rgb(${colour(i + 1).join(', ')})`);
+    } catch {
+        return false; // parts of OHIF are not there yet
+    }
+}"""
+LABEL_MAP = """() => {
+    const { dimensions, origin, spacing, direction, voxelManager } = services.segmentationService.getLabelmapVolume('1');
+    let text = '';
+    for (const voxel of voxelManager.getCompleteScalarDataArray()) text += String.fromCharCode(voxel);
+    return { size: [...dimensions], origin: [...origin], spacing: [...spacing], direction: [...direction], voxels: btoa(text) };
+}"""
+# This build of OHIF has the client code for submitting, but no button: calls that code with the label map and its segments' names.
+SUBMIT = """(image) => {
+    const panel = document.querySelector('.monaiLabelPanel');
+    let node = panel[Object.keys(panel).find((k) => k.startsWith('__reactFiber'))];
+    while (!node.stateNode?.client) node = node.return;
+    const voxels = services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray(), used = new Set(voxels);
+    const { segments } = services.segmentationService.getSegmentation('1');
+    const names = Object.values(segments).filter((s) => s && used.has(s.segmentIndex)).map((s) => ({ name: s.label, idx: s.segmentIndex }));
+    return node.stateNode.client().save_label(image, new Blob([voxels]), { label_info: names }).then((answer) => answer.status);
+}"""
+
+
+class Viewer:
+    """OHIF with its panel connected, one volume open, its axial plane on slice `k`.
+
+    Args:
+        page: of the browser. volume: what was written to the store; all voxels (i, j, k) are on its grid.
+    """
+
+    def __init__(self, page, volume):
+        page.wait_for_function(READY, timeout=60_000)
+        page.click("label[for=tab-3]")
+        page.evaluate(LISTEN)
+        self.page, self.volume = page, volume
+        self.tab = page.locator(".tab", has=page.locator("#tab-3"))
+        x, y, z = page.evaluate(CAMERAS)["mpr-axial"]["focal"]
+        self.k = int(np.rint(np.linalg.inv(volume.affine) @ [-x, -y, z, 1])[2])
+
+    def pick(self, segment):
+        """Chooses a row of the panel; "background" for clicks that say what is not part of it."""
+        row = self.tab.locator("tr.clickable-row", has=self.page.get_by_text(segment, exact=True))
+        row.click()
+        playwright.expect(row).to_have_attribute("style", re.compile("dark(red|blue)"))
+
+    def click(self, voxel):
+        before = self.page.evaluate(CLICKS)
+        self.page.mouse.click(*self.on_screen([voxel])[0])
+        self.page.wait_for_function(f"({CLICKS})() === {before + 1}")
+
+    def run(self) -> np.ndarray:
+        """Presses Run; the labels (I, J, K) once they and their picture are there."""
+        old, updates = self.axial(), self.page.evaluate("updates")
+        with self.page.expect_response(lambda r: "/infer/" in r.url, timeout=120_000) as answer:
+            self.tab.get_by_role("button", name="Run").click()
+        assert answer.value.ok, answer.value.text()
+        self.page.wait_for_function(f"updates > {updates}")
+        for _ in range(100):  # the picture follows: until it has changed and stands still
+            new = self.axial()
+            if new != old and new == self.axial():
+                return self.labels()
+        pytest.fail("OHIF has not drawn the mask")
+
+    def labels(self) -> np.ndarray:
+        """What cornerstone's cache holds, from its own grid (which may count slices the other way round) to that of the volume."""
+        found = self.page.evaluate(LABEL_MAP)
+        array = np.frombuffer(base64.b64decode(found["voxels"]), np.uint8).reshape(found["size"], order="F")
+        to_lps = np.eye(4)
+        to_lps[:3, :3] = np.reshape(found["direction"], (3, 3)).T * found["spacing"]
+        to_lps[:3, 3] = found["origin"]
+        voxels = np.array([*np.indices(self.volume.shape).reshape(3, -1), np.ones(self.volume.array.size)])
+        there = np.linalg.inv(to_lps) @ np.diag([-1, -1, 1, 1]) @ self.volume.affine @ voxels
+        return array[tuple(np.rint(there[:3]).astype(int))].reshape(self.volume.shape)
+
+    def on_screen(self, voxels) -> list:
+        """(x, y) of voxels of slice `k` in the page, pixels."""
+        return self.page.evaluate(f"(worlds) => worlds.map({ON_SCREEN})", [lps(self.volume, v).tolist() for v in voxels])
+
+    def axial(self) -> bytes:
+        """PNG of the axial viewport."""
+        return self.page.locator("[data-viewport-uid=mpr-axial]").screenshot()
+
+    def colours(self, voxels) -> np.ndarray:
+        """(N, 3) of the screen at voxels."""
+        picture = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB"), int)
+        return np.array([picture[round(y), round(x)] for x, y in self.on_screen(voxels)])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The series in the store: server, orthanc (addresses), image (SeriesInstanceUID), study, volume, organs (I, J, K), folder"""
+    folder = tmp_path_factory.mktemp("stack")
+    volume, organs = phantom.abdomen(shape=(96, 96, 32), spacing_mm=(3.6, 3.6, 7.5))
+    samples.write_dicom(volume, folder / "dicom", modality="CT", description=NAME)
+    with ohif.stack(folder, SEGMENTS) as (server, orthanc, series, studies):
+        yield SimpleNamespace(
+            server=server, orthanc=orthanc, image=series[NAME], study=studies[NAME], volume=volume, organs=organs, folder=folder / "dicom"
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def viewer(store):
+    with ohif.chromium() as browser:
+        page = browser.new_page(viewport={"width": 1500, "height": 900})
+        ohif.connect(page, store.server, store.study)
+        yield Viewer(page, store.volume)
+
+
+@pytest.fixture(scope="module")
+def clicked(viewer, store):
+    """After one click on the left kidney: click, labels; voxels of the slice, the colours there before and after"""
+    click = voxel_in(store.organs, "kidney_left", viewer.k)
+    viewer.pick("kidney_left")
+    viewer.click(click)
+    voxels = [(i, j, viewer.k) for i, j in np.ndindex(store.organs.shape[:2]) if np.hypot(i - click[0], j - click[1]) > 3.5]
+    before = viewer.colours(voxels)  # all but those under the mark of the click
+    labels = viewer.run()
+    viewer.page.screenshot(path=SHOTS / "ohif_click.png")
+    return SimpleNamespace(click=click, labels=labels, voxels=np.array(voxels), before=before, after=viewer.colours(voxels))
+
+
+@pytest.fixture(scope="module")
+def corrected(viewer, store, clicked):
+    """After a click on what the mask covers wrongly, else on its rim: negative (the voxel), labels"""
+    mask = clicked.labels[:, :, viewer.k] == SEGMENTS["kidney_left"]
+    wrong = mask & (store.organs[:, :, viewer.k] != phantom.LABELS["kidney_left"])
+    rim = np.argwhere(wrong if wrong.any() else mask)
+    negative = [*map(int, rim[np.hypot(*(rim - clicked.click[:2]).T).argmax()]), viewer.k]
+    viewer.pick("background")
+    viewer.click(negative)
+    viewer.pick("kidney_left")
+    labels = viewer.run()
+    viewer.page.screenshot(path=SHOTS / "ohif_negative.png")
+    return SimpleNamespace(negative=negative, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def second(viewer, store, corrected):
+    """After a click on a vertebra: click, labels"""
+    click = voxel_in(store.organs, "vertebra", viewer.k)
+    viewer.pick("vertebra")
+    viewer.click(click)
+    labels = viewer.run()
+    viewer.page.screenshot(path=SHOTS / "ohif_second_label.png")
+    return SimpleNamespace(click=click, labels=labels)
+
+
+def test_the_mask_lies_under_the_click(store, clicked):
+    mask = clicked.labels == SEGMENTS["kidney_left"]
+    assert set(np.unique(clicked.labels)) == {0, SEGMENTS["kidney_left"]} and mask[tuple(clicked.click)]
+    organ = store.organs == phantom.LABELS["kidney_left"]
+    assert dice(mask, organ) > 0.6, "on the grid of what was stored, not mirrored"
+    assert not mask[ndimage.distance_transform_edt(~organ, sampling=store.volume.spacing_mm) > 30].any(), "nothing far away"
+
+
+def test_the_mask_is_drawn_in_the_colour_of_its_segment(viewer, clicked):
+    mask = clicked.labels[:, :, viewer.k] > 0
+    inside, outside = (ndimage.binary_erosion(m, border_value=1)[tuple(clicked.voxels.T[:2])] for m in (mask, ~mask))
+    assert inside.sum() > 10 and outside.sum() > 5000
+    np.testing.assert_array_equal(clicked.after[outside], clicked.before[outside])
+    assert np.ptp(clicked.before[inside], axis=1).max() <= 3, "grey before"
+    row = viewer.tab.locator("tr.clickable-row", has=viewer.page.get_by_text("kidney_left", exact=True))
+    colour = row.locator(".segColor").evaluate("(e) => getComputedStyle(e).backgroundColor.match(/[0-9]+/g).map(Number)")
+    hue, tint = colour - np.mean(colour), clicked.after[inside] - clicked.after[inside].mean(1, keepdims=True)
+    strength = np.linalg.norm(tint, axis=1)
+    assert strength.min() > 15 and (tint @ hue / strength / np.linalg.norm(hue)).min() > 0.95
+
+
+def test_a_click_on_background_takes_it_away(clicked, corrected):
+    negative = tuple(corrected.negative)
+    assert clicked.labels[negative] == SEGMENTS["kidney_left"] and corrected.labels[negative] == 0
+    assert corrected.labels[tuple(clicked.click)] == SEGMENTS["kidney_left"]
+
+
+def test_a_second_label_leaves_the_first_as_it_is(store, corrected, second):
+    assert set(np.unique(second.labels)) == {0, SEGMENTS["kidney_left"], SEGMENTS["vertebra"]}
+    assert second.labels[tuple(second.click)] == SEGMENTS["vertebra"]
+    np.testing.assert_array_equal(second.labels == SEGMENTS["kidney_left"], corrected.labels == SEGMENTS["kidney_left"])
+    assert dice(second.labels == SEGMENTS["vertebra"], store.organs == phantom.LABELS["vertebra"]) > 0.6
+
+
+def test_submitting_stores_a_dicom_seg(viewer, store, second):
+    assert viewer.page.evaluate(SUBMIT, store.image) == 200
+    found = requests.get(f"{store.orthanc}/series?expand", timeout=30).json()
+    new = [s for s in found if s["MainDicomTags"]["Modality"] == "SEG"]
+    assert len(new) == 1 and len(new[0]["Instances"]) == 1
+    file = requests.get(f"{store.orthanc}/instances/{new[0]['Instances'][0]}/file", timeout=30).content
+    seg = hd.seg.segread(io.BytesIO(file))
+    assert seg.StudyInstanceUID == store.study
+    assert [r.SeriesInstanceUID for r in seg.ReferencedSeriesSequence] == [store.image]
+    numbers = {seg.get_segment_description(n).segment_label: n for n in seg.segment_numbers}
+    assert numbers.keys() == {"kidney_left", "vertebra"}
+
+    slices = {s.SOPInstanceUID: s for f in sorted(store.folder.glob("*.dcm")) if (s := pydicom.dcmread(f, stop_before_pixels=True))}
+    for frame in seg.PerFrameFunctionalGroupsSequence:  # lies where the slice lies that it names as its source
+        source = slices[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(np.array(position, float), np.array(source.ImagePositionPatient, float), atol=1e-2)
+    orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    np.testing.assert_allclose(np.array(orientation, float), np.array(source.ImageOrientationPatient, float), atol=1e-4)
+    for name, number in numbers.items():
+        stored = seg.get_pixels_by_source_instance(
+            list(slices), segment_numbers=[number], assert_missing_frames_are_empty=True, ignore_spatial_locations=True
+        )  # fmt: skip
+        shown = second.labels == SEGMENTS[name]  # slice k is the k-th file, as `write_dicom` names them
+        np.testing.assert_array_equal(stored[..., 0].transpose(2, 1, 0), shown, err_msg=name)
