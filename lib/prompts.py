@@ -66,6 +66,10 @@ class SlicePrompt:
         only_clicks = self.mask is None and (self.labels < 2).all()
         return SlicePrompt(self.points[:1], self.labels[:1]) if only_clicks and len(self.labels) > 1 else self
 
+    def without_last(self) -> "SlicePrompt":
+        """What was said before the last click."""
+        return SlicePrompt(self.points[:-1], self.labels[:-1], self.mask)
+
     @property
     def stands_alone(self) -> bool:
         """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""
@@ -162,7 +166,7 @@ def _roi_box(prompts, frames, boxes, masks) -> None:
 def _voxel(point, shape) -> Voxel:
     try:
         ijk = np.asarray(point, float)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise PromptError(f"A click must be three numbers i,j,k; got {point!r}.") from e
     if ijk.shape != (3,) or not np.isfinite(ijk).all():
         raise PromptError(f"A click must be three numbers i,j,k; got {point!r}.")
@@ -175,7 +179,7 @@ def _voxel(point, shape) -> Voxel:
 def _box(corners, shape) -> tuple[Voxel, Voxel]:
     try:
         pair = np.asarray(corners, float)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise PromptError(f"A box needs two corners of three numbers; got {corners!r}.") from e
     if pair.shape != (2, 3) or not np.isfinite(pair).all():
         raise PromptError(f"A box needs two corners of three numbers; got {corners!r}.")

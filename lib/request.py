@@ -127,7 +127,7 @@ def roi_of(request: dict, volume: Volume):
         return None
     try:
         pairs = np.asarray(numbers, float)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise PromptError(f"roi must be six numbers i0,i1,j0,j1,k0,k1; got {numbers!r}.") from e
     if pairs.shape != (6,) or not np.isfinite(pairs).all():
         raise PromptError(f"roi must be six numbers i0,i1,j0,j1,k0,k1; got {numbers!r}.")
@@ -189,7 +189,7 @@ def _z_range(value) -> tuple[int, int] | None:
 def _number(name: str, what: str, value) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise OptionError(f"{name} must be {what}; got {value!r}.") from e
     if not math.isfinite(number):
         raise OptionError(f"{name} must be {what}; got {value!r}.")

@@ -50,6 +50,7 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         if name.endswith(ITK):
             if name.endswith((".mha", ".mhd")):
                 _check_dimensions(path)
+            _check_alone(path)
             return _from_itk(_reader(path, path.name).Execute(), path.name, channel)
         return _from_itk(_reader(path, path.name, "GDCMImageIO").Execute(), path.name, channel)
     except VolumeError:
@@ -100,6 +101,22 @@ def _check_dimensions(path: Path) -> None:
     claimed = {c.strip() for c in re.findall(rb"^\s*NDims\s*[=:](.*)$", head, re.M)}
     if claimed - {b"2", b"3", b"4"}:
         raise VolumeError(f"{path.name} claims to have other than two to four axes.")
+
+
+def _check_alone(path: Path) -> None:
+    """Refuses headers that name files elsewhere: whoever may upload an image could look into any file of the server with them."""
+    with open(path, "rb") as file:
+        head = file.read(2**20).replace(b"\r\n", b"\n")
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        head, end, _ = head.partition(b"\n\n")
+        named = re.findall(rb"^\s*data ?file\s*:\s*(.*?)\s*$", head, re.I | re.M)
+        if path.suffix.lower() == ".nrrd" and not end:
+            raise ValueError("no end of the header")
+    else:  # this field ends the header
+        named = [n for n in re.findall(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", head, re.M)[:1] if n != b"LOCAL"]
+    in_folder = path.suffix.lower() in (".nhdr", ".mhd")  # formats of two files
+    if any(not in_folder or n.upper() == b"LIST" or not re.fullmatch(rb"[^/\\%\s]+", n) for n in named):
+        raise VolumeError(f"The header of {path.name} names another file: save the image as one file.")
 
 
 def nifti_header(path: str | Path) -> nib.Nifti1Header:

@@ -4,7 +4,8 @@ A structure of 20 pixels in a slice of 512 is five cells of the mask that a netw
 drawn much finer. Two looks are averaged; the second counts only if it agrees with the prompts as well as the first.
 
 One click may mean a part or the whole, and a small network hardly knows which of its alternatives is better. Of those of the second
-look, and their averages with the first, the one whose border is most clearly an edge of the image is taken.
+look, and their averages with the first, the one whose border is most clearly an edge of the image is taken. More clicks are also
+taken as corrections of what was seen before the last of them.
 """
 
 from collections.abc import Sequence
@@ -58,20 +59,23 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
     near = FrameFeatures(tracker.model, frames, features.device, features.autocast, 1)
     start = near.from_slices(first[None, rows, columns], logits.shape[-1]).clamp(-32, 32)
     out = tracker._step(near, [t], prompt=prompt.within(rows, columns), start=start)
-    prompt, seen = prompt.within(rows, columns), first[rows, columns]
-    answers = [(seen + near.to_slices(out["pred_masks"][0])[0]) / 2]
-    if (prompt.labels < 2).sum() < 2:  # a click or a box; more clicks say enough
+    part, seen, look = prompt.within(rows, columns), first[rows, columns], near.to_slices(out["pred_masks"][0])[0]
+    answers = [(seen + look) / 2]
+    if (prompt.labels < 2).sum() < 2:  # a click, a box
         looks = [near.to_slices(c[None])[0] for c in out["candidates"][0]]
         answers += [(seen + look) / 2 for look in looks] + looks
+    else:
+        before = tracker.seen(features, t, prompt.without_last())[rows, columns]
+        start = near.from_slices(before[None], logits.shape[-1]).clamp(-32, 32)
+        mended = near.to_slices(tracker._step(near, [t], prompt=part, start=start)["pred_masks"][0])[0]
+        answers += [mended, (before + mended) / 2]
     second = first.clone()
-    second[rows, columns] = _clearest(near.frames.windowed([t])[0], prompt, answers)
-    return second if _agreement(prompt, second[rows, columns]) >= _agreement(prompt, seen) and (second > 0).any() else None
+    second[rows, columns] = _clearest(near.frames.windowed([t])[0], part, answers)
+    return second if _agreement(part, second[rows, columns]) >= _agreement(part, seen) and (second > 0).any() else None
 
 
 def _clearest(image: np.ndarray, prompt: SlicePrompt, answers: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of several logits (Y, X) those that agree best with the clicks; among equals, those whose border is clearest in the image."""
-    if len(answers) == 1:
-        return answers[0]
     return max(answers, key=lambda a: (_agreement(prompt, a), border_contrast(image, (a > 0).cpu().numpy())))
 
 

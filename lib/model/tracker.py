@@ -64,7 +64,7 @@ class Tracks:
 
 
 class Tracker:
-    """Runs one network. Stateless: all state is in the features and annotations passed in.
+    """Runs one network. All state is in the features and annotations passed in; the last few looks at slices are kept.
 
     Args:
         model: `SAM2Base` in evaluation mode on its device.
@@ -78,6 +78,7 @@ class Tracker:
 
     def __init__(self, model, autocast, drop: float = 0.0, zoom: bool = False, gain: float = 0.0):
         self.model, self._autocast, self.drop, self.zoom, self.gain = model, autocast, drop, zoom, gain
+        self._recent: dict[tuple, tuple] = {}
 
     @torch.inference_mode()
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
@@ -90,11 +91,26 @@ class Tracker:
         with self._autocast():
             if prompt.mask is not None:
                 return self._painted(features, t, prompt)
-            out = self._decode(features, t, prompt)
-            fine = closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None
+            out, fine = self._looks(features, t, prompt)
             if fine is not None:
                 out["pred_masks"] = features.from_slices(fine[None], out["pred_masks"].shape[-1])
             return self._annotation(features, t, out, from_points=True, key=(t, prompt.key), fine=fine)
+
+    def seen(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> torch.Tensor:
+        """Logits (Y, X) that the user sees for this prompt."""
+        out, fine = self._looks(features, t, prompt)
+        return features.to_slices(out["pred_masks"][0])[0] if fine is None else fine
+
+    def _looks(self, features, t, prompt: SlicePrompt) -> tuple[dict, torch.Tensor | None]:
+        """The first look, and with `zoom` the logits (Y, X) of both; kept for a while, as clicks come one after the other."""
+        key = features.frames.key, t, prompt.key
+        if key not in self._recent:
+            out = self._decode(features, t, prompt)
+            self._recent[key] = out, closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None
+            while len(self._recent) > 16:
+                self._recent.pop(next(iter(self._recent)), None)
+        out, fine = self._recent[key]
+        return dict(out), fine
 
     @torch.inference_mode()
     def adopt(self, features: FrameFeatures, t: int, prompt: SlicePrompt, fine: torch.Tensor, key: tuple) -> Annotation:

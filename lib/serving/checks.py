@@ -39,6 +39,19 @@ def json_object(text: str, name: str) -> dict:
         raise HTTPException(422, f"The field {name} is not JSON.") from e
     if not isinstance(value, dict):
         raise HTTPException(422, f"The field {name} must be a JSON object.")
+    return can_be_sent(value, name)
+
+
+def can_be_sent(value: dict, name: str) -> dict:
+    """Itself. What is kept is sent again later: no NaN, and no half characters (lone surrogates), which Python's parser lets pass.
+
+    Raises:
+        HTTPException: 422.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as e:
+        raise HTTPException(422, f"The field {name} holds a number or a character that JSON does not have.") from e
     return value
 
 

@@ -4,6 +4,7 @@ import errno
 import logging
 from contextlib import contextmanager
 
+import filelock
 import requests
 import torch
 from fastapi import HTTPException
@@ -17,7 +18,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What MONAI Label's own functions raise on fields of a wrong kind.
-MISUSE = (TypeError, ValueError, LookupError, AttributeError, RecursionError, EOFError)
+MISUSE = (TypeError, ValueError, OverflowError, LookupError, AttributeError, RecursionError, EOFError)
 
 
 @contextmanager
@@ -49,6 +50,8 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
     except requests.RequestException as e:
         logger.warning("DICOM store: %s", e)
         raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
+    except filelock.Timeout as e:
+        raise HTTPException(503, "Another server holds the folder's lock; try again.") from e
     except OSError as e:
         raise _of_files(e) from e
     except MISUSE as e:

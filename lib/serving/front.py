@@ -7,12 +7,14 @@ each runs in a thread.
 import functools
 import inspect
 import logging
+import os
+import shutil
 import threading
 
 import anyio
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
@@ -59,6 +61,7 @@ def install(app: FastAPI) -> None:
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router, prefix=prefix)
     app.add_exception_handler(RequestValidationError, _wrong_fields)
+    app.add_exception_handler(HTTPException, _said)
     app.add_exception_handler(Exception, _failed)
     app.user_middleware.insert(0, Middleware(Watch))
     app.middleware_stack = app.build_middleware_stack()  # the server has made one already, without these
@@ -94,7 +97,12 @@ def _guarded(endpoint):
         for value in fields.values():
             if isinstance(value, Request):
                 await value.body()  # is kept, so that the endpoint need not wait for it
-        return await anyio.to_thread.run_sync(work, fields, limiter=limiter)
+        try:
+            return await anyio.to_thread.run_sync(work, fields, limiter=limiter)
+        except Exception:
+            if tasks := fields.get("background_tasks"):
+                await tasks()  # they remove uploads; FastAPI runs them after good answers only
+            raise
 
     def work(fields):
         with clear_errors(loose=True):
@@ -108,15 +116,21 @@ def _guarded(endpoint):
 
 
 def _finish(result):
-    """The result of a function that is `async` by name only."""
-    if not inspect.iscoroutine(result):
-        return result
-    try:
-        result.send(None)
-    except StopIteration as end:
-        return end.value
-    result.close()
-    raise RuntimeError("This endpoint waits for something.")
+    """The result of a function that is `async` by name only.
+
+    Raises:
+        HTTPException: 404, it is a file that is not there.
+    """
+    if inspect.iscoroutine(result):
+        try:
+            result.send(None)
+            result.close()
+            raise RuntimeError("This endpoint waits for something.")
+        except StopIteration as end:
+            result = end.value
+    if isinstance(result, FileResponse) and not os.path.isfile(result.path):  # a folder, or gone in the meantime
+        raise HTTPException(404, "There is no such file.")
+    return result
 
 
 def _check(kind: str, name: str, fields: dict) -> None:
@@ -142,6 +156,12 @@ def _check(kind: str, name: str, fields: dict) -> None:
     for text in ("params", "info"):
         if isinstance(fields.get(text), str):
             checks.json_object(fields[text], text)
+        elif isinstance(fields.get(text), dict):
+            checks.can_be_sent(fields[text], text)
+    if name == "gpu_info" and not shutil.which("nvidia-smi"):
+        raise HTTPException(404, "This server has no nvidia-smi.")
+    if name == "api_download_dataset" and not app.datastore().datalist():
+        raise HTTPException(404, "No image has a final label: there is nothing to download.")
     if kind == "datastore":
         _check_ids(app, name, fields)
 
@@ -161,9 +181,14 @@ def _check_ids(app, name: str, fields: dict) -> None:
             checks.known_image(fields[field], app.datastore())
 
 
+async def _said(request: Request, error: HTTPException) -> JSONResponse:
+    detail = error.detail.encode(errors="replace").decode() if isinstance(error.detail, str) else error.detail
+    return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+
 async def _wrong_fields(request: Request, error: RequestValidationError) -> JSONResponse:
     said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-    return JSONResponse({"detail": f"The request is not complete or has wrong fields: {said}."}, 422)
+    return await _said(request, HTTPException(422, f"The request is not complete or has wrong fields: {said}."))
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from lib import geometry
 from lib.frames import Frames, fit
-from lib.io.read import NIFTI, read_mask
+from lib.io.read import DAMAGED, NIFTI, nifti_header, read_mask
 from lib.serving.labels import label_names, label_path
 from lib.serving.rounds import Rounds
 from lib.serving.strategies import MOST_ROUNDS, TARGET
@@ -205,12 +204,11 @@ def grid_of(path: str) -> Grid | None:
 @lru_cache(1024)
 def _nifti_grid(path: str, size: int, mtime_ns: int) -> Grid | None:
     try:
-        image = nib.load(path)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        header = nifti_header(path)
+        shape, affine = (*header.get_data_shape(), 1)[:3], header.get_best_affine()
+    except DAMAGED:
         return None
-    shape = (*image.shape, 1)[:3]
-    affine = getattr(image, "affine", None)
-    return None if affine is None or len(shape) < 3 or 0 in shape else Grid(tuple(int(n) for n in shape), affine)
+    return None if len(shape) < 3 or 0 in shape else Grid(tuple(int(n) for n in shape), affine)
 
 
 def slicing_axis(grid: Grid) -> int:

@@ -64,7 +64,7 @@ class Rounds:
                 "label": _name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
                 "areas": [int(n) for n in scene.area], "expected_dice": [round(float(d), 3) for d in scene.expected_dice],
                 "volume_dice": round(scene.expected_volume_dice, 3), "proposal": proposal and _plain(proposal),
-                "learned": learned, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""), "time": time.time(),
+                "learned": learned, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""), "time": _after(known),
             }  # fmt: skip
             if keep:
                 known[structure] = record
@@ -166,3 +166,8 @@ def _name(request: dict) -> str:
 
 def _plain(proposal: Proposal) -> dict:
     return {**proposal.__dict__, "expected_dice": round(proposal.expected_dice, 3), "point": proposal.point and list(proposal.point)}
+
+
+def _after(known: dict[str, dict]) -> float:
+    """Now, but later than every record: the newest is the newest, also after the clock was set back."""
+    return max([time.time(), *(r.get("time", 0) + 1e-3 for r in known.values())])

@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lib.errors import UserError
 from lib.frames import Frames
-from lib.serving import page, watch
+from lib.serving import checks, page, watch
 from lib.serving.errors import clear_errors
 from lib.serving.infer_route import turns_of
 from lib.serving.strategies import TARGET
@@ -53,7 +53,8 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     app = app_instance()
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
-    with _sampling, clear_errors():
+    params = {k: v for k, v in checks.can_be_sent(params or {}, "params").items() if k != "strategy"}  # the address says which
+    with _sampling, clear_errors(loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
@@ -67,7 +68,8 @@ def score(method: str, params: dict | None = None, run_sync: bool = False) -> di
     app = app_instance()
     if method not in app._scoring_methods:
         raise HTTPException(404, f"There is no scoring method {method!r}; choose one of {', '.join(app._scoring_methods)}.")
-    with clear_errors():
+    params = {k: v for k, v in checks.can_be_sent(params or {}, "params").items() if k != "method"}
+    with clear_errors(loose=True):
         return scoring.run_method(method, params, run_sync)
 
 

@@ -8,6 +8,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import requests
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -104,6 +105,8 @@ class SafeDicomDatastore(DICOMWebDatastore, _Acknowledged):
             volume = check_readable(label_filename)
             if volume is not None and not volume.array.any():
                 raise UserError("The label is empty, which DICOM SEG cannot express: delete the label in the DICOM store instead.")
+            if volume is not None and info.get("label_info"):
+                info["label_info"] = _rows(info["label_info"], volume.array)
             self.get_image_uri(image_id)
             SafeDatastore.save_label(self, image_id, label_filename, UNSENT, info)
             kept = True
@@ -117,6 +120,12 @@ class SafeDicomDatastore(DICOMWebDatastore, _Acknowledged):
                 Path(converted).unlink(missing_ok=True)
         self.remove_label(image_id, UNSENT)
         return saved
+
+
+def _rows(label_info: list[dict], labels: np.ndarray) -> list[dict]:
+    """The rows of the values that are there, in their order: MONAI Label takes the n-th row for the n-th value, whatever its idx."""
+    rows = {int(row.get("idx", n)): row for n, row in enumerate(label_info, 1)}
+    return [rows.get(int(v), {"name": f"segment {int(v)}", "idx": int(v)}) for v in np.unique(labels) if v]
 
 
 class _Impatient(requests.adapters.HTTPAdapter):

@@ -164,5 +164,5 @@ def _labelled(image: str, datastore, volume) -> np.ndarray | None:
 def _number(request: dict, name: str, default: float) -> float:
     try:
         return float(request.get(name, default))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float(default)

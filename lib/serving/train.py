@@ -73,7 +73,7 @@ class Sam2Train(TrainTask):
             given = given[0] if isinstance(given, list) and given else given  # an untouched list of choices
             try:
                 return kind(given)
-            except (TypeError, ValueError) as e:
+            except (TypeError, ValueError, OverflowError) as e:
                 raise UserError(f"{name} = {given!r} is not a number.") from e
 
         defaults = self.config()

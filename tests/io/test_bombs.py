@@ -142,3 +142,27 @@ def test_one_channel_of_many_is_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz", channel=4).array, RAMP)
     with pytest.raises(VolumeError, match="voxels"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 6\nencoding: raw\n"
+META = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 5 6\nElementType = MET_UCHAR\n"
+
+
+@pytest.mark.parametrize("name, header", [
+    ("a.nrrd", NRRD + "data file: {secret}\n\n"), ("a.nrrd", NRRD + "datafile: own.raw\n\n"), ("a.nhdr", NRRD + "data file: ../secret\n\n"),
+    ("a.nhdr", NRRD + "data file: LIST\n../secret\n"), ("a.mha", META + "ElementDataFile = {secret}\n"),
+    ("a.mha", META + "ElementDataFile : LIST\n../secret\n"), ("a.mhd", META + "ElementDataFile = ../secret\n"),
+])  # fmt: skip
+def test_headers_do_not_lead_to_other_files(name, header, tmp_path):
+    (tmp_path / "studies").mkdir()
+    for file in (tmp_path / "secret", tmp_path / "studies" / "own.raw"):
+        file.write_bytes(bytes(range(120)))
+    (tmp_path / "studies" / name).write_text(header.format(secret=tmp_path / "secret"))
+    with pytest.raises(VolumeError, match="names another file"):
+        read_volume(tmp_path / "studies" / name)
+
+
+@pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
+def test_formats_of_two_files_in_a_folder(ending, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(RAMP.transpose(2, 1, 0)), str(tmp_path / f"a{ending}"))
+    np.testing.assert_array_equal(read_volume(tmp_path / f"a{ending}").array, RAMP)

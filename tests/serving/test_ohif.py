@@ -191,3 +191,20 @@ def test_next_opens_another_study_and_failures_are_sentences(stack, browser):
     page.get_by_role("button", name="Next slice").click()
     page.wait_for_url(f"**/sam2/ohif?image={series['ct_phantom']}&slice=*")
     page.close()
+
+
+def test_submit_saves_the_segments_in_the_dicom_store(stack, browser):
+    address, series, _, volumes = stack
+    image, (volume, labels) = series["ct_phantom"], volumes["ct_phantom"]
+    k = int((labels == phantom.LABELS["aorta"]).sum((0, 1)).argmax())
+    page = browser.new_page(viewport={"width": 1500, "height": 900})
+    page.goto(f"{address}/sam2/ohif?image={image}&slice={k}")
+    frame, _ = arrived(page, k)
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("There is no segment yet").wait_for()
+    click_and_run(page, frame, "aorta", lps(volume, voxel_in(labels, "aorta", k)))
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("Saved as the final label.").wait_for()
+    saved = requests.get(f"{address}/datastore/label/info", params={"label": image, "tag": "final"}, timeout=30).json()
+    assert [row["name"] for row in saved["label_info"]] == ["aorta"]
+    page.close()

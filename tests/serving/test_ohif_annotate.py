@@ -50,9 +50,9 @@ SUBMIT = """(image) => {
     const panel = document.querySelector('.monaiLabelPanel');
     let node = panel[Object.keys(panel).find((k) => k.startsWith('__reactFiber'))];
     while (!node.stateNode?.client) node = node.return;
-    const voxels = services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray(), used = new Set(voxels);
+    const voxels = services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray();
     const { segments } = services.segmentationService.getSegmentation('1');
-    const names = Object.values(segments).filter((s) => s && used.has(s.segmentIndex)).map((s) => ({ name: s.label, idx: s.segmentIndex }));
+    const names = Object.values(segments).filter(Boolean).map((s) => ({ name: s.label, idx: s.segmentIndex }));
     return node.stateNode.client().save_label(image, new Blob([voxels]), { label_info: names }).then((answer) => answer.status);
 }"""
 

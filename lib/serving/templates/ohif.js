@@ -2,7 +2,7 @@
 (() => {
   const TICK_MS = 250, STEADY = 12, PATIENCE_MS = 120000;
   const { place: first, base } = JSON.parse(document.getElementById("place").textContent);
-  const frame = document.getElementById("ohif"), button = document.getElementById("next");
+  const frame = document.getElementById("ohif"), button = document.getElementById("next"), save = document.getElementById("submit");
   const study = first.StudyInstanceUID;
   let place = first, timer = null, connected = false, changed = false;
 
@@ -107,8 +107,7 @@
     say("Asking for the next slice …");
     try {
       const response = await fetch(`${base}/activelearning/worst_slice`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: first.id }) });
-      const answer = await response.json().catch(() => ({}));
-      if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
+      const answer = await answerOf(response);
       say("");
       if (!answer.id) return say("All images have a final label.");
       if (answer.id !== first.id) return location.assign(answer.RetrieveURL);
@@ -125,6 +124,33 @@
     }
   }
 
+  async function answerOf(response) {
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
+    return answer;
+  }
+
+  // This build of OHIF has no button for it: sends the segments as its own code would.
+  async function submit() {
+    save.disabled = true;
+    say("Saving …");
+    try {
+      const { segmentationService } = frame.contentWindow.services, segmentation = segmentationService.getSegmentation("1");
+      const voxels = segmentation ? segmentationService.getLabelmapVolume("1").voxelManager.getCompleteScalarDataArray() : [];
+      if (!voxels.some((v) => v)) throw new Error("There is no segment yet: click on a structure and press Run.");
+      const names = Object.values(segmentation.segments).filter(Boolean).map((s) => ({ name: s.label, idx: s.segmentIndex }));
+      const form = new FormData();
+      form.append("params", JSON.stringify({ label_info: names }));
+      form.append("label", new Blob([voxels]), "label.bin");
+      await answerOf(await fetch(`${base}/datastore/label?image=${encodeURIComponent(place.id)}`, { method: "PUT", body: form }));
+      say("Saved as the final label.");
+    } catch (e) {
+      say(e instanceof TypeError ? "The segments could not be read, or the server does not answer." : e.message, true);
+    } finally {
+      save.disabled = false;
+    }
+  }
+
   frame.addEventListener("load", () => {
     connected = false;
     const shown = new URLSearchParams(frame.contentWindow.location.search).get("StudyInstanceUIDs");
@@ -136,6 +162,7 @@
     goThere();
   });
   button.addEventListener("click", next);
+  save.addEventListener("click", submit);
   show();
   // The panel reads its server from this cookie; OHIF writes it for the folder of its own pages, so it must be set there.
   document.cookie = `MONAILABEL_SERVER_URL=${escape(location.origin + base + "/")}; path=${base}/ohif; SameSite=Lax`;
