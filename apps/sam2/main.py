@@ -2,7 +2,8 @@
 
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
-    [--conf random any_volume] [--conf auto_scoring true]
+    [--conf random any_volume] [--conf auto_scoring true] [--conf concurrent 1] [--conf queue 64] [--conf queue_per_client 8]
+    [--conf store_seconds 60]
 """
 
 import hashlib

@@ -167,7 +167,7 @@ def test_wrong_input_gets_a_sentence(server, image, params, status, words):
 
 def test_unknown_models_get_a_sentence(server):
     answer = requests.post(f"{server}/infer/sam3?image=small", data={"params": "{}"}, timeout=60)
-    assert answer.status_code == 400 and "sam3" in answer.json()["detail"]
+    assert answer.status_code == 404 and "sam3" in answer.json()["detail"]
 
 
 def test_labels_are_saved_and_come_back(client, tmp_path):
