@@ -33,6 +33,7 @@ Shown = tuple[SlicePrompt, np.ndarray]  # a prompt and the mask bool (Y, X) of i
 # Margins of 1.6 and 2.2 gave the same on generated slices; with 2.0 and 2.8 tracking did.
 LOOK = Zoom(1.8, (0.19, 0.22, 0.26, 0.31, 0.37, 0.44, 0.52, 0.61, 0.7))
 FOLLOW = Zoom(2.0, (0.25, 0.35, 0.5, 0.7))
+MANY = 8  # clicks on a slice: with more, going through them one by one takes long and brings nothing
 
 
 def agreement(features: FrameFeatures, prompt: SlicePrompt, logits: torch.Tensor) -> float:
@@ -61,10 +62,11 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
     out = tracker._step(near, [t], prompt=prompt.within(rows, columns), start=start)
     part, seen, look = prompt.within(rows, columns), first[rows, columns], near.to_slices(out["pred_masks"][0])[0]
     answers = [(seen + look) / 2]
-    if (prompt.labels < 2).sum() < 2:  # a click, a box
+    clicks = int((prompt.labels < 2).sum())
+    if clicks < 2:  # a click, a box
         looks = [near.to_slices(c[None])[0] for c in out["candidates"][0]]
         answers += [(seen + look) / 2 for look in looks] + looks
-    else:
+    elif clicks <= MANY:
         before = tracker.seen(features, t, prompt.without_last())[rows, columns]
         start = near.from_slices(before[None], logits.shape[-1]).clamp(-32, 32)
         mended = near.to_slices(tracker._step(near, [t], prompt=part, start=start)["pred_masks"][0])[0]
