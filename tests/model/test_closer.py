@@ -1,9 +1,10 @@
 """Which part of a slice is looked at again."""
 
 import numpy as np
+import torch
 
 from lib.frames import Frames
-from lib.model.closer import FOLLOW, LOOK, part_to_follow, surroundings
+from lib.model.closer import FOLLOW, LOOK, _clearest, part_to_follow, surroundings
 from lib.prompts import SlicePrompt
 from lib.volume import Volume
 
@@ -73,3 +74,17 @@ def test_prompts_move_with_the_part():
     assert click.within(slice(10, 40), slice(60, 90)).points.tolist() == [[10.0, 10.0]]
     painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square((12, 14), (61, 65)))
     assert painted.within(slice(10, 40), slice(60, 90)).mask.sum() == 8
+
+
+def disc(radius):
+    y, x = np.ogrid[:64, :64]
+    return (y - 30) ** 2 + (x - 34) ** 2 <= radius**2
+
+
+def test_agreement_with_the_clicks_comes_first_then_the_clearest_border():
+    image = np.where(disc(16), 140, 60).astype(np.uint8)
+    answers = [torch.as_tensor(np.where(disc(r), 3.0, -3.0)) for r in (6, 16, 24)]
+    click = SlicePrompt(np.array([[34.0, 30.0]]), np.array([1], np.int32))
+    assert _clearest(image, click, answers) is answers[1]
+    wider = SlicePrompt(np.array([[34.0, 30.0], [34.0, 50.0]]), np.array([1, 1], np.int32))  # only the largest holds both
+    assert _clearest(image, wider, answers) is answers[2]
