@@ -10,11 +10,13 @@ import logging
 import os
 import shutil
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import anyio
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
@@ -107,10 +109,11 @@ def _guarded(endpoint):
     def work(fields):
         with clear_errors(loose=True):
             _check(kind, endpoint.__name__, fields)
-            if not locked:
-                return _finish(endpoint(**fields))
-            with _one_caller:
-                return _finish(endpoint(**fields))
+            with _one_caller if locked else nullcontext():
+                answer = _finish(endpoint(**fields))
+            if kind == "logs" and isinstance(answer, FileResponse):  # the file grows while it is sent
+                return Response(Path(answer.path).read_bytes(), media_type=answer.media_type)
+            return answer
 
     return call
 

@@ -12,6 +12,7 @@ import pytest
 import requests
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from monailabel.config import settings
 from monailabel.endpoints import datastore, info
 from monailabel.endpoints import infer as endpoint
 from monailabel.interfaces.exception import ImageNotFoundException
@@ -158,6 +159,24 @@ def test_figures_and_one_line_for_each_request(client, app, caplog):
     assert line.startswith("request client=testclient method=GET path=/info/ status=200 ms=")
     text = client.get("/metrics").text
     assert 'sam2_requests_total{method="GET",route="/info/",status="200"}' in text and "sam2_feature_bytes 7.0" in text
+
+
+def test_the_whole_log_arrives_while_it_grows(client, monkeypatch, tmp_path):
+    log = tmp_path / "logs" / "app.log"
+    log.parent.mkdir()
+    log.write_text("first\n")
+    monkeypatch.setattr(settings, "MONAI_LABEL_APP_DIR", str(tmp_path))
+    finish = front._finish
+
+    def grows(result):
+        answer = finish(result)
+        answer.set_stat_headers(log.stat())  # as if it had been asked just before the next line
+        log.write_text("first\nsecond\n")
+        return answer
+
+    monkeypatch.setattr(front, "_finish", grows)
+    answer = client.get("/logs/?lines=0")
+    assert answer.text == "first\nsecond\n" and int(answer.headers["content-length"]) == len(answer.content)
 
 
 def wait_until(true, seconds=20):
