@@ -50,8 +50,8 @@ class _Job:
     limits: tuple[int, int]
     progress: Callable
     clock: Stopwatch = field(default_factory=Stopwatch)
-    encoded: int = 0
     features: FrameFeatures | None = None
+    encoded: list[int] = field(default_factory=list)  # how many slices each time; runs side by side append
 
     @property
     def scope(self) -> tuple:
@@ -68,11 +68,7 @@ class _Job:
         return max(1, round(extent * THIN / self.frames.slice_mm))
 
     def encode(self, slices) -> None:
-        self.encoded += self.features.ensure(slices)
-
-    def encode_ahead(self, slices) -> None:
-        with self.clock("encode"):
-            self.encode(slices)
+        self.encoded.append(self.features.ensure(slices))
 
 
 class Segmenter:
@@ -169,7 +165,7 @@ class Segmenter:
         return Result(
             mask, frames.axis, tuple(sorted(annotated)), tracks.iou.float().cpu().numpy(),
             tracks.object_score.float().sigmoid().cpu().numpy(), tracks.agreement.cpu().numpy(), known, expected, job.clock.seconds,
-            job.encoded,
+            sum(job.encoded),
         )  # fmt: skip
 
     def _engine(self, options: Options) -> "_Engine":
@@ -221,7 +217,8 @@ class Segmenter:
             return job, said, annotated
         near = replace(job, frames=job.frames.within(*part))
         near.features = self._features(near.engine, near.frames, near.options)
-        near.encode_ahead(list(said))
+        with job.clock("encode"):
+            near.encode(list(said))
         said = {t: p.within(*part) for t, p in said.items()}
         with job.clock("prompt"):
             adopt = job.engine.tracker.adopt
@@ -252,16 +249,13 @@ class Segmenter:
         return found
 
     def _propagate(self, job: "_Job", annotated) -> Tracks:
-        before = job.clock.seconds.get("encode", 0.0)
         with job.clock("propagate"):
-            tracks = job.engine.tracker.propagate(
+            return job.engine.tracker.propagate(
                 job.features, annotated, low=job.limits[0], high=job.limits[1],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode_ahead,
+                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode,
                 progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip
-        job.clock.seconds["propagate"] -= job.clock.seconds.get("encode", 0.0) - before
-        return tracks
 
     @staticmethod
     def _finish(frames, features, annotated, tracks, prompts, options) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.frames import Frames, fit
-from lib.model import looks
+from lib.model import lanes, looks
 from lib.model.build import normalize
 from lib.model.spill import Spill
 
@@ -58,13 +59,18 @@ class FrameFeatures:
         self.side = model.image_size
         self.height, self.width = fit(frames.size, frames.pixel_mm, self.side)
         self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._busy: set[int] = set()  # slices that are being encoded
         self.position: list[torch.Tensor] | None = None
+        self._thumbnails: torch.Tensor | None = None
 
-    @cached_property
+    @property
     def thumbnails(self) -> torch.Tensor:
         """Of all slices: uint8 (T, looks.SIDE, looks.SIDE), on the device."""
-        return torch.from_numpy(self.frames.thumbnails(looks.SIDE)).to(self.device)
+        with self._changed:  # runs side by side begin with this, and it takes a while
+            if self._thumbnails is None:
+                self._thumbnails = torch.from_numpy(self.frames.thumbnails(looks.SIDE)).to(self.device)
+            return self._thumbnails
 
     @cached_property
     def thumbnail_valid(self) -> torch.Tensor:
@@ -76,7 +82,7 @@ class FrameFeatures:
 
     @property
     def bytes(self) -> int:
-        with self._lock:
+        with self._changed:
             return self._each() * len(self._slices)
 
     def _each(self) -> int:
@@ -86,38 +92,43 @@ class FrameFeatures:
         """Those of the slice indices that are not encoded yet."""
         return [t for t in dict.fromkeys(indices) if t not in self._slices]
 
-    def ensure(self, indices, progress=lambda iterable: iterable) -> int:
-        """Encodes those slices that are missing; returns how many. Concurrent callers wait for one another."""
-        if not self.missing(indices):
-            return 0
-        with self._lock:
-            return self._encode_missing(indices, progress)
+    def ensure(self, indices) -> int:
+        """Encodes those slices that are missing; returns how many. What another thread is at is waited for."""
+        indices = self.missing(indices)
+        at_once = self.batch * lanes.cores()
+        return sum(self._obtain(indices[n : n + at_once])[1] for n in range(0, len(indices), at_once))
 
-    def _encode_missing(self, indices, progress, keep: int = 0) -> int:
-        """At least the `keep` slices that were asked for last stay, however little room there is."""
-        for t in dict.fromkeys(indices):
-            if t in self._slices:
-                self._slices.move_to_end(t)
-        todo = self._fetched(self.missing(indices), keep)
-        for start in progress(range(0, len(todo), self.batch)):
-            batch = todo[start : start + self.batch]
-            self._encode(batch)
-            self._forget(max(keep, len(batch)))
-        return len(todo)
+    def _obtain(self, indices) -> tuple[dict[int, tuple[torch.Tensor, ...]], int]:
+        """Features of slices, whatever is forgotten meanwhile, and how many had to be encoded."""
+        indices = list(dict.fromkeys(indices))
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy.isdisjoint(indices))
+            found = self._known(indices)
+            todo = [t for t in indices if t not in found]
+            self._busy.update(todo)
+        try:
+            size = min(self.batch, math.ceil(len(todo) / lanes.cores()))
+            for part in lanes.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), max(size, 1))], self.device):
+                found |= part
+        finally:
+            with self._changed:
+                self._busy.difference_update(todo)
+                self._changed.notify_all()
+        return found, len(todo)
 
-    def _fetched(self, indices: list[int], keep: int) -> list[int]:
-        """Takes back what was spilled; the slices that were not."""
+    def _known(self, indices: list[int]) -> dict[int, tuple[torch.Tensor, ...]]:
+        """Slices that are kept, and those that were spilled, which are taken back."""
+        found = {t: self._slices[t] for t in indices if t in self._slices}
+        for t in found:
+            self._slices.move_to_end(t)
         if self._spill is None or self.position is None:
-            return indices
-        left = []
+            return found
         for t in indices:
-            kept = self._spill.get((*self._key, t))
-            if kept is None:
-                left.append(t)
-            else:
-                self._slices[t] = tuple(x.to(self.device, non_blocking=True) for x in kept)
-                self._forget(max(keep, 1))
-        return left
+            kept = None if t in found else self._spill.get((*self._key, t))
+            if kept is not None:
+                self._slices[t] = found[t] = tuple(x.to(self.device, non_blocking=True) for x in kept)
+                self._forget(1)
+        return found
 
     def _forget(self, keep: int) -> None:
         """Slices that were used longest ago, until the rest fits; `keep` of them stay in any case."""
@@ -131,7 +142,7 @@ class FrameFeatures:
 
     def spill_all(self) -> None:
         """Keeps nothing on the device."""
-        with self._lock:
+        with self._changed:
             while self._slices:
                 self._drop_oldest()
 
@@ -144,21 +155,23 @@ class FrameFeatures:
         frames = F.pad(frames, (0, self.side - self.width, 0, self.side - self.height))
         return frames[:, 0].clamp(0, 255)
 
-    def _encode(self, indices: list[int]) -> None:
+    def _encode(self, indices: list[int]) -> dict[int, tuple[torch.Tensor, ...]]:
         with torch.inference_mode(), self.autocast():
             out = self.model.forward_image(normalize(self.squares(indices)))
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
-        if self.position is None:
-            self.position = [p[:1] for p in out["vision_pos_enc"][-self.model.num_feature_levels :]]
         kind = torch.float16 if self.side > EXACT_SIDE and levels[0].dtype == torch.float32 else levels[0].dtype
-        for n, t in enumerate(indices):
-            self._slices[t] = tuple(level[n].to(kind, copy=True) for level in levels)
+        made = {t: tuple(level[n].to(kind, copy=True) for level in levels) for n, t in enumerate(indices)}
+        with self._changed:
+            if self.position is None:
+                self.position = [p[:1] for p in out["vision_pos_enc"][-self.model.num_feature_levels :]]
+            self._slices.update(made)
+            self._forget(len(made))
+        return made
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
         """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes, sizes."""
-        with self._lock:  # nothing is forgotten between encoding and reading
-            self._encode_missing(indices, lambda x: x, keep=len(set(indices)))
-            kept = [self._slices[t] for t in indices]
+        known, _ = self._obtain(indices)
+        kept = [known[t] for t in indices]
         levels = [torch.stack([k[n] for k in kept]) for n in range(len(self.position))]
         levels = [x.float() if x.dtype == torch.float16 else x for x in levels]
         sizes = [tuple(x.shape[-2:]) for x in levels]

@@ -2,9 +2,10 @@
 
 How it differs from the official video predictor, whose network it uses unchanged: every gap between two neighbouring
 annotated slices is a run of its own that knows only the memories of its two ends, so the result is a function of the
-prompts alone, whatever was asked before. A run steps away from its near end in virtual time 1, 2, ...; all runs of
-one kind, of all structures, go through the network as one batch. Inner gaps are run from both ends and blended by
-distance. What a run gives depends on its two ends only, so a `Memo` makes a correction cost no more than its two gaps.
+prompts alone, whatever was asked before. A run steps away from its near end in virtual time 1, 2, ...; on a GPU all
+runs of one kind, of all structures, go through the network as one batch, on a CPU each has a core of its own. Inner gaps
+are run from both ends and blended by distance. What a run gives depends on its two ends only, so a `Memo` makes a
+correction cost no more than its two gaps.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from lib.model.closer import agreement, closer_look
 from lib.model.ends import Ends
 from lib.model.features import FrameFeatures
+from lib.model.lanes import Ticks, share
 from lib.model.memories import memory_of, rows_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
 from lib.prompts import SlicePrompt
@@ -174,7 +176,7 @@ class Tracker:
             forward, backward: directions to track in (towards higher, lower slice indices).
             stop_mm: an outer run ends when the object has been absent for that distance (and 3 slices); 0 = never.
             stride: only every so many slices go through the network, those between are interpolated.
-            batch: most runs that go through the network at once.
+            batch: most runs that go through the network at once on a GPU.
             memo: known outcomes of runs, for keys that begin with `scope` (volume and network).
             prepare: called with slice indices shortly before they are needed; default: encodes them.
         """
@@ -184,16 +186,18 @@ class Tracker:
         jobs = {(n, run): self._key(scope, structures[n], run, patience) for n, runs in enumerate(plans) for run in runs}
         results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
         todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -len(job[1].stops))
-        groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
-        groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
-        bar = iter(progress(range(sum(len(g[0][1].stops) for g in groups))))
-        for group in groups:
-            for job, done in self._run_batch(features, structures, group, patience, prepare, bar).items():
+        if features.device.type == "cpu":
+            groups = [[job] for job in todo]
+        else:
+            groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
+            groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
+        ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
+        for made in share(lambda g: self._run_batch(features, structures, g, patience, prepare, ticks), groups, features.device):
+            for job, done in made.items():
                 results[job] = done
                 if memo:
                     memo.put(jobs[job], done, sum(t.nbytes for t in done))
-        for _ in bar:  # lets a progress bar finish
-            pass
+        ticks.finish()
         return [
             self._assemble(features, structures[n], runs, {run: results[n, run] for run in runs})
             for n, runs in enumerate(plans)
@@ -218,7 +222,8 @@ class Tracker:
             merge(run, runs, results, (logits, iou, score, agreement))
         return Tracks(logits, iou, score, agreement)
 
-    def _run_batch(self, features, structures, jobs, patience, prepare, bar) -> dict[tuple[int, Run], Outcome]:
+    @torch.inference_mode()  # which belongs to a thread
+    def _run_batch(self, features, structures, jobs, patience, prepare, ticks) -> dict[tuple[int, Run], Outcome]:
         """Steps runs of one kind (outer, or inner), longest first, together."""
         ends = [structures[n][run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
@@ -231,7 +236,7 @@ class Tracker:
         absent, active = dict.fromkeys(jobs, 0), list(jobs)
         judge = Ends(features, self.drop, self.gain, [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)])
         for d in range(1, len(jobs[0][1].stops) + 1):
-            next(bar, None)
+            ticks.next()
             alive = [i for i, j in enumerate(active) if len(j[1].stops) >= d and not 0 < patience <= absent[j]]
             if not alive:
                 break

@@ -1,0 +1,53 @@
+"""Encoding: each slice once, whoever asks, with the real embedded network."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from lib.frames import Frames
+from lib.model import checkpoints, lanes
+from lib.model.features import FrameFeatures
+from lib.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoints.load(checkpoints.find("embedded"))
+
+
+@pytest.fixture
+def features(model):
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 9), dtype=np.int16)
+    return FrameFeatures(model, Frames.of(Volume(noise), axis=2, window="0,255"), torch.device("cpu"), nullcontext, 3)
+
+
+def test_a_slice_is_encoded_once_however_many_ask(features, monkeypatch):
+    encoded = []
+    encode = features._encode
+    monkeypatch.setattr(features, "_encode", lambda slices: encoded.extend(slices) or encode(slices))
+    asked = [range(9), range(8, -1, -1), range(2, 7), [4], range(9)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        counts = list(pool.map(features.ensure, asked))
+    assert sorted(encoded) == list(range(9)) and sum(counts) == 9 and features.missing(range(9)) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, monkeypatch, cores):
+    monkeypatch.setattr(lanes, "CORES", cores)
+    before = torch.get_num_threads()
+    levels = features.gather(range(9))[0]
+    torch.set_num_threads(before)
+    for t in range(9):
+        alone = FrameFeatures(model, features.frames, features.device, nullcontext, 1).gather([t])[0]
+        assert all(torch.allclose(a[:, t], b[:, 0], atol=1e-4) for a, b in zip(levels, alone, strict=True))
+
+
+def test_a_failure_to_encode_is_told_and_leaves_nothing_behind(features, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(features, "_encode", lambda slices: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            features.ensure([1, 2])
+    assert features.missing([1, 2]) == [1, 2] and features.ensure([1, 2]) == 2

@@ -1,0 +1,103 @@
+"""Work side by side: order, cores, errors, cancelling."""
+
+import threading
+from contextvars import ContextVar
+
+import pytest
+import torch
+
+from lib.model import lanes
+from lib.model.lanes import Ticks, cores, share
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def four(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 4)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_the_order_of_the_items(four):
+    meet = threading.Barrier(3)  # passed only if all three run at the same time
+
+    def work(n):
+        meet.wait(10)
+        return n * n
+
+    assert share(work, [3, 1, 2], CPU) == [9, 1, 4]
+
+
+@pytest.mark.parametrize(("items", "each"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
+def test_cores_are_divided(four, items, each):
+    torch.set_num_threads(4)
+    assert share(lambda _: (cores(), torch.get_num_threads()), range(items), CPU) == [(each, each)] * items
+    assert cores() == torch.get_num_threads() == 4
+
+
+def test_lanes_within_a_lane_divide_its_share(four):
+    inner = share(lambda _: share(lambda _: cores(), range(2), CPU), range(2), CPU)
+    assert inner == [[1, 1], [1, 1]]
+
+
+def test_a_gpu_does_one_after_the_other_in_the_calling_thread(four):
+    assert share(lambda _: threading.get_ident(), range(3), torch.device("meta")) == [threading.get_ident()] * 3
+
+
+def test_new_threads_are_not_left_with_the_share_of_a_lane(four):
+    share(lambda _: None, range(4), CPU)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [4]
+
+
+def test_context_goes_along(four):
+    who = ContextVar("who")
+    who.set("me")
+    assert share(lambda _: who.get(), range(2), CPU) == ["me", "me"]
+
+
+def test_an_error_ends_what_has_not_begun(four):
+    begun = []
+
+    def work(n):
+        begun.append(n)
+        raise ValueError(n)
+
+    with pytest.raises(ValueError):
+        share(work, range(1000), CPU)
+    assert len(begun) < 1000 and cores() == 4
+
+
+def test_ticks_raise_to_all_who_go_on():
+    def progress(steps):
+        for n in steps:
+            if n == 2:
+                raise RuntimeError("gone")
+            yield n
+
+    ticks = Ticks(progress, 5)
+    ticks.next()
+    ticks.next()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="gone"):
+            ticks.next()
+
+
+def test_ticks_finish_the_bar():
+    seen = []
+
+    def progress(steps):
+        for n in steps:
+            seen.append(n)
+            yield n
+
+    ticks = Ticks(progress, 4)
+    ticks.next()
+    ticks.finish()
+    ticks.next()  # more steps than announced
+    assert seen == [0, 1, 2, 3]
