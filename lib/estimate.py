@@ -5,7 +5,7 @@ import torch
 
 from lib.model import looks
 from lib.model.features import FrameFeatures
-from lib.model.tracker import Tracks
+from lib.model.tracks import Tracks
 from lib.slice_quality import Estimator, heads, in_force, signals
 
 

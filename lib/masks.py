@@ -60,20 +60,27 @@ def deepest(mask: np.ndarray) -> tuple[int, int] | None:
     return int(y), int(x)
 
 
-def border_contrast(image: np.ndarray, mask: np.ndarray) -> float:
-    """How clearly the border of bool (Y, X) is an edge of the image, 0 to 1, whatever the image's range.
+class Borders:
+    """How clearly the borders of masks are edges of an image (Y, X), whatever the image's range."""
 
-    At each pixel of the border, the difference of the mean intensities within and beyond it, in a window of about 1/60 of the
-    image's side, against itself plus the noise within the mask; averaged along the border. 0 for no border.
-    """
-    border = mask & ~ndimage.binary_erosion(mask, border_value=1)
-    if not border.any():
-        return 0.0
-    image = image.astype(np.float32)
-    side = 2 * max(2, round(max(image.shape) / 128)) + 1
-    share = ndimage.uniform_filter(mask.astype(np.float32), side)
-    within = ndimage.uniform_filter(image * mask, side)
-    beyond = (ndimage.uniform_filter(image, side) - within)[border] / np.maximum(1 - share[border], 1e-3)
-    steps = np.abs(within[border] / np.maximum(share[border], 1e-3) - beyond)
-    noise = np.abs(image - ndimage.uniform_filter(image, 3))[mask].mean()
-    return float((steps / (steps + noise + 1e-3 * np.ptp(image) + 1e-12)).mean())
+    def __init__(self, image: np.ndarray):
+        self._image = image.astype(np.float32)
+        self._side = 2 * max(2, round(max(image.shape) / 128)) + 1
+        self._mean = ndimage.uniform_filter(self._image, self._side)
+        self._noise = np.abs(self._image - ndimage.uniform_filter(self._image, 3))
+        self._least = 1e-3 * np.ptp(self._image) + 1e-12
+
+    def contrast(self, mask: np.ndarray) -> float:
+        """0 to 1 for bool (Y, X); 0 for no border.
+
+        At each pixel of the border, the difference of the mean intensities within and beyond it, in a window of about 1/60 of
+        the image's side, against itself plus the noise within the mask; averaged along the border.
+        """
+        border = mask & ~ndimage.binary_erosion(mask, border_value=1)
+        if not border.any():
+            return 0.0
+        share = ndimage.uniform_filter(mask.astype(np.float32), self._side)[border]
+        within = ndimage.uniform_filter(self._image * mask, self._side)[border]
+        beyond = (self._mean[border] - within) / np.maximum(1 - share, 1e-3)
+        steps = np.abs(within / np.maximum(share, 1e-3) - beyond)
+        return float((steps / (steps + self._noise[mask].mean() + self._least)).mean())

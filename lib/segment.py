@@ -17,7 +17,8 @@ from lib.model.closer import part_to_follow
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
-from lib.model.tracker import BATCH, Annotation, Tracker, Tracks
+from lib.model.tracker import BATCH, Tracker
+from lib.model.tracks import Annotation, Tracks
 from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
 from lib.result import Result
@@ -155,7 +156,7 @@ class Segmenter:
             if options.propagate and options.focus and job.engine.tracker.zoom:
                 job, said, annotated = self._focus(job, said, annotated)
             annotated |= self._correct(job, said, annotated)
-            tracks = self._propagate(job, annotated) if options.propagate else _tracks_of(annotated, len(frames), job.features.device)
+            tracks = self._propagate(job, annotated) if options.propagate else Tracks.of(annotated, len(frames), job.features.device, iou=0.0)
             with job.clock("finish"):
                 mask = self._finish(frames, job.features, annotated, tracks, prompts, options)
         self._store.trim()
@@ -287,13 +288,3 @@ class Segmenter:
             for voxel in voxels:
                 mask[voxel] = value
         return mask
-
-
-def _tracks_of(annotated: dict[int, Annotation], total: int, where) -> Tracks:
-    """Tracks that hold the annotated slices only."""
-    shape = next(iter(annotated.values())).logits.shape[-2:]
-    logits = torch.full((total, *shape), -1024.0, device=where)
-    iou, score = torch.zeros(total), torch.full((total,), -10.0)
-    for t, a in annotated.items():
-        logits[t], iou[t], score[t] = a.logits[0, 0], a.iou, a.object_score
-    return Tracks(logits, iou, score, torch.full((total,), torch.nan))

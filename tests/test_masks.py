@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lib.errors import OptionError
-from lib.masks import border_contrast, keep_components
+from lib.masks import Borders, keep_components
 
 # One slice (6, 6): a blob of 5, one of 3, one of 1 that touches nothing.
 DRAWN = np.array(
@@ -75,16 +75,16 @@ NOISY_DISC = np.where(disc(16), 120.0, 60.0) + np.random.default_rng(0).normal(0
 
 @pytest.mark.parametrize("radius", [6, 10, 13, 19, 24])
 def test_the_border_on_the_edge_has_the_highest_contrast(radius):
-    assert border_contrast(NOISY_DISC, disc(16)) > border_contrast(NOISY_DISC, disc(radius)) + 0.05
+    assert Borders(NOISY_DISC).contrast(disc(16)) > Borders(NOISY_DISC).contrast(disc(radius)) + 0.05
 
 
 @pytest.mark.parametrize("scale, offset", [(1, 0), (0.001, 3), (50, -1000), (-1, 0)])
 def test_contrast_does_not_depend_on_the_range(scale, offset):
-    np.testing.assert_allclose(border_contrast(scale * NOISY_DISC + offset, disc(16)), border_contrast(NOISY_DISC, disc(16)), atol=0.01)
+    np.testing.assert_allclose(Borders(scale * NOISY_DISC + offset).contrast(disc(16)), Borders(NOISY_DISC).contrast(disc(16)), atol=0.01)
 
 
 @pytest.mark.parametrize("image, mask", [
     (NOISY_DISC, disc(16) & False), (NOISY_DISC, disc(16) | True), (np.zeros((64, 64), np.uint8), disc(16)),
 ])  # fmt: skip
 def test_no_border_or_no_edge_is_no_contrast(image, mask):
-    assert border_contrast(image, mask) == 0
+    assert Borders(image).contrast(mask) == 0

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lib.frames import Frames
-from lib.masks import border_contrast
+from lib.masks import Borders
 from lib.model.features import FrameFeatures
 from lib.prompts import SlicePrompt
 
@@ -78,7 +78,8 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
 
 def _clearest(image: np.ndarray, prompt: SlicePrompt, answers: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of several logits (Y, X) those that agree best with the clicks; among equals, those whose border is clearest in the image."""
-    return max(answers, key=lambda a: (_agreement(prompt, a), border_contrast(image, (a > 0).cpu().numpy())))
+    borders = Borders(image)
+    return max(answers, key=lambda a: (_agreement(prompt, a), borders.contrast((a > 0).cpu().numpy())))
 
 
 Part = tuple[slice, slice]

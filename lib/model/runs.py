@@ -94,8 +94,8 @@ def plan(annotated, low, high, forward, backward, annotations, stride: int = 1) 
 
 
 def merge(run, runs, results, out) -> None:
-    """Writes a run's result; where the opposite run of the gap exists, the two are blended by distance."""
-    logits, iou, score, agreement = out
+    """Writes a run's result into the `Tracks` `out`; where the opposite run of the gap exists, the two are blended by distance."""
+    logits, iou, score, agreement = out.logits, out.iou, out.object_score, out.agreement
     index = run.slices
     own = results[run]
     other = next((r for r in runs if r.far == run.near and r.near == run.far), None) if run.far is not None else None

@@ -11,7 +11,6 @@ correction cost no more than its two gaps.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -22,47 +21,12 @@ from lib.model.features import FrameFeatures
 from lib.model.lanes import Ticks, share
 from lib.model.memories import memory_of, rows_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
+from lib.model.tracks import Annotation, Tracks
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
 BATCH = 32
 _AHEAD = 8  # slices that a run has encoded before it comes to them
-
-
-@dataclass(frozen=True, eq=False)
-class Annotation:
-    """A prompted slice, decoded: logits (1, 1, h, w) at stride 4, predicted IoU, object score logit, memory entry; `key`
-    tells it from others (everything it depends on within one volume and network); `fine` are logits (Y, X) of the slice's own
-    pixels, where they are better known."""
-
-    logits: torch.Tensor
-    iou: float
-    object_score: float
-    memory: dict = field(repr=False)
-    key: tuple = ()
-    fine: torch.Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Of its tensors."""
-        positions = self.memory["maskmem_pos_enc"]
-        return sum(t.nbytes for t in (self.logits, self.memory["maskmem_features"], self.memory["obj_ptr"], *positions))
-
-
-@dataclass(frozen=True, eq=False)
-class Tracks:
-    """Outcome for T slices.
-
-    Attributes:
-        logits: float32 (T, h, w) at stride 4 of the model's square; ABSENT where nothing was tracked.
-        iou: (T,) predicted IoU in [0, 1]. object_score: (T,) logits of presence.
-        agreement: (T,) Dice of the two directions where there are two, else NaN.
-    """
-
-    logits: torch.Tensor
-    iou: torch.Tensor
-    object_score: torch.Tensor
-    agreement: torch.Tensor
 
 
 class Tracker:
@@ -211,16 +175,10 @@ class Tracker:
 
     @staticmethod
     def _assemble(features, annotated, runs, results) -> Tracks:
-        total, device = len(features.frames), features.device
-        shape = next(iter(annotated.values())).logits.shape[-2:]
-        logits = torch.full((total, *shape), ABSENT, device=device)
-        iou, score = torch.ones(total, device=device), torch.full((total,), -10.0, device=device)
-        agreement = torch.full((total,), torch.nan, device=device)
-        for t, a in annotated.items():
-            logits[t], iou[t], score[t] = a.logits[0, 0], a.iou, a.object_score
+        tracks = Tracks.of(annotated, len(features.frames), features.device)
         for run in runs:
-            merge(run, runs, results, (logits, iou, score, agreement))
-        return Tracks(logits, iou, score, agreement)
+            merge(run, runs, results, tracks)
+        return tracks
 
     @torch.inference_mode()  # which belongs to a thread
     def _run_batch(self, features, structures, jobs, patience, prepare, ticks) -> dict[tuple[int, Run], Outcome]:

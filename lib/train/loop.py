@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lib.model.build import build
 from lib.model.checkpoints import read_weights, save_weights
 from lib.model.device import bf16_is_fast
+from lib.model.lanes import share
 from lib.train.clips import ClipTrainer
 from lib.train.parallel import Workers
 from lib.train.parts import choose_parts, merged
@@ -86,13 +87,12 @@ class Step(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.figures: dict[str, list[float]] = {}
 
-    def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> torch.Tensor:
+    def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> tuple[torch.Tensor, dict[str, list[float]]]:
+        """Loss, and figures to log."""
         rng = torch.Generator(clip.frames.device).manual_seed(seed)
         steps = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
-        self.figures = {"loss": [float(steps.loss.detach())], **steps.figures}
-        return steps.loss
+        return steps.loss, {"loss": [float(steps.loss.detach())], **steps.figures}
 
 
 class Training:
@@ -254,14 +254,34 @@ class Training:
         kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         self.optimizer.zero_grad(set_to_none=True)
         with kernel:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = self._steps(kind, clip, seed, phase.balance)
-            loss.backward()
+            if device.type == "cpu" and self.workers.count == 1:
+                figures = self._backward_side_by_side(kind, seed, clip, phase.balance, bf16)
+            else:
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss, figures = self._steps(kind, clip, seed, phase.balance)
+                loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
         self._average()
-        return getattr(self._steps, "module", self._steps).figures
+        return figures
+
+    def _backward_side_by_side(self, kind: str, seed: int, clip: Clip, balance: float, bf16: bool) -> dict[str, list[float]]:
+        """Gradients of the step, each half of the clips on its own core; two halves on any machine, so that a seed says all."""
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        halves = list(zip(clip.frames.tensor_split(2), clip.masks.tensor_split(2), strict=True)) if len(clip.frames) > 1 else [(clip.frames, clip.masks)]
+
+        def half(n: int):
+            # Casts of weights are cached for all threads together, and forgotten when the first of them is done.
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+                loss, figures = self._steps(kind, Clip(*halves[n]), seed + n, balance)
+            return torch.autograd.grad(loss * (len(halves[n][0]) / len(clip.frames)), learning, allow_unused=True), figures
+
+        done = share(half, range(len(halves)), clip.frames.device)
+        for parameter, *parts in zip(learning, *(gradients for gradients, _ in done), strict=True):
+            parts = [g for g in parts if g is not None]
+            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+        return {name: sum((figures.get(name, []) for _, figures in done), []) for name in dict.fromkeys(n for _, f in done for n in f)}
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -4,7 +4,6 @@ import datetime
 import ipaddress
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from cryptography import x509
@@ -12,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from lib.serving.launch import wait_for
+from tests.serving.processes import running
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PROGRAM = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
@@ -48,13 +47,9 @@ def command(conf: Path, *options: str) -> list[str]:
 
 def run(folder: Path, servers: dict[str, str], plain: int, tls: int):
     """Yields the address without TLS, http://127.0.0.1:PORT."""
-    process = subprocess.Popen(command(configure(folder, servers, plain, tls)))
-    try:
-        wait_for(f"http://127.0.0.1:{plain}/health", process, 20)
-        yield f"http://127.0.0.1:{plain}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    address = f"http://127.0.0.1:{plain}"
+    with running(command(configure(folder, servers, plain, tls)), f"{address}/health", 20):
+        yield address
 
 
 def certificate(folder: Path) -> None:

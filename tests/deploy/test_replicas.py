@@ -19,7 +19,8 @@ from lib.io.read import read_volume
 from lib.serving.launch import wait_for
 from tests.deploy import nginx
 from tests.deploy.nginx import DEPLOY
-from tests.serving.test_server import free_port, slicer_client
+from tests.serving.processes import free_port
+from tests.serving.test_server import slicer_client
 
 ROOT = DEPLOY.parent
 IMAGES = [f"scan{n}" for n in range(16)]

@@ -11,7 +11,7 @@ from lib import phantom
 from lib.errors import OptionError
 from lib.masks import deepest
 from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
-from tests.serving.test_server import free_port
+from tests.serving.processes import free_port
 
 CHROMIUM = shutil.which("chromium")
 PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)

@@ -17,7 +17,7 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_server import ROOT, free_port, run_server
+from test_server import ROOT, run_server
 
 from tests.fuzz.examples import (
     CLICK,
@@ -39,6 +39,7 @@ from tests.fuzz.examples import (
     segment,
     some,
 )
+from tests.serving.processes import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]
 

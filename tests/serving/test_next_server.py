@@ -9,7 +9,8 @@ import requests
 
 from lib import phantom
 from lib.serving.launch import start_monailabel, wait_for
-from tests.serving.test_server import free_port, slicer_client
+from tests.serving.processes import free_port
+from tests.serving.test_server import slicer_client
 
 pytestmark = pytest.mark.server
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import requests
 
 from lib import samples
 from lib.io.read import read_volume
-from lib.serving.launch import wait_for
+from tests.serving.processes import free_port, running
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICK = [98, 110, 80]  # white matter of the ICBM template
@@ -45,26 +44,16 @@ def studies(tmp_path_factory):
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def run_server(studies: Path, here: Path, port: int, conf: list[str]):
     """Address of a server started from the folder `here` with the app's absolute path, as the README says."""
     program = Path(sys.executable).with_name("monailabel")
     command = [str(program), "start_server", "--app", str(ROOT / "apps" / "sam2"), "--studies", str(studies)]
     command += ["--host", "127.0.0.1", "--port", str(port), *conf]
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    with open(here / "log.txt", "w") as log:
-        process = subprocess.Popen(command, cwd=here, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/info/", process, 120)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    address = f"http://127.0.0.1:{port}"
+    options = {"cwd": here, "stderr": subprocess.STDOUT, "env": environment}
+    with open(here / "log.txt", "w") as log, running(command, f"{address}/info/", stdout=log, **options):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ import requests
 import SimpleITK as sitk
 
 from tests.conftest import ORIGIN_MM
+from tests.serving.processes import free_port
 from tests.serving.slicer import BOX, CENTRE, FILES, Slicer, box_volume, dice, frame, refused, voxels, write_images
-from tests.serving.test_server import free_port, run_server
+from tests.serving.test_server import run_server
 
 pytestmark = pytest.mark.server
 

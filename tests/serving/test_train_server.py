@@ -6,7 +6,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from test_server import free_port, run_server, slicer_client
+from test_server import run_server, slicer_client
+
+from tests.serving.processes import free_port
 
 pytestmark = pytest.mark.server
 

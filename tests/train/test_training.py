@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from scipy import ndimage
 
 from lib.errors import UserError
-from lib.model import checkpoints
+from lib.model import checkpoints, lanes
 from lib.model.trainable import Prediction
 from lib.train import prompts
 from lib.train.draw import Draw
@@ -280,3 +280,17 @@ def test_training_lowers_the_loss(tmp_path):
     training.step = 50
     losses = [training._train_step(phase, drawn)["loss"][0] for _ in range(30)]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_halves_of_a_step_side_by_side_train_the_same_whatever_the_cores(tmp_path, monkeypatch):
+    """The only difference between one and two cores is where the halves are computed."""
+    before, weights = torch.get_num_threads(), []
+    for n, cores in enumerate((1, 2, 2)):
+        monkeypatch.setattr(lanes, "CORES", cores)
+        torch.set_num_threads(1)
+        training = Training(Settings(str(tmp_path / str(n)), config="sam2_hiera_nano_256.yaml"), TINY[-1:])
+        training.run()
+        weights.append(training.model.state_dict())
+    torch.set_num_threads(before)
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in weights[0].items())
