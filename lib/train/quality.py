@@ -25,7 +25,7 @@ _ROUNDS = 4  # slices that are annotated, one after the other
 _FEWEST = 100  # slices of each kind
 
 
-def calibrate(path: Path, *, device: str = "cpu", volumes: int = 72) -> float:
+def calibrate(path: Path, *, device: str = "cpu", volumes: int = 104) -> float:
     """As `fit`, on generated volumes."""
     options = Options(checkpoint=str(path), device=device, axis="2", window="0,255")
     return fit(path, (generated_volume(_FIRST + n) for n in range(volumes)), options, volumes)
