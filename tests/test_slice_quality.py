@@ -95,16 +95,21 @@ def test_an_estimate_is_fitted_written_and_read():
     np.testing.assert_allclose(Estimator.from_json(estimator.to_json())(x, filled), said)
 
 
-def test_trees_say_what_scikit_learn_says():
-    from sklearn.ensemble import GradientBoostingRegressor
-
+def test_trees_follow_a_function_also_where_they_were_not_fitted():
     rng = np.random.default_rng(1)
-    x = rng.random((500, 4)).astype(np.float32)
+    x = rng.random((4000, 4))
     y = x[:, 0] * (x[:, 1] > 0.5) + 0.1 * x[:, 2]
-    model = GradientBoostingRegressor(
-        n_estimators=10, max_depth=3, learning_rate=0.07, subsample=0.7, min_samples_leaf=25, random_state=0
-    ).fit(x, y)
-    np.testing.assert_allclose(Boosting.fit(x, y, trees=10)(x), model.predict(x), atol=1e-4)
+    trees = Boosting.fit(x[:2000], y[:2000])
+    assert np.abs(trees(x[2000:]) - y[2000:]).mean() < 0.03 < np.abs(y[:2000].mean() - y[2000:]).mean()
+
+
+@pytest.mark.parametrize(("monotone", "falls"), [(None, True), ([1, 0], False), ([-1, 0], True)])
+def test_what_can_only_be_good_never_lowers_the_estimate(monotone, falls):
+    rng = np.random.default_rng(2)
+    x = rng.random((3000, 2))
+    y = x[:, 0] - 0.6 * (x[:, 0] > 0.5) + 0.1 * rng.standard_normal(3000)  # of this sample of volumes
+    line = np.stack([np.linspace(0, 1, 200), np.full(200, 0.3)], 1)
+    assert (np.diff(Boosting.fit(x, y, monotone)(line)) < -1e-9).any() == falls
 
 
 def test_an_estimate_of_another_release_is_not_used():
