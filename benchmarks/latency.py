@@ -1,5 +1,6 @@
 """How long does an annotator wait? This app, MONAI Label's built-in SAM 2 task and the official video predictor, with the same
-weights and the same clicks on the same machine, each in a process of its own, one after the other.
+weights and the same clicks on the same machine, one after the other, each in two processes of its own: one for the first click on a
+volume nobody has opened, one for all other steps.
 
   open              the volume becomes known; the app encodes it in the background, which is waited for here
   first_click_cold  first click on a volume nobody has opened
@@ -21,7 +22,7 @@ examples:
 """
 
 import argparse
-import gc
+import itertools
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from lib import metrics  # noqa: E402
 ENGINES = ("app", "builtin", "official")
 CASES = ("icbm", "phantom300")
 STEPS = ("open", "first_click_cold", "first_click", "second_click", "correction", "second_label", "undo")
+PARTS = {"cold": STEPS[1:2], "opened": STEPS[:1] + STEPS[2:]}
 
 
 def make_case(name: str, folder: Path) -> tuple[Path, dict]:
@@ -177,39 +179,33 @@ def peak_host_mb() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def run_one(engine: str, options, image: Path, steps: dict, out: Path) -> None:
-    """All steps of one engine in this process; rows and masks go to the folder `out`."""
+def run_one(engine: str, options, image: Path, steps: dict, out: Path, part: str) -> None:
+    """The steps of a part ("cold": the first click only) of one engine in this process; rows and masks go to the folder `out`."""
     import nibabel as nib
     import torch
 
     logging.disable(logging.WARNING)
     small = out / "warm.nii.gz"
     nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.int16), np.eye(4)), small)
-    make = {"app": App, "builtin": Builtin, "official": Official}[engine]
     cuda = torch.cuda.is_available() and options.device != "cpu"
-    rows, tool = [], None
-    for part in (("first_click_cold",), STEPS[:1] + STEPS[2:]):
-        del tool  # and what it holds, before there is another one
-        gc.collect()
-        tool = make(options)
-        tool.warm(small)
-        for name in part:
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            result = tool.open(image) if name == "open" else tool.step(name, image, steps[name])
-            if cuda:
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            row = {"engine": engine, "step": name, "seconds": round(seconds, 3), "slices": 0}
-            if result:
-                mask, slices = result()
-                row["slices"] = len(slices)
-                np.savez_compressed(out / f"{engine}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
-            row["peak_host_mb"] = peak_host_mb()
-            row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if cuda else 0
-            rows.append(row)
-    (out / f"{engine}.json").write_text(json.dumps(rows))
+    rows, tool = [], {"app": App, "builtin": Builtin, "official": Official}[engine](options)
+    tool.warm(small)
+    for name in PARTS[part]:
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = tool.open(image) if name == "open" else tool.step(name, image, steps[name])
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        row = {"engine": engine, "step": name, "seconds": round(seconds, 3), "slices": 0, "peak_host_mb": peak_host_mb()}
+        if result:
+            mask, slices = result()
+            row["slices"] = len(slices)
+            np.savez_compressed(out / f"{engine}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
+        row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if cuda else 0
+        rows.append(row)
+    (out / f"{engine}_{part}.json").write_text(json.dumps(rows))
 
 
 def checkpoint_or_random(name: str, folder: Path) -> str:
@@ -280,11 +276,11 @@ def main() -> None:
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
     p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
-    p.add_argument("--one", nargs=4, metavar=("ENGINE", "IMAGE", "STEPS", "OUT"), help=argparse.SUPPRESS)
+    p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one:
-        engine, image, steps, out = a.one
-        run_one(engine, a, Path(image), json.loads(steps), Path(out))
+        engine, image, steps, out, part = a.one
+        run_one(engine, a, Path(image), json.loads(steps), Path(out), part)
         return
     rows = []
     runs = [(a.checkpoint, a.device)]
@@ -297,9 +293,9 @@ def main() -> None:
                 out = Path(temporary, f"{name}_{Path(checkpoint.partition('@')[0]).stem}")
                 out.mkdir()
                 case = name if not a.gpu else out.name
-                for engine in a.engines.split(","):
-                    sys.stderr.write(f"{case}: {engine}\n")
-                    command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out)]
+                for engine, part in itertools.product(a.engines.split(","), PARTS):
+                    sys.stderr.write(f"{case}: {engine}, {part}\n")
+                    command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out), part]
                     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
                     with open(out / f"{engine}.log", "w") as log:  # progress bars of all three
                         done = subprocess.run(
@@ -307,7 +303,7 @@ def main() -> None:
                         )
                     if done.returncode:
                         raise SystemExit(f"{engine} failed:\n{(out / f'{engine}.log').read_text()[-3000:]}")
-                    rows += [{"case": case, **r} for r in json.loads((out / f"{engine}.json").read_text())]
+                    rows += [{"case": case, **r} for r in json.loads((out / f"{engine}_{part}.json").read_text())]
                 for r in rows:
                     if r["case"] == case:
                         r |= compare(out, r, Path(temporary, f"{name}.npz"), axis=2)

@@ -107,7 +107,7 @@ class FrameFeatures:
             todo = [t for t in indices if t not in found]
             self._busy.update(todo)
         try:
-            size = min(self.batch, math.ceil(len(todo) / lanes.cores()))
+            size = min(max(1, self.batch // lanes.CORES), math.ceil(len(todo) / lanes.cores()))
             for part in lanes.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), max(size, 1))], self.device):
                 found |= part
         finally:

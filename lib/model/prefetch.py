@@ -12,7 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """One thread for all volumes, the latest wish first; it stands still while a request is being answered."""
+    """One thread for all volumes, the latest wish first; it stands still while a request is being answered.
+
+    The thread ends when there is nothing to do, or when the program ends: cut off in the middle of a network, it would take the whole
+    process down with an error.
+    """
 
     def __init__(self):
         self._todo: deque[tuple[FrameFeatures, list[int]]] = deque()
@@ -26,7 +30,7 @@ class Prefetcher:
             self._todo = deque(job for job in self._todo if job[0] is not features)
             self._todo.appendleft((features, features.missing(slices)))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="prefetch")
                 self._thread.start()
             self._condition.notify_all()
 
@@ -48,19 +52,30 @@ class Prefetcher:
             return self._condition.wait_for(lambda: not self._todo, timeout)
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._todo and not self._requests)
-                features, slices = self._todo[0]
-            try:
-                features.ensure(slices[: features.batch])
-                rest = slices[features.batch :]
-            except Exception:  # the request that needs the slice will say what is wrong
+        while self._some():
+            pass
+
+    def _some(self) -> bool:
+        """One batch of the latest wish, after which nothing of it is held here; False if that was all."""
+        program = threading.main_thread()
+        with self._condition:
+            while self._requests and program.is_alive():
+                self._condition.wait(0.5)
+            if not self._todo or not program.is_alive():
+                self._thread = None
+                return False
+            features, slices = self._todo[0]
+        try:
+            features.ensure(slices[: features.batch])
+            rest = slices[features.batch :]
+        except Exception:  # the request that needs the slice will say what is wrong
+            if program.is_alive():
                 logger.exception("Encoding in the background failed")
-                rest = []
-            with self._condition:
-                if self._todo and self._todo[0][0] is features:
-                    self._todo[0] = features, rest
-                    if not rest:
-                        self._todo.popleft()
-                        self._condition.notify_all()
+            rest = []
+        with self._condition:
+            if self._todo and self._todo[0][0] is features:
+                self._todo[0] = features, rest
+                if not rest:
+                    self._todo.popleft()
+                    self._condition.notify_all()
+        return True
