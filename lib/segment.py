@@ -17,7 +17,7 @@ from lib.model.closer import part_to_follow
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
-from lib.model.tracker import BATCH, Tracker
+from lib.model.tracker import Tracker
 from lib.model.tracks import Annotation, Tracks
 from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
@@ -254,7 +254,7 @@ class Segmenter:
             return job.engine.tracker.propagate(
                 job.features, annotated, low=job.limits[0], high=job.limits[1],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or BATCH, memo=self._memo, scope=job.scope, prepare=job.encode,
+                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or device.run_batch(job.features.device), memo=self._memo, scope=job.scope, prepare=job.encode,
                 progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip
 

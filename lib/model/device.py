@@ -51,3 +51,8 @@ def encoder_batch(device: torch.device, image_size: int) -> int:
     """Slices encoded at once: what fits comfortably into a small GPU, or keeps a CPU's caches warm."""
     per_256 = 64 if device.type == "cuda" else 8
     return max(1, per_256 * 256 * 256 // (image_size * image_size))
+
+
+def run_batch(device: torch.device) -> int:
+    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`)."""
+    return 1 if device.type == "cpu" else 32

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -95,8 +94,7 @@ class FrameFeatures:
     def ensure(self, indices) -> int:
         """Encodes those slices that are missing; returns how many. What another thread is at is waited for."""
         indices = self.missing(indices)
-        at_once = self.batch * lanes.cores()
-        return sum(self._obtain(indices[n : n + at_once])[1] for n in range(0, len(indices), at_once))
+        return sum(self._obtain(indices[n : n + self.batch])[1] for n in range(0, len(indices), self.batch))
 
     def _obtain(self, indices) -> tuple[dict[int, tuple[torch.Tensor, ...]], int]:
         """Features of slices, whatever is forgotten meanwhile, and how many had to be encoded."""
@@ -107,8 +105,8 @@ class FrameFeatures:
             todo = [t for t in indices if t not in found]
             self._busy.update(todo)
         try:
-            size = min(max(1, self.batch // lanes.CORES), math.ceil(len(todo) / lanes.cores()))
-            for part in lanes.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), max(size, 1))], self.device):
+            size = lanes.piece(len(todo), self.batch, self.device)
+            for part in lanes.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), size)], self.device):
                 found |= part
         finally:
             with self._changed:

@@ -20,6 +20,13 @@ def cores() -> int:
     return getattr(_here, "cores", CORES)
 
 
+def piece(count: int, batch: int, device: torch.device) -> int:
+    """How many of `count` items to do at once, where `batch` fit into memory: on a CPU that many in all lanes together."""
+    if device.type != "cpu":
+        return batch
+    return max(1, min(batch // CORES, -(-count // cores())))
+
+
 def share(function: Callable, items: Iterable, device: torch.device) -> list:
     """[function(item) for item in items], on a CPU side by side, each with its share of the cores; a GPU does one after the other.
 

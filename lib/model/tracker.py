@@ -25,7 +25,6 @@ from lib.model.tracks import Annotation, Tracks
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
-BATCH = 32
 _AHEAD = 8  # slices that a run has encoded before it comes to them
 
 
@@ -129,7 +128,7 @@ class Tracker:
     @torch.inference_mode()
     def propagate_all(
         self, features: FrameFeatures, structures: Sequence[dict[int, Annotation]], *, low: int, high: int,
-        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1, batch: int = BATCH, memo: Memo | None = None, scope: tuple = (),
+        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1, batch: int = 32, memo: Memo | None = None, scope: tuple = (),
         prepare: Callable | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
         """Fills the slices low..high (both included) of several structures from their annotated ones.
@@ -140,7 +139,7 @@ class Tracker:
             forward, backward: directions to track in (towards higher, lower slice indices).
             stop_mm: an outer run ends when the object has been absent for that distance (and 3 slices); 0 = never.
             stride: only every so many slices go through the network, those between are interpolated.
-            batch: most runs that go through the network at once on a GPU.
+            batch: most runs that go through the network at once; on a CPU batches run side by side.
             memo: known outcomes of runs, for keys that begin with `scope` (volume and network).
             prepare: called with slice indices shortly before they are needed; default: encodes them.
         """
@@ -150,11 +149,9 @@ class Tracker:
         jobs = {(n, run): self._key(scope, structures[n], run, patience) for n, runs in enumerate(plans) for run in runs}
         results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
         todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -len(job[1].stops))
-        if features.device.type == "cpu":
-            groups = [[job] for job in todo]
-        else:
-            groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
-            groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
+        groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
+        groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
+        groups.sort(key=lambda group: -len(group[0][1].stops))  # so that lanes end at about the same time
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
         for made in share(lambda g: self._run_batch(features, structures, g, patience, prepare, ticks), groups, features.device):
             for job, done in made.items():

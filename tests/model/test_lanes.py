@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.model import lanes
-from lib.model.lanes import Ticks, cores, share
+from lib.model.lanes import Ticks, cores, piece, share
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,14 @@ def test_cores_are_divided(four, items, each):
 def test_lanes_within_a_lane_divide_its_share(four):
     inner = share(lambda _: share(lambda _: cores(), range(2), CPU), range(2), CPU)
     assert inner == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "on_cpu", "on_gpu"),
+    [(64, 64, 16, 64), (64, 8, 2, 8), (3, 64, 1, 64), (9, 64, 3, 64), (5, 2, 1, 2), (0, 8, 1, 8), (1, 1, 1, 1)],
+)
+def test_a_gpu_takes_whole_batches_and_the_lanes_of_a_cpu_share_one(four, count, batch, on_cpu, on_gpu):
+    assert piece(count, batch, CPU) == on_cpu and piece(count, batch, torch.device("meta")) == on_gpu
 
 
 def test_a_gpu_does_one_after_the_other_in_the_calling_thread(four):
