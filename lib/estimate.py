@@ -40,7 +40,7 @@ def _looks(features, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple
     images, valid = features.thumbnails, features.thumbnail_valid
     tables = torch.stack([looks.table_of(images[t], masks[t], valid) for t in annotated])
     nearest = np.abs(np.arange(len(small))[:, None] - annotated).argmin(1)
-    source = in_force(small, annotated)
+    source = in_force(small.any((1, 2)), annotated)
     worn = masks[source]
     alike = looks.contrast(tables[nearest], images, worn, valid)
     same = looks.correlation(images, images[source], worn)

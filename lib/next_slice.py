@@ -6,6 +6,7 @@ no other is left: what is wrong there, a click on the annotated slice mends.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,10 +37,10 @@ class Scene:
     annotated: frozenset[int]
     shift: float = 0.0
 
-    @property
+    @cached_property
     def area(self) -> np.ndarray:
         """Pixels (T,) of the mask of each slice."""
-        return self.mask.sum((1, 2))
+        return np.array([np.count_nonzero(m) for m in self.mask])  # many times as fast as a sum
 
     @property
     def expected_dice(self) -> np.ndarray:
@@ -53,7 +54,7 @@ class Scene:
     def expected_wrong(self) -> np.ndarray:
         """Pixels (T,) expected to be wrong: of a mask as much missed as in excess, of an empty slice a mask as last seen."""
         area = self.area
-        last = area[in_force(self.mask, sorted(self.annotated))]
+        last = area[in_force(area > 0, sorted(self.annotated))]
         dice = self.expected_dice
         return np.where(area > 0, 2 * area * (1 - dice), last * (1 - dice))
 
@@ -72,7 +73,7 @@ class Scene:
 
     def extent(self) -> tuple[int, int]:
         """First and last slice with a mask or an annotation."""
-        filled = np.union1d(np.flatnonzero(self.mask.any((1, 2))), sorted(self.annotated))
+        filled = np.union1d(np.flatnonzero(self.area), sorted(self.annotated))
         return int(filled[0]), int(filled[-1])
 
 
@@ -160,7 +161,7 @@ def propose(scene: Scene, choose: Callable[[Scene], int | None] = estimator) -> 
     if t is None:
         return None
     dice, result = float(scene.expected_dice[t]), scene.result
-    source = int(in_force(scene.mask, sorted(scene.annotated))[t])
+    source = int(in_force(scene.area > 0, sorted(scene.annotated))[t])
     centre = deepest(scene.mask[source])
     point = None if centre is None else scene.frames.to_voxel(t, *centre)
     if not scene.mask[t].any():

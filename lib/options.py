@@ -36,7 +36,7 @@ class Options:
     z_range: tuple[int, int] | None = None
     components: str = "annotated"
     propagate: bool = True
-    stop_mm: float = 15.0
+    stop_mm: float = 6.0
     focus: bool = True
     stride: int = 0
     batch: int = 0

@@ -43,7 +43,7 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         components=components,
         propagate=propagate,
         focus=truth(value("focus", True)),
-        stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 15.0)),
+        stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
         stride=int(_number("stride", "a number of slices", value("stride", 0))),
     )
 

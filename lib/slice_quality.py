@@ -35,12 +35,11 @@ def outward(total: int, annotated) -> list[tuple[int, int]]:
     return [(int(k), int(k - np.sign(k - nearest[k]))) for k in order if k != nearest[k]]
 
 
-def in_force(masks: np.ndarray, annotated) -> np.ndarray:
-    """Index (T,) of the slice whose mask each slice of bool (T, h, w) has, or would have had, had tracking not ended: its own,
-    else the last one on the way from the nearest annotated slice."""
-    filled = masks.any((1, 2))
-    source = np.arange(len(masks))
-    for k, inner in outward(len(masks), annotated):
+def in_force(filled: np.ndarray, annotated) -> np.ndarray:
+    """Index (T,) of the slice whose mask each slice has, or would have had, had tracking not ended: its own if it is `filled`
+    (bool (T,)), else the last one on the way from the nearest annotated slice."""
+    source = np.arange(len(filled))
+    for k, inner in outward(len(filled), annotated):
         if not filled[k]:
             source[k] = source[inner]
     return source
@@ -68,7 +67,7 @@ def signals(
     size = float(np.sqrt(drawn.mean())) if len(drawn) else 10.0
     nearest = annotated[np.abs(t[:, None] - annotated).argmin(1)]
     distance = np.abs(t - nearest) * slice_mm / size
-    source = in_force(masks, annotated)
+    source = in_force(area > 0, annotated)
     overlap, change = np.ones(len(masks)), np.zeros(len(masks))
     worst_iou, worst_alike, least_same = np.clip(predicted_iou, 0, 1).astype(float), alike.astype(float), same.astype(float)
     for k, inner in outward(len(masks), annotated):

@@ -221,6 +221,21 @@ def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, mo
     assert not any(seen), "a large structure is seen well enough"
 
 
+def test_a_larger_cross_section_elsewhere_leaves_what_was_followed_in_the_small_part(volume, monkeypatch):
+    segmenter, small, large = Segmenter(), np.zeros((64, 64), bool), np.ones((64, 64), bool)
+    small[25:36, 30:40] = True
+    first = run(segmenter, volume, Options(components="all"), masks={8: small})
+    steps = count_steps(monkeypatch)
+    both = run(segmenter, volume, Options(components="all"), masks={8: small, 4: large})
+    assert max(steps) <= 8 and {5, 6, 7} < set(steps), "what lies beyond the small one is not followed again"
+    np.testing.assert_array_equal(both.mask[..., 9:], first.mask[..., 9:])
+    np.testing.assert_array_equal(both.mask[..., 4], large)
+    again = run(Segmenter(), volume, Options(components="all"), masks={8: small, 4: large})
+    np.testing.assert_array_equal(both.mask, again.mask)
+    np.testing.assert_array_equal(both.expected_iou, again.expected_iou)
+    assert both.expected_iou.shape == (12,) and both.expected_iou[4] == both.expected_iou[8] == 1
+
+
 def test_a_known_request_costs_no_step_whoever_asks(segmenter, volume, monkeypatch):
     first = run(segmenter, volume, positive=[CENTRE], negative=[(36, 36, 6)])
     steps = count_steps(monkeypatch)

@@ -50,8 +50,8 @@ def test_outward_goes_from_the_annotated_slices_to_both_sides():
 
 
 def test_the_last_mask_stays_in_force_where_tracking_has_ended():
-    assert in_force(squares(0, 4, 4, 6, 0, 0), [2]).tolist() == [1, 1, 2, 3, 3, 3]
-    assert in_force(squares(0, 0, 4), [2]).tolist() == [2, 2, 2]
+    assert in_force(np.array([0, 4, 4, 6, 0, 0]) > 0, [2]).tolist() == [1, 1, 2, 3, 3, 3]
+    assert in_force(np.array([0, 0, 4]) > 0, [2]).tolist() == [2, 2, 2]
 
 
 def test_the_worst_look_on_the_way_stays():

@@ -8,8 +8,9 @@ look, and their averages with the first, the one whose border is most clearly an
 taken as corrections of what was seen before the last of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -48,10 +49,10 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
         tracker: whose `_step` is used. logits: (1, 1, h, w), from the first look.
     """
     first = features.to_slices(logits[0])[0]
-    part = surroundings(features.frames, [(prompt, (first > 0).cpu().numpy())], LOOK)
-    if part is None:
+    where = surroundings(features.frames, [(prompt, (first > 0).cpu().numpy())], LOOK)
+    if where is None:
         return None
-    rows, columns = part
+    rows, columns = where
     whole = features.frames.part
     down, right = (whole[0].start, whole[1].start) if whole else (0, 0)
     frames = features.frames.within(
@@ -59,8 +60,9 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
     )  # fmt: skip
     near = FrameFeatures(tracker.model, frames, features.device, features.autocast, 1)
     start = near.from_slices(first[None, rows, columns], logits.shape[-1]).clamp(-32, 32)
-    out = tracker._step(near, [t], prompt=prompt.within(rows, columns), start=start)
-    part, seen, look = prompt.within(rows, columns), first[rows, columns], near.to_slices(out["pred_masks"][0])[0]
+    part = prompt.within(rows, columns)
+    out = tracker._step(near, [t], prompt=part, start=start)
+    seen, look = first[rows, columns], near.to_slices(out["pred_masks"][0])[0]
     answers = [(seen + look) / 2]
     clicks = int((prompt.labels < 2).sum())
     if clicks < 2:  # a click, a box
@@ -85,21 +87,33 @@ def _clearest(image: np.ndarray, prompt: SlicePrompt, answers: Sequence[torch.Te
 Part = tuple[slice, slice]
 
 
-def part_to_follow(frames: Frames, first: "Shown", said: Sequence["Shown"]) -> Part | None:
-    """Rows and columns in which to track, or None for whole frames.
+def parts_to_follow(
+    frames: Frames, first: "Shown", shown: Mapping[int, "Shown"], ends: Sequence[int], low: int, high: int
+) -> list[tuple[int, int, Part | None]]:
+    """(first slice, last slice, rows and columns in which to track there, or None for whole frames) of the slices low..high,
+    which spread from annotated ones; neighbours share the slice where they meet.
 
-    The first click alone decides, so that features of the part are there for all that follow, unless what came to be
-    annotated later does not lie well within, or is less than half as large.
+    The first click alone decides, so that features of the part are there for all that follow, and so that what was tracked stays as
+    it is. Only where the ends of a gap do not lie well within that part, the surroundings of all annotated slices are taken. They
+    are taken everywhere if they are less than half as large: the first click alone had shown too much.
 
     Args:
-        first: the first prompt and what it shows. said: the same of all annotated slices.
+        first: the first prompt and what it shows. shown: the same of all slices with prompts. ends: slices that others spread from.
     """
-    part, wanted = surroundings(frames, [first], FOLLOW), surroundings(frames, said, FOLLOW)
+    part, wanted = surroundings(frames, [first], FOLLOW), surroundings(frames, list(shown.values()), FOLLOW)
     whole = slice(0, frames.size[0]), slice(0, frames.size[1])
     sides = [max((s.stop - s.start) * mm for s, mm in zip(p or whole, frames.pixel_mm, strict=True)) for p in (part, wanted)]
-    if part == wanted or sides[0] > 2 * sides[1]:
-        return wanted
-    return part if part is None or _well_within(_extent(frames, said), part, frames.size) else wanted
+    if part is None or part == wanted or sides[0] > 2 * sides[1] or low == high:
+        return [(low, high, part if sides[0] <= 2 * sides[1] else wanted)]
+    spans: list[tuple[int, int, Part | None]] = []
+    for a, b in pairwise(sorted({low, *ends, high})):
+        box = _extent(frames, [s for t, s in shown.items() if a <= t <= b])
+        fits = part if box is None or _well_within(box, part, frames.size) else wanted
+        if spans and spans[-1][2] == fits:
+            spans[-1] = spans[-1][0], b, fits
+        else:
+            spans.append((a, b, fits))
+    return spans
 
 
 def surroundings(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Part | None:

@@ -105,7 +105,7 @@ class Sam2Task(InferTask):
                 "components": list(masks.COMPONENTS),
                 "largest_cc": False,
                 "z_range": "",
-                "stop_mm": 15,
+                "stop_mm": 6,
                 "stride": 0,
                 "focus": True,
             }
@@ -240,21 +240,17 @@ def _ending(request: dict) -> str:
 
 def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
     """The mask as a new temporary file, which MONAI Label deletes after sending it."""
-    folder = tempfile.mkdtemp(prefix="sam2_")
-    dtype = str(request.get("result_dtype") or "uint8")
+    handle, path = tempfile.mkstemp(prefix="sam2_", suffix=ending)
+    os.close(handle)
     try:
-        path = write_mask(
-            result.mask, volume, Path(folder, "mask" + ending), dtype=dtype, compress=truth(request.get("result_compress")),
-            label=_label(request) or "segment",
+        write_mask(
+            result.mask, volume, path, dtype=str(request.get("result_dtype") or "uint8"),
+            compress=truth(request.get("result_compress")), label=_label(request) or "segment",
         )  # fmt: skip
-        handle, final = tempfile.mkstemp(suffix=ending)  # outside the folder: the server deletes the file only
-        os.close(handle)
-        os.replace(path, final)
-        return final
-    finally:
-        for left in Path(folder).iterdir():
-            left.unlink()
-        os.rmdir(folder)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return path
 
 
 def _filled(result: Result) -> int:
@@ -267,6 +263,7 @@ def _params(result: Result, volume: Volume, checkpoint: str, request: dict) -> d
     def numbers(values) -> list:
         return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
 
+    voxels = int(np.count_nonzero(result.mask))
     return {
         "label": _label(request),
         "axis": result.axis,
@@ -277,7 +274,7 @@ def _params(result: Result, volume: Volume, checkpoint: str, request: dict) -> d
         "presence": numbers(result.present),
         "direction_agreement": numbers(result.agreement),
         "expected_iou": numbers(result.expected_iou),
-        "voxels": int(result.mask.sum()),
-        "millilitres": round(float(result.mask.sum() * np.prod(volume.spacing_mm) / 1000), 3),
+        "voxels": voxels,
+        "millilitres": round(float(voxels * np.prod(volume.spacing_mm) / 1000), 3),
         "checkpoint": checkpoint,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.frames import Frames
-from lib.model.closer import FOLLOW, LOOK, _clearest, part_to_follow, surroundings
+from lib.model.closer import FOLLOW, LOOK, _clearest, parts_to_follow, surroundings
 from lib.prompts import SlicePrompt
 from lib.volume import Volume
 
@@ -37,23 +37,35 @@ def test_a_little_more_mask_is_the_same_part():
     assert parts[0] == parts[1] == parts[2]
 
 
+def follow(first, **shown):
+    """Parts for slices 0..9; keywords like t3 say what is shown where."""
+    shown = {int(t[1:]): s for t, s in shown.items()}
+    return parts_to_follow(frames(), first, shown, list(shown), 0, 9)
+
+
 def test_the_part_to_follow_is_that_of_the_first_click_while_it_holds_the_rest():
     first = NO_POINTS, square((40, 60), (30, 45))
     part = surroundings(frames(), [first], FOLLOW)
     moved = NO_POINTS, square((44, 64), (36, 51))
     assert surroundings(frames(), [first, moved], FOLLOW) != part
-    assert part_to_follow(frames(), first, [first, moved]) == part
+    assert follow(first, t2=first, t5=moved) == [(0, 9, part)]
 
 
-def test_the_part_to_follow_changes_when_the_rest_does_not_fit_or_is_much_smaller():
-    first = NO_POINTS, square((40, 60), (30, 45))
-    far = NO_POINTS, square((70, 80), (30, 45))
-    assert part_to_follow(frames(), first, [first, far]) == surroundings(frames(), [first, far], FOLLOW)
+def test_where_the_rest_does_not_fit_the_part_is_that_of_all():
+    first, far, nothing = ((NO_POINTS, square(*s)) for s in (((40, 60), (30, 45)), ((70, 80), (30, 45)), ((0, 0), (0, 0))))
+    part, wider = (surroundings(frames(), s, FOLLOW) for s in ([first], [first, far]))
+    assert part != wider
+    assert follow(first, t5=first, t2=far) == [(0, 5, wider), (5, 9, part)]
+    assert follow(first, t2=first, t5=far, t7=first, t8=nothing) == [(0, 2, part), (2, 7, wider), (7, 9, part)]
+    assert follow(first, t0=far, t9=first) == [(0, 9, wider)]
+
+
+def test_a_first_click_that_showed_too_much_does_not_decide():
     leaked, small = (NO_POINTS, square((10, 90), (10, 90))), (NO_POINTS, square((40, 50), (40, 50)))
-    assert part_to_follow(frames(), leaked, [leaked]) is None
-    assert part_to_follow(frames(), leaked, [small]) == surroundings(frames(), [small], FOLLOW)
+    assert follow(leaked, t3=leaked) == [(0, 9, None)]
+    assert follow(leaked, t3=small) == [(0, 9, surroundings(frames(), [small], FOLLOW))]
     half = NO_POINTS, square((30, 55), (30, 55))
-    assert part_to_follow(frames(), leaked, [half]) is None  # not worth to encode a part for
+    assert follow(leaked, t3=half) == [(0, 9, None)]  # not worth to encode a part for
 
 
 def test_clicks_outside_the_mask_are_in_the_part():
