@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from lib import metrics, phantom, simulate  # noqa: E402
 from lib.frames import Frames  # noqa: E402
 from lib.io.read import read_volume  # noqa: E402
-from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 SUBMITTED, HELD_BACK = (101, 102, 103, 104), (105, 106, 107, 108, 109, 110)  # seeds of phantoms
 
@@ -85,9 +84,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="finetune_"))
     studies = folder / "studies"
     make_studies(studies)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     os.environ["MONAI_LABEL_DATASTORE_FILE_EXT"] = '["*.nii.gz"]'
     server = start_monailabel(str(studies), "127.0.0.1", port, [("versions", str(folder / "versions"))])
     try:

@@ -97,7 +97,7 @@ class App:
         from lib.serving.infer import Sam2Task, VolumeCache
         from lib.serving.rounds import Rounds
 
-        self.segmenter, self.volumes = Segmenter(), VolumeCache()
+        self.segmenter, self.volumes = Segmenter(compiled=options.compile), VolumeCache()
         self.options = Options(checkpoint=options.checkpoint, device=options.device)
         catalog = Catalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
         rounds = Rounds(tempfile.mkdtemp(prefix="rounds_"))
@@ -275,6 +275,7 @@ def main() -> None:
     p.add_argument("--cases", default=",".join(CASES))
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
+    p.add_argument("--compile", action="store_true", help="the app with torch.compile, whose warming up is waited for and not counted")
     p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
     p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -299,7 +300,7 @@ def main() -> None:
                     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
                     with open(out / f"{engine}.log", "w") as log:  # progress bars of all three
                         done = subprocess.run(
-                            [*command, "--checkpoint", checkpoint, "--device", device], env=environment, stdout=log, stderr=log
+                            [*command, "--checkpoint", checkpoint, "--device", device, *["--compile"] * a.compile], env=environment, stdout=log, stderr=log
                         )
                     if done.returncode:
                         raise SystemExit(f"{engine} failed:\n{(out / f'{engine}.log').read_text()[-3000:]}")

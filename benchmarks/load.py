@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from lib import phantom, simulate  # noqa: E402
 from lib.frames import Frames  # noqa: E402
-from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 logger = logging.getLogger("load")
 VENV = ROOT / "build" / "load-venv"
@@ -67,11 +66,10 @@ def server(volumes: dict, folder: Path, conf):
     studies.mkdir(parents=True)
     for name, (volume, _) in volumes.items():
         nib.save(nib.Nifti1Image(volume.array, volume.affine), studies / f"{name}.nii.gz")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{s.getsockname()[1]}"
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     conf = [("versions", str(folder / "versions")), *conf]
-    process = start_monailabel(str(studies), "127.0.0.1", int(address.rsplit(":", 1)[1]), conf)
+    process = start_monailabel(str(studies), "127.0.0.1", port, conf)
     try:
         wait_for(f"{address}/info/", process)
         yield address

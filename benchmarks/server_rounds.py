@@ -12,7 +12,6 @@ examples:
 import argparse
 import json
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +29,7 @@ from lib import metrics, simulate  # noqa: E402
 from lib.datasets import read_cases  # noqa: E402
 from lib.frames import Frames  # noqa: E402
 from lib.io.read import read_mask, read_volume  # noqa: E402
-from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 MIN_VOXELS = 50
 
@@ -40,9 +39,7 @@ class Server:
 
     def __init__(self, studies: Path, folder: Path):
         self._studies, self._folder = studies, folder
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self._port = s.getsockname()[1]
+        self._port = free_port()
         self.kills = 0
         self._start()
 

@@ -11,6 +11,7 @@ from lib.frames import Frames, resolve_axis
 from lib.job import Engine, Job, finish, join
 from lib.model import checkpoints, device
 from lib.model.closer import Part, parts_to_follow
+from lib.model.compiled import Compiler
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
@@ -33,11 +34,14 @@ class Segmenter:
     Nothing belongs to a user or a session: the same volume and the same prompts are recognised by their content, a change
     of prompts costs what the change costs. Requests may come from several threads: one network runs one request at a time
     (its lock), features and results are shared.
+
+    Args:
+        compiled: whether networks are compiled in the background (`torch.compile`) as they are loaded and used.
     """
 
-    def __init__(self, store: FeatureStore | None = None, memo: Memo | None = None):
+    def __init__(self, store: FeatureStore | None = None, memo: Memo | None = None, compiled: bool = False):
         self._store, self._memo = store or FeatureStore(), memo or Memo()
-        self._prefetcher = Prefetcher()
+        self._prefetcher, self._compiler = Prefetcher(), Compiler() if compiled else None
         self._engines: dict[tuple, Engine] = {}
         self._lock = threading.Lock()
 
@@ -88,8 +92,8 @@ class Segmenter:
         self._prefetcher.wish(self._features(self._engine(options), frames, options), order)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until the background has encoded what it was asked for."""
-        return self._prefetcher.wait(timeout)
+        """Until the background has encoded and compiled what it was asked for."""
+        return self._prefetcher.wait(timeout) and (self._compiler is None or self._compiler.wait(timeout))
 
     # ----------------------------------------------------------------------------------------------------------------
     def _forget(self) -> None:
@@ -131,6 +135,8 @@ class Segmenter:
                 drop, gain = (float(traits.get(name, 0)) for name in ("presence_drop", "presence_gain"))
                 zoom = checkpoint.image_size <= ZOOM_UP_TO
                 tracker = Tracker(model, device.autocast_factory(where), drop, zoom, gain)
+                if self._compiler:
+                    self._compiler.install(tracker, where)
                 estimator = Estimator.from_json(traits.get("slice_quality", "{}"))
                 self._engines[key] = Engine(key, tracker, encoder_key(model), estimator, threading.Lock())
             return self._engines[key]

@@ -3,7 +3,7 @@
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
     [--conf random any_volume] [--conf auto_scoring true] [--conf concurrent 1] [--conf queue 64] [--conf queue_per_client 8]
-    [--conf store_seconds 60]
+    [--conf store_seconds 60] [--conf compile true]
 """
 
 import hashlib
@@ -54,7 +54,8 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
     def init_infers(self):
         channel = self.conf.get("channel")
         spill = Spill(HOST_BYTES if devices()[0] != "cpu" else 0, self.conf.get("cache"))
-        segmenter, volumes = Segmenter(FeatureStore(spill=spill)), VolumeCache(channel=int(channel) if channel else None)
+        segmenter = Segmenter(FeatureStore(spill=spill), compiled=truth(self.conf.get("compile", "false")))
+        volumes = VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         tasks = (("sam2", Sam2Task, 3), ("sam2_slice", Sam2Task, 2), ("sam2_scribbles", Sam2Scribbles, 3))
         return {

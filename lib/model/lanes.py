@@ -15,9 +15,34 @@ CORES = torch.get_num_threads()  # of the process; as many as there are, unless 
 _here = threading.local()
 
 
+class _Team:
+    """Lanes with some cores between them."""
+
+    def __init__(self, cores: int, lanes: int, items: int, threads: int):
+        self.cores, self.lanes, self._left, self._lock = cores, lanes, items, threading.Lock()
+        self._threads = threads or cores // lanes
+
+    def enter(self) -> None:
+        """Called by each lane's thread."""
+        _here.team, _here.threads = self, self._threads
+        torch.set_num_threads(_here.threads)
+
+    def run(self, function: Callable, item):
+        try:
+            return function(item)
+        finally:
+            with self._lock:
+                self._left -= 1
+
+    def share(self) -> int:
+        """Cores for each of the lanes that still have something to do."""
+        return self.cores // min(self.lanes, self._left)
+
+
 def cores() -> int:
-    """That the calling thread may use; all, unless it works beside others."""
-    return getattr(_here, "cores", CORES)
+    """That the calling thread may use; all, unless it works beside others, and more when some of these are done."""
+    team = getattr(_here, "team", None)
+    return team.share() if team else CORES
 
 
 def piece(count: int, batch: int, device: torch.device) -> int:
@@ -27,30 +52,31 @@ def piece(count: int, batch: int, device: torch.device) -> int:
     return max(1, min(batch // CORES, -(-count // cores())))
 
 
-def share(function: Callable, items: Iterable, device: torch.device) -> list:
+def share(function: Callable, items: Iterable, device: torch.device, threads: int = 0) -> list:
     """[function(item) for item in items], on a CPU side by side, each with its share of the cores; a GPU does one after the other.
+
+    Args:
+        threads: of each lane on a CPU, also where there is only one item; 0 = as many as it has cores.
 
     Raises:
         Whatever `function` raises; what has not been begun by then is not begun.
     """
     items, mine = list(items), cores()
-    lanes = min(len(items), mine) if device.type == "cpu" else 1
-    if lanes < 2:
+    lanes = min(len(items), mine)
+    if lanes < 1 or device.type != "cpu" or (lanes == 1 and threads in (0, mine)):
         return [function(item) for item in items]
 
-    def enter():
-        _here.cores = mine // lanes
-        torch.set_num_threads(_here.cores)
-
+    team = _Team(mine, lanes, len(items), threads)
     try:
-        with ThreadPoolExecutor(lanes, "lane", enter) as pool:
-            tasks = [pool.submit(copy_context().run, function, item) for item in items]
+        with ThreadPoolExecutor(lanes, "lane", team.enter) as pool:
+            tasks = [pool.submit(copy_context().run, team.run, function, item) for item in items]
             try:
                 return [task.result() for task in tasks]
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     finally:
-        torch.set_num_threads(mine)  # the last number that any thread has set is what new threads begin with
+        # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
+        torch.set_num_threads(getattr(_here, "threads", CORES))
 
 
 class Ticks:

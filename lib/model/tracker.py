@@ -153,7 +153,8 @@ class Tracker:
         groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
         groups.sort(key=lambda group: -len(group[0][1].stops))  # so that lanes end at about the same time
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
-        for made in share(lambda g: self._run_batch(features, structures, g, patience, prepare, ticks), groups, features.device):
+        one = lambda g: self._run_batch(features, structures, g, patience, prepare, ticks)  # noqa: E731
+        for made in share(one, groups, features.device, threads=1):
             for job, done in made.items():
                 results[job] = done
                 if memo:

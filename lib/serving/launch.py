@@ -136,6 +136,13 @@ def _free(host: str, port: int) -> bool:
         return True
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def _check_free(host: str, port: int) -> None:
     if not _free(host, port):
         raise OptionError(f"Port {port} on {host} is taken: stop the other server or choose another --port.")

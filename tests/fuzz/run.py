@@ -10,7 +10,6 @@ Left out is what MONAI Label does not describe: /proxy and /ohif, which tests/se
 import argparse
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT)]
+from lib.serving.launch import free_port  # noqa: E402
+
 VENV, OUT = ROOT / "build" / "fuzz-venv", ROOT / "build" / "fuzz"
 SEED = 1
 
@@ -83,9 +85,7 @@ def main() -> int:
     programs = environment()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [programs / "schemathesis", "run", f"{address}/openapi.json", "--checks", "not_a_server_error", "--max-response-time", "30"]
     command += ["--request-timeout", "60", "--max-examples", str(a.examples), "--workers", "1", "--seed", str(SEED), "--no-color"]

@@ -1,6 +1,7 @@
 """Work side by side: order, cores, errors, cancelling."""
 
 import threading
+import time
 from contextvars import ContextVar
 
 import pytest
@@ -30,16 +31,56 @@ def test_results_come_in_the_order_of_the_items(four):
     assert share(work, [3, 1, 2], CPU) == [9, 1, 4]
 
 
-@pytest.mark.parametrize(("items", "each"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
+def together(lanes):
+    """What a lane says of its cores, when all have begun and none is done."""
+    meet = threading.Barrier(lanes)
+
+    def say(_):
+        meet.wait(10)
+        said = cores(), torch.get_num_threads()
+        meet.wait(10)
+        return said
+
+    return say
+
+
+@pytest.mark.parametrize(("items", "each"), [(1, 4), (2, 2), (3, 1), (4, 1), (8, 1)])
 def test_cores_are_divided(four, items, each):
     torch.set_num_threads(4)
-    assert share(lambda _: (cores(), torch.get_num_threads()), range(items), CPU) == [(each, each)] * items
+    assert share(together(min(items, 4)), range(items), CPU) == [(each, each)] * items
     assert cores() == torch.get_num_threads() == 4
 
 
 def test_lanes_within_a_lane_divide_its_share(four):
-    inner = share(lambda _: share(lambda _: cores(), range(2), CPU), range(2), CPU)
-    assert inner == [[1, 1], [1, 1]]
+    say = together(4)
+    assert share(lambda _: share(say, range(2), CPU), range(2), CPU) == [[(1, 1)] * 2] * 2
+
+
+def test_a_lane_may_have_fewer_threads_than_cores_also_when_it_is_alone(four):
+    say = together(1)
+    assert share(lambda _: (*say(_), share(together(4), range(4), CPU)), [0], CPU, threads=1) == [(4, 1, [(1, 1)] * 4)]
+    assert torch.get_num_threads() == 4
+
+
+def test_who_is_left_gets_the_cores_of_those_who_are_done(four):
+    first_is_done = threading.Event()
+
+    def work(n):
+        if n == 0:
+            return cores()
+        first_is_done.wait(10)
+        while cores() == 2:  # the first has returned, and is about to be done
+            time.sleep(0.001)
+        inner = share(together(4), range(4), CPU)
+        return cores(), inner, torch.get_num_threads()
+
+    def noted(n):
+        try:
+            return work(n)
+        finally:
+            first_is_done.set()
+
+    assert share(noted, range(2), CPU) == [2, (4, [(1, 1)] * 4, 2)]
 
 
 @pytest.mark.parametrize(

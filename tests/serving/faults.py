@@ -15,8 +15,7 @@ import psutil
 import pytest
 import requests
 
-from lib.serving.launch import start_monailabel, wait_for
-from tests.serving.processes import free_port
+from lib.serving.launch import free_port, start_monailabel, wait_for
 
 TRIES = int(os.environ.get("SAM2_FAULT_TRIES", 1))
 ROWS = Path(__file__).resolve().parents[2] / "build" / "faults.jsonl"

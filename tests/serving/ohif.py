@@ -10,8 +10,7 @@ import requests
 from lib import phantom
 from lib.errors import OptionError
 from lib.masks import deepest
-from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
-from tests.serving.processes import free_port
+from lib.serving.launch import PLUGINS, free_port, start_monailabel, start_orthanc, stop, wait_for
 
 CHROMIUM = shutil.which("chromium")
 PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)

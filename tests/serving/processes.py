@@ -1,16 +1,9 @@
 """Programs that a test starts and ends."""
 
-import socket
 import subprocess
 from contextlib import contextmanager
 
 from lib.serving.launch import wait_for
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @contextmanager

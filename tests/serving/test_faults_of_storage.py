@@ -21,10 +21,9 @@ from fastapi import HTTPException
 from lib import phantom, samples
 from lib.serving.errors import clear_errors
 from lib.serving.folder import SafeDatastore
-from lib.serving.launch import PLUGINS, start_orthanc, stop
+from lib.serving.launch import PLUGINS, free_port, start_orthanc, stop
 from lib.serving.rounds import Rounds
 from tests.serving.faults import Server, fill, image_bytes, label_bytes, row, said, until
-from tests.serving.processes import free_port
 from tests.serving.test_next_sample import work
 
 pytestmark = pytest.mark.server

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_server import ROOT, run_server
 
+from lib.serving.launch import free_port
 from tests.fuzz.examples import (
     CLICK,
     FILE,
@@ -39,7 +40,6 @@ from tests.fuzz.examples import (
     segment,
     some,
 )
-from tests.serving.processes import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]
 

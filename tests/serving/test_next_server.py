@@ -8,8 +8,7 @@ import pytest
 import requests
 
 from lib import phantom
-from lib.serving.launch import start_monailabel, wait_for
-from tests.serving.processes import free_port
+from lib.serving.launch import free_port, start_monailabel, wait_for
 from tests.serving.test_server import slicer_client
 
 pytestmark = pytest.mark.server

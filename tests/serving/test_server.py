@@ -14,7 +14,8 @@ import requests
 
 from lib import samples
 from lib.io.read import read_volume
-from tests.serving.processes import free_port, running
+from lib.serving.launch import free_port
+from tests.serving.processes import running
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICK = [98, 110, 80]  # white matter of the ICBM template

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_server import run_server, slicer_client
 
-from tests.serving.processes import free_port
+from lib.serving.launch import free_port
 
 pytestmark = pytest.mark.server
 
