@@ -117,8 +117,13 @@ class App:
         import nrrd
 
         file, answer = self.task({"image": str(path), "image_id": Path(path).name, "foreground": clicks, "background": [], **self.request})
-        self.last = file, len(answer["predicted_iou"])
-        return lambda: (nrrd.read(file)[0] > 0, np.arange(self.last[1]))
+
+        def result():
+            mask = nrrd.read(file)[0] > 0
+            os.unlink(file)  # as the server does when it is sent
+            return mask, np.arange(len(answer["predicted_iou"]))
+
+        return result
 
 
 class Builtin:
