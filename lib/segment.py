@@ -15,7 +15,7 @@ from lib.model.compiled import Compiler
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
 from lib.model.runs import Memo
-from lib.model.tracker import Tracker
+from lib.model.tracker import Stretch, Tracker
 from lib.model.tracks import Annotation, Tracks
 from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
@@ -115,7 +115,8 @@ class Segmenter:
             spans = self._spans(job)
             for span in spans:
                 self._correct(span)
-                span.tracks = self._propagate(span)
+            for span, tracks in zip(spans, self._propagate(spans), strict=True):
+                span.tracks = tracks
             with job.clock("finish"):
                 mask = finish(spans, frames, prompts)
         self._store.trim()
@@ -201,7 +202,7 @@ class Segmenter:
         rest = [t for t in job.said if t not in job.annotated]
         if not rest:
             return
-        shown = self._propagate(job)
+        shown = self._propagate([job])[0]
         with job.clock("prompt"):
             job.annotated = job.annotated | {
                 t: job.engine.tracker.correct(job.features, t, job.said[t], job.annotated, shown) for t in rest
@@ -214,13 +215,15 @@ class Segmenter:
             self._memo.put(key, found, found.nbytes)
         return found
 
-    def _propagate(self, job: Job) -> Tracks:
+    def _propagate(self, spans: Sequence[Job]) -> list[Tracks]:
+        """What the network says of all slices of each span."""
+        job = spans[0]
         if not job.options.propagate:
-            return Tracks.of(job.annotated, len(job.frames), job.features.device, iou=0.0)
+            return [Tracks.of(s.annotated, len(s.frames), s.features.device, iou=0.0) for s in spans]
         with job.clock("propagate"):
-            return job.engine.tracker.propagate(
-                job.features, job.annotated, low=job.low, high=job.high,
+            return job.engine.tracker.propagate_all(
+                [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
                 stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or device.run_batch(job.features.device),
-                memo=self._memo, scope=job.scope, prepare=job.encode, progress=lambda x: job.progress(x, desc="Propagating"),
+                memo=self._memo, progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip

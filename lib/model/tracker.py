@@ -11,6 +11,7 @@ correction cost no more than its two gaps.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,25 @@ from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
 _AHEAD = 4  # slices that a run has encoded before it comes to them
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Slices low..high (both included) of a structure, to be filled from those that are annotated.
+
+    Attributes:
+        features: of the frames, or the part of them, to track in.
+        annotated: at least one, all within low..high; a slice annotated as empty stops tracking there.
+        scope: what outcomes depend on besides annotations (volume, part, network); only needed with a memo.
+        prepare: called with slice indices shortly before they are needed; default: encodes them.
+    """
+
+    features: FrameFeatures
+    annotated: dict[int, Annotation]
+    low: int
+    high: int
+    scope: tuple = ()
+    prepare: Callable | None = None
 
 
 class Tracker:
@@ -121,70 +141,65 @@ class Tracker:
             key = (t, prompt.key, annotated[nearest].key, drawn)
             return self._annotation(features, t, out, from_points=True, key=key)
 
-    def propagate(self, features: FrameFeatures, annotated: dict[int, Annotation], **options) -> Tracks:
+    def propagate(self, features: FrameFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
         """Fills the slices low..high from the annotated ones; see `propagate_all`."""
-        return self.propagate_all(features, [annotated], **options)[0]
+        return self.propagate_all([Stretch(features, annotated, low, high)], **options)[0]
 
     @torch.inference_mode()
     def propagate_all(
-        self, features: FrameFeatures, structures: Sequence[dict[int, Annotation]], *, low: int, high: int,
-        forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1, batch: int = 32, memo: Memo | None = None, scope: tuple = (),
-        prepare: Callable | None = None, progress: Callable = lambda iterable: iterable,
+        self, stretches: Sequence[Stretch], *, forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1,
+        batch: int = 32, memo: Memo | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
-        """Fills the slices low..high (both included) of several structures from their annotated ones.
+        """Fills slices of a volume from annotated ones, of several structures or parts of it together.
 
         Args:
-            structures: for each, {slice: annotation}, at least one, all within low..high; a slice annotated as empty stops
-                tracking there.
             forward, backward: directions to track in (towards higher, lower slice indices).
             stop_mm: an outer run ends when the object has been absent for that distance (and 3 slices); 0 = never.
             stride: only every so many slices go through the network, those between are interpolated.
             batch: most runs that go through the network at once; on a CPU batches run side by side.
-            memo: known outcomes of runs, for keys that begin with `scope` (volume and network).
-            prepare: called with slice indices shortly before they are needed; default: encodes them.
+            memo: known outcomes of runs.
         """
-        prepare = prepare or features.ensure
-        patience = max(3, math.ceil(stop_mm / features.frames.slice_mm / stride)) if stop_mm else 0
-        plans = [plan(sorted(a), low, high, forward, backward, a, stride) for a in structures]
-        jobs = {(n, run): self._key(scope, structures[n], run, patience) for n, runs in enumerate(plans) for run in runs}
+        patience = max(3, math.ceil(stop_mm / stretches[0].features.frames.slice_mm / stride)) if stop_mm else 0
+        plans = [plan(sorted(s.annotated), s.low, s.high, forward, backward, s.annotated, stride) for s in stretches]
+        jobs = {(n, run): self._key(stretches[n], run, patience) for n, runs in enumerate(plans) for run in runs}
         results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
         todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -len(job[1].stops))
-        groups = [[j for j in todo if (j[1].far is None) == outer] for outer in (True, False)]
-        groups = [g[i : i + batch] for g in groups for i in range(0, len(g), batch)]
+        kinds: dict[tuple, list] = {}
+        for n, run in todo:
+            kinds.setdefault((id(stretches[n].features), run.far is None), []).append((n, run))
+        groups = [g[i : i + batch] for g in kinds.values() for i in range(0, len(g), batch)]
         groups.sort(key=lambda group: -len(group[0][1].stops))  # so that lanes end at about the same time
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
-        one = lambda g: self._run_batch(features, structures, g, patience, prepare, ticks)  # noqa: E731
-        for made in share(one, groups, features.device, threads=1):
+        one = lambda g: self._run_batch(stretches, g, patience, ticks)  # noqa: E731
+        for made in share(one, groups, stretches[0].features.device, threads=1):
             for job, done in made.items():
                 results[job] = done
                 if memo:
                     memo.put(jobs[job], done, sum(t.nbytes for t in done))
         ticks.finish()
-        return [
-            self._assemble(features, structures[n], runs, {run: results[n, run] for run in runs})
-            for n, runs in enumerate(plans)
-        ]
+        return [self._assemble(stretches[n], runs, {run: results[n, run] for run in runs}) for n, runs in enumerate(plans)]
 
     # ----------------------------------------------------------------------------------------------------------------
     @staticmethod
-    def _key(scope, annotated, run: Run, patience: int) -> tuple:
-        far = None if run.far is None else annotated[run.far].key
-        return (*scope, run, annotated[run.near].key, far, patience if run.far is None else 0)
+    def _key(stretch: Stretch, run: Run, patience: int) -> tuple:
+        far = None if run.far is None else stretch.annotated[run.far].key
+        return (*stretch.scope, run, stretch.annotated[run.near].key, far, patience if run.far is None else 0)
 
     @staticmethod
-    def _assemble(features, annotated, runs, results) -> Tracks:
-        tracks = Tracks.of(annotated, len(features.frames), features.device)
+    def _assemble(stretch: Stretch, runs, results) -> Tracks:
+        tracks = Tracks.of(stretch.annotated, len(stretch.features.frames), stretch.features.device)
         for run in runs:
             merge(run, runs, results, tracks)
         return tracks
 
     @torch.inference_mode()  # which belongs to a thread
-    def _run_batch(self, features, structures, jobs, patience, prepare, ticks) -> dict[tuple[int, Run], Outcome]:
-        """Steps runs of one kind (outer, or inner), longest first, together."""
-        ends = [structures[n][run.near] for n, run in jobs]
+    def _run_batch(self, stretches, jobs, patience, ticks) -> dict[tuple[int, Run], Outcome]:
+        """Steps runs of one kind (outer, or inner) through the same frames, longest first, together."""
+        features, prepare = stretches[jobs[0][0]].features, stretches[jobs[0][0]].prepare
+        ends = [stretches[n].annotated[run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
-            cond[FAR_END] = stack([structures[n][run.far].memory for n, run in jobs])
+            cond[FAR_END] = stack([stretches[n].annotated[run.far].memory for n, run in jobs])
         memories = {"cond_frame_outputs": cond, "non_cond_frame_outputs": {}}
         keep = max(self.model.num_maskmem * max(1, self.model.memory_temporal_stride_for_eval) + 1,
                    self.model.max_obj_ptrs_in_encoder)  # fmt: skip
@@ -200,7 +215,7 @@ class Tracker:
                 memories, active = rows_of(memories, alive), [active[i] for i in alive]
                 judge.keep(alive)
             if d % _AHEAD == 1:
-                prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
+                (prepare or features.ensure)([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
             slices = [run.stops[d - 1] for _, run in active]
             with self._autocast():
                 step = self._step(features, slices, memories=memories, time=d, remember=True, judge=judge.judge(d, slices))
@@ -214,7 +229,7 @@ class Tracker:
                 absent[job] = 0 if there[n] else absent[job] + 1
         done = {}
         for (n, run), rows in out.items():
-            end = structures[n][run.near]
+            end = stretches[n].annotated[run.near]
             done[n, run] = outcome(run, rows, (end.logits[0, 0], end.iou, end.object_score))
         return done
 

@@ -13,7 +13,7 @@ from lib.frames import Frames
 from lib.model import checkpoints
 from lib.model.build import build, build_official, normalize
 from lib.model.features import FeatureStore, FrameFeatures
-from lib.model.tracker import ABSENT, Tracker
+from lib.model.tracker import ABSENT, Stretch, Tracker
 from lib.prompts import SlicePrompt
 from lib.volume import Volume
 
@@ -108,7 +108,7 @@ def test_structures_together_equal_each_alone(model, features):
     tracker = Tracker(model, nullcontext, drop=0.4, gain=4.0)
     structures = [{3: tracker.annotate(features, 3, click(120, 100))},
                   {t: tracker.annotate(features, t, click(40, 200)) for t in (1, 5)}]  # fmt: skip
-    together = tracker.propagate_all(features, structures, low=0, high=6)
+    together = tracker.propagate_all([Stretch(features, a, 0, 6) for a in structures])
     for annotated, tracks in zip(structures, together, strict=True):
         alone = tracker.propagate(features, annotated, low=0, high=6)
         torch.testing.assert_close(tracks.logits, alone.logits, atol=2e-3, rtol=0)  # batches round differently
