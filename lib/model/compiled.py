@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -121,20 +122,18 @@ def _warm_up(tracker: Tracker, where: torch.device) -> None:
     tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where))
 
 
-class _threads:
-    """So many threads for this thread's work, while those that begin meanwhile have as many as before."""
-
-    def __init__(self, wanted: int):
-        self._wanted, self._before = wanted, torch.get_num_threads()
-
-    def __enter__(self):
-        torch.set_num_threads(self._wanted)
-        other = threading.Thread(target=torch.set_num_threads, args=(self._before,))  # the last one to say it decides
-        other.start()
-        other.join()
-
-    def __exit__(self, *_):
-        torch.set_num_threads(self._before)
+@contextmanager
+def _threads(wanted: int):
+    """So many threads for what this thread does, while those that begin meanwhile have as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted)
+    other = threading.Thread(target=torch.set_num_threads, args=(before,))  # the last one to say it decides for new ones
+    other.start()
+    other.join()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _like(value):
