@@ -40,10 +40,9 @@ class Compiler:
 
     def install(self, tracker: Tracker, where: torch.device) -> None:
         """Has `PARTS` of a tracker's network compiled as they are used, which a small empty volume begins with."""
-        autocast = device.autocast_factory(where)
         for name, method in PARTS:
             part = getattr(tracker.model, name)
-            setattr(part, method, Part(getattr(part, method), self, autocast))
+            setattr(part, method, Part(getattr(part, method), self, where.type))
         self.wish(partial(_warm_up, tracker, where))
 
     def wish(self, job: Callable) -> None:
@@ -83,20 +82,21 @@ class Compiler:
 class Part:
     """Stands for a function of tensors: compiled for some inputs, as it is for all others."""
 
-    def __init__(self, function: Callable, compiler: Compiler, autocast: Callable):
-        self._function, self._compiler, self._autocast = function, compiler, autocast
+    def __init__(self, function: Callable, compiler: Compiler, where: str):
+        self._function, self._compiler, self._where = function, compiler, where
         self._ready: dict[tuple, Callable] = {}
         self._seen: Counter = Counter()
 
     def __call__(self, *args, **kwargs):
         threads = torch.get_num_threads()
-        key = threads, torch.is_inference_mode_enabled(), _like((args, kwargs))
+        autocast = torch.is_autocast_enabled(self._where), torch.get_autocast_dtype(self._where)
+        key = threads, autocast, torch.is_inference_mode_enabled(), _like((args, kwargs))
         ready = self._ready.get(key)
         if ready is not None:
             return ready(*args, **kwargs)
         self._seen[key] += 1
         # Tracking steps: in a lane of one core, or on a GPU.
-        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (threads == 1 or torch.cuda.is_available()):
+        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (threads == 1 or self._where != "cpu"):
             self._compiler.wish(partial(self._compile, key, args, kwargs))
         return self._function(*args, **kwargs)
 
@@ -106,7 +106,8 @@ class Part:
         torch._dynamo.config.recompile_limit = 256  # per function; each key is one on purpose
         # Lanes have one core each. No pool of compiling processes, which would stay.
         made = torch.compile(self._function, dynamic=False, options={"cpp.threads": 1, "compile_threads": 1})
-        with _threads(key[0]), torch.inference_mode(), self._autocast():
+        threads, (enabled, kind), *_ = key  # what is compiled is for the state of the thread, too
+        with _threads(threads), torch.inference_mode(), torch.autocast(self._where, kind, enabled):
             made(*args, **kwargs)
         self._ready[key] = made
 
