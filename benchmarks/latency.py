@@ -11,6 +11,7 @@ volume nobody has opened, one for all other steps.
   undo              the last click of the first structure is taken back
 
 `official` runs in both directions with all corrected frames as conditioning frames; `builtin` goes forward only, as it does.
+The two that a server calls leave the mask in a file for it to send (NRRD, not compressed); the predictor is a library and does not.
 `slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both, `dice` with the reference
 on all slices that the engine decides on.
 
@@ -87,6 +88,15 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
     }  # fmt: skip
 
 
+def taken(file) -> np.ndarray:
+    """The mask in a file of an answer, which then goes, as on the server when it is sent."""
+    import nrrd
+
+    mask = nrrd.read(str(file))[0] > 0
+    os.unlink(file)
+    return mask
+
+
 class App:
     """This app's own inference task, as the server calls it."""
 
@@ -114,16 +124,9 @@ class App:
         self.segmenter.wait()
 
     def step(self, name, path, clicks) -> tuple[np.ndarray, np.ndarray]:
-        import nrrd
-
         file, answer = self.task({"image": str(path), "image_id": Path(path).name, "foreground": clicks, "background": [], **self.request})
 
-        def result():
-            mask = nrrd.read(file)[0] > 0
-            os.unlink(file)  # as the server does when it is sent
-            return mask, np.arange(len(answer["predicted_iou"]))
-
-        return result
+        return lambda: (taken(file), np.arange(len(answer["predicted_iou"])))
 
 
 class Builtin:
@@ -142,8 +145,13 @@ class Builtin:
 
     def step(self, name, path, clicks):
         reset = name in ("warm", "first_click_cold", "first_click", "second_label", "undo")
-        mask = self.task.run(path, clicks, reset=reset)
-        return lambda: (mask, np.arange(min(c[2] for c in clicks), mask.shape[2]))
+        file = self.task.run(path, clicks, reset=reset)
+
+        def result():
+            mask = taken(file)
+            return mask, np.arange(min(c[2] for c in clicks), mask.shape[2])
+
+        return result
 
 
 class Official:

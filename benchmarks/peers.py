@@ -60,10 +60,12 @@ class Builtin:
         mask, _ = self.task(request)
         return np.asarray(mask) > 0
 
-    def run(self, image: Path, clicks: list, *, reset: bool) -> np.ndarray:
-        """Mask of clicks inside; what the task remembers of this image counts on unless `reset`."""
-        mask, _ = self.task(self._request(image, clicks, [], reset=reset))
-        return np.asarray(mask) > 0
+    def run(self, image: Path, clicks: list, *, reset: bool) -> Path:
+        """The file of the mask of clicks inside, for the server to send: NRRD, not compressed, as Slicer asks for; what the task
+        remembers of this image counts on unless `reset`."""
+        how = {"result_write_to_file": True, "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+        file, _ = self.task({**self._request(image, clicks, [], reset=reset), **how})
+        return Path(file)
 
     def _request(self, image, foreground, background, *, reset: bool) -> dict:
         return {
