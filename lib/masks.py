@@ -34,17 +34,15 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
         raise OptionError(f"Unknown value {which!r} for components: use {', '.join(COMPONENTS)}.")
     if which == "all" or not mask.any():
         return mask
-    parts, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
+    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    wanted = np.zeros(count + 1, bool)
     if which == "annotated":
-        touched = np.unique(parts[annotated & mask])
-        chosen = touched[touched > 0]
-        if not len(chosen):
-            return mask
+        wanted[parts[annotated & mask]] = True
     else:
-        chosen = [int(sizes.argmax())]
-    return np.isin(parts, chosen)
+        wanted[1 + np.bincount(parts[mask])[1:].argmax()] = True
+    if wanted[1:].all() or not wanted.any():
+        return mask
+    return np.stack([wanted[slice_] for slice_ in parts])  # all at once would need a copy in 64 bits
 
 
 def depth(mask: np.ndarray) -> np.ndarray:

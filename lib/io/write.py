@@ -1,5 +1,6 @@
 """Writes masks on the grid of their volume: NIfTI, NRRD, MHA and Slicer's .seg.nrrd."""
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -105,8 +106,21 @@ def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
             "Segment0_Layer": "0",
             "Segment0_Extent": " ".join(f"{f[0]} {f[-1]}" if len(f) else "0 -1" for f in filled),
         }
-    nrrd.write(path, mask, header=header, index_order="F")
+    if compress:
+        nrrd.write(path, mask, header=header, index_order="F")
+    else:
+        _write_raw(mask, header, path)
     if segment is not None:
         with open(path, "r+b") as file:  # pynrrd writes ASCII only, and does not escape line ends
             file.seek(file.read(1 << 16).index(NAME) + len(NAME))
             file.write(name)
+
+
+def _write_raw(mask, header, path) -> None:
+    """As pynrrd would, but slice by slice: it makes a copy of the whole mask."""
+    empty = io.BytesIO()
+    nrrd.write(empty, np.empty((0, 0, 0), mask.dtype), header=header, index_order="F")
+    with open(path, "wb") as file:
+        file.write(empty.getvalue().replace(b"sizes: 0 0 0", b"sizes: %d %d %d" % mask.shape, 1))
+        for plane in mask.transpose(2, 1, 0):
+            file.write(np.ascontiguousarray(plane))

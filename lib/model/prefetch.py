@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import contextmanager
 
+from lib.model.device import give_back_memory
 from lib.model.features import FrameFeatures
 
 logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """One thread for all volumes, the latest wish first; it stands still while a request is being answered.
+    """One thread for all volumes, the latest wish first; it stands still while a request is being answered. It tidies up, too:
+    after each request there is a wish, if only for what is encoded already.
 
     The thread ends when there is nothing to do, or when the program ends: cut off in the middle of a network, it would take the whole
     process down with an error.
@@ -68,6 +70,8 @@ class Prefetcher:
         try:
             features.ensure(slices[: features.batch])
             rest = slices[features.batch :]
+            if len(rest) % (4 * features.batch) < features.batch:  # now and then, and at the end
+                give_back_memory()
         except Exception:  # the request that needs the slice will say what is wrong
             if program.is_alive():
                 logger.exception("Encoding in the background failed")
