@@ -13,8 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """One thread for all volumes, the latest wish first; it stands still while a request is being answered. It tidies up, too:
-    after each request there is a wish, if only for what is encoded already.
+    """One thread for all volumes, the latest wish first; it stands still while a request is being answered.
 
     The thread ends when there is nothing to do, or when the program ends: cut off in the middle of a network, it would take the whole
     process down with an error.
@@ -68,9 +67,10 @@ class Prefetcher:
                 return False
             features, slices = self._todo[0]
         try:
-            features.ensure(slices[: features.batch])
+            made = features.ensure(slices[: features.batch])
             rest = slices[features.batch :]
-            if len(rest) % (4 * features.batch) < features.batch:  # now and then, and at the end
+            # Now and then, and at the end; but not between two clicks, of which the second would have to ask for it again.
+            if made and len(rest) % (4 * features.batch) < features.batch:
                 give_back_memory()
         except Exception:  # the request that needs the slice will say what is wrong
             if program.is_alive():
