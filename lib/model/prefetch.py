@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import contextmanager
 
-from lib.model.device import give_back_memory
 from lib.model.features import FrameFeatures
 
 logger = logging.getLogger(__name__)
@@ -67,11 +66,8 @@ class Prefetcher:
                 return False
             features, slices = self._todo[0]
         try:
-            made = features.ensure(slices[: features.batch])
+            features.ensure(slices[: features.batch])
             rest = slices[features.batch :]
-            # Now and then, and at the end; but not between two clicks, of which the second would have to ask for it again.
-            if made and len(rest) % (4 * features.batch) < features.batch:
-                give_back_memory()
         except Exception:  # the request that needs the slice will say what is wrong
             if program.is_alive():
                 logger.exception("Encoding in the background failed")
