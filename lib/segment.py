@@ -115,7 +115,11 @@ class Segmenter:
             spans = self._spans(job)
             for span in spans:
                 self._correct(span)
-            for span, tracks in zip(spans, self._propagate(spans), strict=True):
+            if options.propagate:
+                found = self._propagate(spans)
+            else:
+                found = [Tracks.of(s.annotated, len(frames), s.features.device, iou=0.0) for s in spans]
+            for span, tracks in zip(spans, found, strict=True):
                 span.tracks = tracks
             with job.clock("finish"):
                 mask = finish(spans, frames, prompts)
@@ -218,8 +222,6 @@ class Segmenter:
     def _propagate(self, spans: Sequence[Job]) -> list[Tracks]:
         """What the network says of all slices of each span."""
         job = spans[0]
-        if not job.options.propagate:
-            return [Tracks.of(s.annotated, len(s.frames), s.features.device, iou=0.0) for s in spans]
         with job.clock("propagate"):
             return job.engine.tracker.propagate_all(
                 [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],

@@ -111,6 +111,14 @@ def test_a_slice_model_fills_the_clicked_slice_only(segmenter, volume):
     assert set(np.flatnonzero(result.mask.any((0, 1)))) == {6}
 
 
+def test_a_click_outside_mends_what_tracking_would_show_also_where_slices_are_not_filled(segmenter, volume):
+    """The slice of the click outside has no other prompt: without tracking there would be nothing to mend."""
+    prompts = {"positive": [CENTRE], "negative": [(36, 36, 5)]}
+    mask = run(segmenter, volume, Options(propagate=False, focus=False), **prompts).mask
+    assert np.flatnonzero(mask.any((0, 1))).tolist() == [5, 6]
+    np.testing.assert_array_equal(mask[..., 5], run(segmenter, volume, Options(focus=False), **prompts).mask[..., 5])
+
+
 @pytest.mark.parametrize("axis", ["0", "1", "2"])
 def test_any_axis_can_be_time(segmenter, volume, axis):
     result = run(segmenter, volume, Options(axis=axis), positive=[CENTRE])
