@@ -20,7 +20,7 @@ class _Team:
 
     def __init__(self, cores: int, lanes: int, items: int, threads: int):
         self.cores, self.lanes, self._left, self._lock = cores, lanes, items, threading.Lock()
-        self._threads = threads or cores // lanes
+        self._threads, self._ended = threads or cores // lanes, False
 
     def enter(self) -> None:
         """Called by each lane's thread."""
@@ -28,11 +28,19 @@ class _Team:
         torch.set_num_threads(_here.threads)
 
     def run(self, function: Callable, item):
+        """What `function` makes of `item`; nothing once another one has failed."""
         try:
-            return function(item)
+            return None if self._ended else function(item)
+        except BaseException:
+            self.end()
+            raise
         finally:
             with self._lock:
                 self._left -= 1
+
+    def end(self) -> None:
+        """Nothing further is begun."""
+        self._ended = True
 
     def share(self) -> int:
         """Cores for each of the lanes that still have something to do."""
@@ -72,8 +80,9 @@ def share(function: Callable, items: Iterable, device: torch.device, threads: in
             tasks = [pool.submit(copy_context().run, team.run, function, item) for item in items]
             try:
                 return [task.result() for task in tasks]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:  # also an interrupt of this thread
+                team.end()
+                raise
     finally:
         # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
         torch.set_num_threads(getattr(_here, "threads", CORES))

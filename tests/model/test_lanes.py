@@ -119,7 +119,7 @@ def test_an_error_ends_what_has_not_begun(four):
 
     with pytest.raises(ValueError):
         share(work, range(1000), CPU)
-    assert len(begun) < 1000 and cores() == 4
+    assert len(begun) <= 4 and cores() == 4  # one a lane at most, however fast the lanes are
 
 
 def test_ticks_raise_to_all_who_go_on():
