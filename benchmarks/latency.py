@@ -194,7 +194,7 @@ def peak_host_mb() -> int:
 
 
 def forget_peak() -> None:
-    """So that comparing the masks does not count; where Linux does not allow it, it does."""
+    """So that reading the masks does not count; where Linux does not allow it, it does."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -224,6 +224,7 @@ def run_one(engine: str, options, image: Path, steps: dict, out: Path, part: str
             mask, slices = result()
             row["slices"] = len(slices)
             np.savez_compressed(out / f"{engine}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
+            del mask, result  # or they would count in the next step
         row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if cuda else 0
         rows.append(row)
     (out / f"{engine}_{part}.json").write_text(json.dumps(rows))

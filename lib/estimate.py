@@ -5,8 +5,11 @@ import torch
 
 from lib.model import looks
 from lib.model.features import FrameFeatures
+from lib.model.lanes import share
 from lib.model.tracks import Tracks
 from lib.slice_quality import Estimator, heads, in_force, signals
+
+_AT_ONCE = 64  # slices; the comparison takes many times their memory
 
 
 def expected_quality(
@@ -41,7 +44,12 @@ def _looks(features, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple
     tables = torch.stack([looks.table_of(images[t], masks[t], valid) for t in annotated])
     nearest = np.abs(np.arange(len(small))[:, None] - annotated).argmin(1)
     source = in_force(small.any((1, 2)), annotated)
-    worn = masks[source]
-    alike = looks.contrast(tables[nearest], images, worn, valid)
-    same = looks.correlation(images, images[source], worn)
-    return alike.cpu().numpy().astype(float), same.cpu().numpy().astype(float)
+
+    def compare(t: slice) -> torch.Tensor:
+        worn = masks[source[t]]
+        alike = looks.contrast(tables[nearest[t]], images[t], worn, valid)
+        return torch.stack([alike, looks.correlation(images[t], images[source[t]], worn)])
+
+    parts = [slice(n, n + _AT_ONCE) for n in range(0, len(small), _AT_ONCE)]
+    alike, same = torch.cat(share(compare, parts, features.device), 1).cpu().numpy().astype(float)
+    return alike, same

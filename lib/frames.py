@@ -154,10 +154,10 @@ class Frames:
         height, width = fit(self.size, self.pixel_mm, side)
         rows, columns = (((np.arange(2 * n) + 0.5) * size / (2 * n)).astype(int) for n, size in zip((height, width), self.size, strict=True))
         low, high = self.bounds
-        sampled = (self.stack[:, rows[:, None], columns].astype(np.float32) - low) * (255.0 / (high - low))
-        sampled = np.clip(sampled, 0, 255).reshape(len(self), height, 2, width, 2).mean((2, 4))
         out = np.zeros((len(self), side, side), np.uint8)
-        out[:, :height, :width] = np.rint(sampled)
+        for small, frame in zip(out, self.stack, strict=True):
+            sampled = (frame[rows[:, None], columns].astype(np.float32) - low) * (255.0 / (high - low))
+            small[:height, :width] = np.rint(np.clip(sampled, 0, 255).reshape(height, 2, width, 2).mean((1, 3)))
         return out
 
     def to_pixel(self, ijk) -> tuple[int, float, float]:

@@ -155,7 +155,7 @@ class Segmenter:
         def make():
             batch = options.batch or device.encoder_batch(where, model.image_size)
             return FrameFeatures(
-                model, frames, where, device.autocast_factory(where), batch, self._store.limit, self._store.spill, key
+                model, frames, where, device.autocast_factory(where), batch, self._store.limit, self._store.spill, key, half=True
             )
 
         return self._store.get((*key, str(where)), make)

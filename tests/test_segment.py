@@ -209,9 +209,9 @@ def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, mo
 
     seen, original = [], FrameFeatures.__init__
 
-    def noted(self, model, frames, *rest):
+    def noted(self, model, frames, *rest, **named):
         seen.append(frames.part)
-        original(self, model, frames, *rest)
+        original(self, model, frames, *rest, **named)
 
     monkeypatch.setattr(FrameFeatures, "__init__", noted)
     small, large = np.zeros((64, 64), bool), np.ones((64, 64), bool)

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from lib.errors import OptionError
+from lib.model.lanes import CORES
 
 
 def devices() -> list[str]:
@@ -48,8 +49,8 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def encoder_batch(device: torch.device, image_size: int) -> int:
-    """Slices encoded at once: what fits comfortably into a small GPU, or keeps a CPU's caches warm."""
-    per_256 = 64 if device.type == "cuda" else 4
+    """Slices encoded at once: what fits comfortably into a small GPU; on a CPU each core does a small one, which needs least memory."""
+    per_256 = 64 if device.type == "cuda" else CORES
     return max(1, per_256 * 256 * 256 // (image_size * image_size))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import mmap
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30
 OUTSIDE = -10.0  # logit of what lies beyond the slice
-EXACT_SIDE = 256  # features of squares up to this side are kept as they come
 
 
 def encoder_key(model) -> str:
@@ -41,18 +41,19 @@ class FrameFeatures:
     A slice is resized so that its longer physical side fills the model's square (true aspect), the rest is padded.
     The square's pixel (y, x) is the slice's pixel ((y + 0.5) / scale_y - 0.5, ...).
 
-    Features of large squares are kept in half precision. Where those of a volume exceed `limit` bytes, the slices that were used
-    longest ago go to `spill`, or are encoded again when they are needed.
+    Where the features of a volume exceed `limit` bytes, the slices that were used longest ago go to `spill`, or are encoded again
+    when they are needed.
 
     Attributes:
         frames: the slices. side: the square's side in pixels.
         height, width: of the slice within the square.
         batch: slices encoded at once.
+        half: whether what comes in full precision is kept in half.
     """
 
     def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES,
-                 spill: Spill | None = None, key: tuple = ()):  # fmt: skip
-        self._spill, self._key = spill, key
+                 spill: Spill | None = None, key: tuple = (), half: bool = False):  # fmt: skip
+        self._spill, self._key, self.half = spill, key, half
         self.model, self.frames, self.device, self.autocast, self.batch = model, frames, device, autocast, batch
         self.limit = limit
         self.side = model.image_size
@@ -60,7 +61,7 @@ class FrameFeatures:
         self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._busy: set[int] = set()  # slices that are being encoded
-        self.position: list[torch.Tensor] | None = None
+        self.position: torch.Tensor | None = None  # codes of the coarsest level, the only ones that are used
         self._thumbnails: torch.Tensor | None = None
 
     @property
@@ -157,25 +158,25 @@ class FrameFeatures:
         with torch.inference_mode(), self.autocast():
             out = self.model.forward_image(normalize(self.squares(indices)))
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
-        kind = torch.float16 if self.side > EXACT_SIDE and levels[0].dtype == torch.float32 else levels[0].dtype
-        made = {t: tuple(level[n].to(kind, copy=True) for level in levels) for n, t in enumerate(indices)}
+        kind = torch.float16 if self.half and levels[0].dtype == torch.float32 else levels[0].dtype
+        made = {t: _copies([level[n] for level in levels], kind) for n, t in enumerate(indices)}
         with self._changed:
             if self.position is None:
-                self.position = [p[:1] for p in out["vision_pos_enc"][-self.model.num_feature_levels :]]
+                self.position = out["vision_pos_enc"][-1][:1].clone()
             self._slices.update(made)
             self._forget(len(made))
         return made
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
-        """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes, sizes."""
+        """Features of slices as SAM 2's `track_step` takes them: per level (HW, B, C), position codes of the last, sizes."""
         known, _ = self._obtain(indices)
         kept = [known[t] for t in indices]
-        levels = [torch.stack([k[n] for k in kept]) for n in range(len(self.position))]
+        levels = [torch.stack([k[n] for k in kept]) for n in range(len(kept[0]))]
         levels = [x.float() if x.dtype == torch.float16 else x for x in levels]
         sizes = [tuple(x.shape[-2:]) for x in levels]
         b = len(indices)
-        position = [p.expand(b, -1, -1, -1).flatten(2).permute(2, 0, 1) for p in self.position]
-        return [x.flatten(2).permute(2, 0, 1) for x in levels], position, sizes
+        position = self.position.expand(b, -1, -1, -1).flatten(2).permute(2, 0, 1)
+        return [x.flatten(2).permute(2, 0, 1) for x in levels], [position], sizes
 
     # coordinates ----------------------------------------------------------------------------------------------------
     def to_square(self, points_xy: np.ndarray) -> np.ndarray:
@@ -207,6 +208,19 @@ class FrameFeatures:
         if x.shape[-2:] != tuple(self.frames.size):
             x = F.interpolate(x, self.frames.size, mode="bilinear", align_corners=False)
         return x[:, 0]
+
+
+def _copies(tensors: list[torch.Tensor], kind: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Copies of tensors on one device, as another floating-point type.
+
+    On a CPU they lie in pages of their own: small blocks that stay, among the encoder's large ones that go, would keep the memory
+    of those from going back to the system.
+    """
+    if tensors[0].device.type != "cpu":
+        return tuple(t.to(kind, copy=True) for t in tensors)
+    sizes = [t.numel() for t in tensors]
+    pages = torch.frombuffer(mmap.mmap(-1, sum(sizes) * kind.itemsize), dtype=kind)
+    return tuple(part.view(t.shape).copy_(t) for t, part in zip(tensors, pages.split(sizes), strict=True))
 
 
 @dataclass

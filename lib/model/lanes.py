@@ -5,6 +5,7 @@ threads than with one. Two runs beside each other, of one thread each, take hard
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -16,31 +17,38 @@ _here = threading.local()
 
 
 class _Team:
-    """Lanes with some cores between them."""
+    """Lanes with some cores between them, and what they do.
 
-    def __init__(self, cores: int, lanes: int, items: int, threads: int):
-        self.cores, self.lanes, self._left, self._lock = cores, lanes, items, threading.Lock()
-        self._threads, self._ended = threads or cores // lanes, False
+    Args:
+        threads: of each lane; 0 = as many as it has cores.
+    """
 
-    def enter(self) -> None:
-        """Called by each lane's thread."""
+    def __init__(self, cores: int, lanes: int, function: Callable, items: list, threads: int):
+        self.cores, self.lanes, self._threads = cores, lanes, threads or cores // lanes
+        self._function, self._todo, self._left = function, deque(enumerate(items)), len(items)
+        self._lock, self.results = threading.Lock(), [None] * len(items)
+
+    def work(self) -> None:
+        """One lane: item after item, until none is left or one has failed."""
+        before = getattr(_here, "team", None), getattr(_here, "threads", CORES)
         _here.team, _here.threads = self, self._threads
         torch.set_num_threads(_here.threads)
-
-    def run(self, function: Callable, item):
-        """What `function` makes of `item`; nothing once another one has failed."""
         try:
-            return None if self._ended else function(item)
-        except BaseException:
-            self.end()
-            raise
+            while True:
+                try:
+                    n, item = self._todo.popleft()
+                except IndexError:
+                    return
+                try:
+                    self.results[n] = self._function(item)
+                except BaseException:
+                    self._todo.clear()
+                    raise
+                finally:
+                    with self._lock:
+                        self._left -= 1
         finally:
-            with self._lock:
-                self._left -= 1
-
-    def end(self) -> None:
-        """Nothing further is begun."""
-        self._ended = True
+            _here.team, _here.threads = before
 
     def share(self) -> int:
         """Cores for each of the lanes that still have something to do."""
@@ -74,18 +82,17 @@ def share(function: Callable, items: Iterable, device: torch.device, threads: in
     if lanes < 1 or device.type != "cpu" or (lanes == 1 and threads in (0, mine)):
         return [function(item) for item in items]
 
-    team = _Team(mine, lanes, len(items), threads)
+    team = _Team(mine, lanes, function, items, threads)
     try:
-        with ThreadPoolExecutor(lanes, "lane", team.enter) as pool:
-            tasks = [pool.submit(copy_context().run, team.run, function, item) for item in items]
-            try:
-                return [task.result() for task in tasks]
-            except BaseException:  # also an interrupt of this thread
-                team.end()
-                raise
+        with ThreadPoolExecutor(max(1, lanes - 1), "lane") as pool:
+            others = [pool.submit(copy_context().run, team.work) for _ in range(lanes - 1)]
+            team.work()  # the calling thread is a lane, too: each thread more holds memory that only it uses again
+        for lane in others:
+            lane.result()
     finally:
         # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
         torch.set_num_threads(getattr(_here, "threads", CORES))
+    return team.results
 
 
 class Ticks:

@@ -26,7 +26,7 @@ from lib.model.tracks import Annotation, Tracks
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
-_AHEAD = 4  # slices that a run has encoded before it comes to them
+_AHEAD = 2  # slices that a run has encoded before it comes to them
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,15 @@ def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, mo
         assert all(torch.allclose(a[:, t], b[:, 0], atol=1e-4) for a, b in zip(levels, alone, strict=True))
 
 
+def test_features_are_kept_in_half_the_memory_and_cached_ones_equal_new_ones(features, model):
+    half = FrameFeatures(model, features.frames, features.device, nullcontext, 3, half=True)
+    new, again, exact = half.gather(range(9))[0], half.gather(range(9))[0], features.gather(range(9))[0]
+    assert half.bytes == features.bytes / 2 > 0
+    for a, b, c in zip(new, again, exact, strict=True):
+        assert torch.equal(a, b) and a.dtype == torch.float32
+        assert torch.allclose(a, c, rtol=1e-3, atol=1e-4) and not torch.equal(a, c)
+
+
 def test_a_failure_to_encode_is_told_and_leaves_nothing_behind(features, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(features, "_encode", lambda slices: 1 / 0)

@@ -114,9 +114,10 @@ def test_structures_together_equal_each_alone(model, features):
         torch.testing.assert_close(tracks.logits, alone.logits, atol=2e-3, rtol=0)  # batches round differently
 
 
-def test_half_precision_draws_the_same_masks(model, features):
-    half = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    again = FrameFeatures(model, features.frames, torch.device("cpu"), half, 1)
+@pytest.mark.parametrize("how", ["half precision", "features kept in half"])
+def test_half_precision_draws_the_same_masks(model, features, how):
+    half = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if how == "half precision" else nullcontext
+    again = FrameFeatures(model, features.frames, torch.device("cpu"), half, 1, half=half is nullcontext)
     drawn = []
     for autocast, of in ((nullcontext, features), (half, again)):
         tracker = Tracker(model, autocast)
