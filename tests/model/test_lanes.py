@@ -91,6 +91,23 @@ def test_a_gpu_takes_whole_batches_and_the_lanes_of_a_cpu_share_one(four, count,
     assert piece(count, batch, CPU) == on_cpu and piece(count, batch, torch.device("meta")) == on_gpu
 
 
+def test_the_caller_is_one_of_the_lanes_and_its_own_share_comes_back(four):
+    all_four, both = threading.Barrier(4), threading.Barrier(2)
+
+    def work(_):
+        all_four.wait(10)
+        return threading.get_ident()
+
+    def outer(_):
+        inner = share(work, range(2), CPU)
+        said = threading.get_ident() in inner, cores(), torch.get_num_threads()
+        both.wait(10)
+        return said
+
+    assert threading.get_ident() in share(work, range(4), CPU)
+    assert share(outer, range(2), CPU) == [(True, 2, 2)] * 2
+
+
 def test_a_gpu_does_one_after_the_other_in_the_calling_thread(four):
     assert share(lambda _: threading.get_ident(), range(3), torch.device("meta")) == [threading.get_ident()] * 3
 
