@@ -45,20 +45,24 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
     except MONAILabelException as e:
         raise HTTPException(400, str(e.msg)) from e
     except (MemoryError, torch.OutOfMemoryError) as e:
-        logger.exception("Out of memory")
-        raise HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.") from e
+        raise _of_memory() from e
     except requests.RequestException as e:
         logger.warning("DICOM store: %s", e)
         raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
     except filelock.Timeout as e:
         raise HTTPException(503, "Another server holds the folder's lock; try again.") from e
     except OSError as e:
-        raise _of_files(e) from e
+        raise (_of_memory() if e.errno == errno.ENOMEM else _of_files(e)) from e
     except MISUSE as e:
         if not loose:
             raise
         logger.warning("Not understood", exc_info=True)
         raise HTTPException(wrong, "The request was not understood: a field has a wrong type or value.") from e
+
+
+def _of_memory() -> HTTPException:
+    logger.exception("Out of memory")
+    return HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.")
 
 
 def _of_files(e: OSError) -> HTTPException:
