@@ -24,15 +24,14 @@ class _Team:
     """
 
     def __init__(self, cores: int, lanes: int, function: Callable, items: list, threads: int):
-        self.cores, self.lanes, self._threads = cores, lanes, threads or cores // lanes
+        self.cores, self.lanes, self.threads = cores, lanes, threads or cores // lanes
         self._function, self._todo, self._left = function, deque(enumerate(items)), len(items)
         self._lock, self.results = threading.Lock(), [None] * len(items)
 
     def work(self) -> None:
         """One lane: item after item, until none is left or one has failed."""
-        before = getattr(_here, "team", None), getattr(_here, "threads", CORES)
-        _here.team, _here.threads = self, self._threads
-        torch.set_num_threads(_here.threads)
+        before, _here.team = _team(), self
+        torch.set_num_threads(self.threads)
         try:
             while True:
                 try:
@@ -48,16 +47,21 @@ class _Team:
                     with self._lock:
                         self._left -= 1
         finally:
-            _here.team, _here.threads = before
+            _here.team = before
 
     def share(self) -> int:
         """Cores for each of the lanes that still have something to do."""
         return self.cores // min(self.lanes, self._left)
 
 
+def _team() -> _Team | None:
+    """That the calling thread is a lane of."""
+    return getattr(_here, "team", None)
+
+
 def cores() -> int:
     """That the calling thread may use; all, unless it works beside others, and more when some of these are done."""
-    team = getattr(_here, "team", None)
+    team = _team()
     return team.share() if team else CORES
 
 
@@ -91,7 +95,8 @@ def share(function: Callable, items: Iterable, device: torch.device, threads: in
             lane.result()
     finally:
         # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
-        torch.set_num_threads(getattr(_here, "threads", CORES))
+        outer = _team()
+        torch.set_num_threads(outer.threads if outer else CORES)
     return team.results
 
 
