@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import mmap
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ class FrameFeatures:
             out = self.model.forward_image(normalize(self.squares(indices)))
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
         kind = torch.float16 if self.half and levels[0].dtype == torch.float32 else levels[0].dtype
-        made = {t: _copies([level[n] for level in levels], kind) for n, t in enumerate(indices)}
+        made = {t: tuple(level[n].to(kind, copy=True) for level in levels) for n, t in enumerate(indices)}
         with self._changed:
             if self.position is None:
                 self.position = out["vision_pos_enc"][-1][:1].clone()
@@ -208,19 +207,6 @@ class FrameFeatures:
         if x.shape[-2:] != tuple(self.frames.size):
             x = F.interpolate(x, self.frames.size, mode="bilinear", align_corners=False)
         return x[:, 0]
-
-
-def _copies(tensors: list[torch.Tensor], kind: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Copies of tensors on one device, as another floating-point type.
-
-    On a CPU they lie in pages of their own: small blocks that stay, among the encoder's large ones that go, would keep the memory
-    of those from going back to the system.
-    """
-    if tensors[0].device.type != "cpu":
-        return tuple(t.to(kind, copy=True) for t in tensors)
-    sizes = [t.numel() for t in tensors]
-    pages = torch.frombuffer(mmap.mmap(-1, sum(sizes) * kind.itemsize), dtype=kind)
-    return tuple(part.view(t.shape).copy_(t) for t, part in zip(tensors, pages.split(sizes), strict=True))
 
 
 @dataclass
