@@ -156,13 +156,12 @@ class FrameFeatures:
     def _encode(self, indices: list[int]) -> dict[int, tuple[torch.Tensor, ...]]:
         with torch.inference_mode(), self.autocast():
             out = self.model.forward_image(normalize(self.squares(indices)))
-            position = out["vision_pos_enc"][-1][:1].clone()  # of one kind, whoever encodes: what is compiled depends on it
+            if self.position is None:  # an inference tensor, whoever encodes: what is compiled depends on it
+                self.position = out["vision_pos_enc"][-1][:1].clone()
         levels = out["backbone_fpn"][-self.model.num_feature_levels :]
         kind = torch.float16 if self.half and levels[0].dtype == torch.float32 else levels[0].dtype
         made = {t: tuple(level[n].to(kind, copy=True) for level in levels) for n, t in enumerate(indices)}
         with self._changed:
-            if self.position is None:
-                self.position = position
             self._slices.update(made)
             self._forget(len(made))
         return made

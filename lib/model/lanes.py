@@ -73,7 +73,8 @@ def piece(count: int, batch: int, device: torch.device) -> int:
 
 
 def share(function: Callable, items: Iterable, device: torch.device, threads: int = 0) -> list:
-    """[function(item) for item in items], on a CPU side by side, each with its share of the cores; a GPU does one after the other.
+    """[function(item) for item in items]: on a CPU side by side in the calling thread and others, each with its share of the cores;
+    a GPU does one after the other.
 
     Args:
         threads: of each lane on a CPU, also where there is only one item; 0 = as many as it has cores.
