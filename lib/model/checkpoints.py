@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lib.errors import CheckpointError
 from lib.io.atomic import write_text
 from lib.model.build import build, keep_heads_exact, read_config
+from lib.model.kernels import quicken
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
         logger.warning("%s", e)
         raise CheckpointError(f"{checkpoint.path.name} does not hold weights of {checkpoint.config}.") from e
     logger.info("Loaded checkpoint %s from %s.", checkpoint.name, checkpoint.path)
-    return keep_heads_exact(model)
+    return quicken(keep_heads_exact(model))
 
 
 def verify(checkpoint: Checkpoint) -> None:

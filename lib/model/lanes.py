@@ -4,9 +4,11 @@ Within one step of a small network several threads wait for each other more than
 threads than with one. Two runs beside each other, of one thread each, take hardly longer than one.
 """
 
+import heapq
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
@@ -20,38 +22,88 @@ class _Team:
     """Lanes with some cores between them, and what they do.
 
     Args:
-        threads: of each lane; 0 = as many as it has cores.
+        jobs: generators; what each yields after a step is how much it still has to do, what it returns is its result.
+        threads: of each lane.
     """
 
-    def __init__(self, cores: int, lanes: int, function: Callable, items: list, threads: int):
-        self.cores, self.lanes, self.threads = cores, lanes, threads or cores // lanes
-        self._function, self._todo, self._left = function, deque(enumerate(items)), len(items)
-        self._lock, self.results = threading.Lock(), [None] * len(items)
+    def __init__(self, cores: int, lanes: int, jobs: list[Generator], threads: int):
+        self.cores, self.lanes, self.threads = cores, lanes, threads
+        self._ready = [(-math.inf, n) for n in range(len(jobs))]  # a heap: most to do first
+        self._jobs, self._open, self.results = jobs, set(range(len(jobs))), [None] * len(jobs)
+        self._wishes: deque[tuple[int, Callable]] = deque()
+        self._changed = threading.Condition()
 
-    def work(self) -> None:
-        """One lane: item after item, until none is left or one has failed."""
-        before, _here.team = _team(), self
-        torch.set_num_threads(self.threads)
+    def run(self) -> list:
+        """Results of the jobs."""
         try:
-            while True:
-                try:
-                    n, item = self._todo.popleft()
-                except IndexError:
-                    return
-                try:
-                    self.results[n] = self._function(item)
-                except BaseException:
-                    self._todo.clear()
-                    raise
-                finally:
-                    with self._lock:
-                        self._left -= 1
+            with ThreadPoolExecutor(max(1, self.lanes - 1), "lane") as pool:
+                others = [pool.submit(copy_context().run, self._work) for _ in range(self.lanes - 1)]
+                self._work()  # the calling thread is a lane, too: each thread more holds memory that only it uses again
+            for lane in others:
+                lane.result()
         finally:
-            _here.team = before
+            # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
+            outer = _team()
+            torch.set_num_threads(outer.threads if outer else CORES)
+        return self.results
 
     def share(self) -> int:
         """Cores for each of the lanes that still have something to do."""
-        return self.cores // min(self.lanes, self._left)
+        return self.cores // max(1, min(self.lanes, len(self._open)))
+
+    def soon(self, function: Callable) -> None:
+        """A wish of the calling job for something to be done while it goes on; dropped when it ends."""
+        if self.lanes > 1:
+            with self._changed:
+                self._wishes.append((_here.job, function))
+                self._changed.notify()
+
+    def _work(self) -> None:
+        """One lane: step after step, until all is done or something has failed."""
+        before, _here.team = _team(), self
+        torch.set_num_threads(self.threads)
+        again = None
+        try:
+            while (found := self._take(again)) is not None:
+                again = self._step(*found)
+        except BaseException:
+            with self._changed:  # the other lanes end with their step
+                self._open.clear()
+                self._changed.notify_all()
+            raise
+        finally:
+            _here.team = before
+
+    def _take(self, again: tuple[float, int] | None) -> tuple[int, Callable | None] | None:
+        """A wish, or else the job with most to do; None when there is nothing left. `again`: a job that goes on."""
+        with self._changed:
+            if again:
+                heapq.heappush(self._ready, again)
+            self._changed.wait_for(lambda: self._ready or self._wishes or not self._open)
+            if not self._open:
+                return None
+            if not self._wishes:
+                return heapq.heappop(self._ready)[1], None
+            if self._ready:
+                self._changed.notify()
+            return self._wishes.popleft()
+
+    def _step(self, n: int, wish: Callable | None) -> tuple[float, int] | None:
+        """One step of a job, or what it wishes for; the job's place in the heap if it goes on."""
+        if wish:
+            wish()
+            return None
+        before, _here.job = getattr(_here, "job", None), n
+        try:
+            return -next(self._jobs[n]), n
+        except StopIteration as end:
+            with self._changed:
+                self.results[n] = end.value
+                self._open.discard(n)
+                self._wishes = deque(w for w in self._wishes if w[0] != n)
+                self._changed.notify_all()
+        finally:
+            _here.job = before
 
 
 def _team() -> _Team | None:
@@ -72,33 +124,46 @@ def piece(count: int, batch: int, device: torch.device) -> int:
     return max(1, min(batch // CORES, -(-count // cores())))
 
 
-def share(function: Callable, items: Iterable, device: torch.device, threads: int = 0) -> list:
+def share(function: Callable, items: Iterable, device: torch.device) -> list:
     """[function(item) for item in items]: on a CPU side by side in the calling thread and others, each with its share of the cores;
     a GPU does one after the other.
-
-    Args:
-        threads: of each lane on a CPU, also where there is only one item; 0 = as many as it has cores.
 
     Raises:
         Whatever `function` raises; what has not been begun by then is not begun.
     """
     items, mine = list(items), cores()
     lanes = min(len(items), mine)
-    if lanes < 1 or device.type != "cpu" or (lanes == 1 and threads in (0, mine)):
+    if lanes < 2 or device.type != "cpu":
         return [function(item) for item in items]
 
-    team = _Team(mine, lanes, function, items, threads)
-    try:
-        with ThreadPoolExecutor(max(1, lanes - 1), "lane") as pool:
-            others = [pool.submit(copy_context().run, team.work) for _ in range(lanes - 1)]
-            team.work()  # the calling thread is a lane, too: each thread more holds memory that only it uses again
-        for lane in others:
-            lane.result()
-    finally:
-        # The last number that any thread has set is what new threads begin with; one step of a lane stays on one core.
-        outer = _team()
-        torch.set_num_threads(outer.threads if outer else CORES)
-    return team.results
+    def once(item):
+        return function(item)
+        yield  # which makes it a job, of a single step
+
+    return _Team(mine, lanes, [once(item) for item in items], mine // lanes).run()
+
+
+def side_by_side(jobs: Iterable[Generator[int]], device: torch.device) -> list:
+    """What generators return, run step by step: on a CPU the lanes, of one thread each, always go on with those that have most to do,
+    so that all cores have work to the end; a GPU does one after the other.
+
+    Args:
+        jobs: each yields after every step how many are left at most. Steps of one may run in different threads.
+
+    Raises:
+        Whatever a step raises.
+    """
+    jobs, mine = list(jobs), cores()
+    if device.type != "cpu":
+        return _Team(mine, 1, jobs, mine).run()
+    return _Team(mine, max(1, min(2 * len(jobs), mine)), jobs, 1).run()  # two for each: one for what it wishes for
+
+
+def soon(function: Callable) -> None:
+    """From within a step: something that its job will need, for another lane that is free before, if there is one."""
+    team = _team()
+    if team:
+        team.soon(function)
 
 
 class Ticks:

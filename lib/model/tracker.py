@@ -10,8 +10,9 @@ correction cost no more than its two gaps.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from lib.model.closer import agreement, closer_look
 from lib.model.ends import Ends
 from lib.model.features import FrameFeatures
-from lib.model.lanes import Ticks, share
+from lib.model.lanes import Ticks, side_by_side, soon
 from lib.model.memories import memory_of, rows_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
 from lib.model.tracks import Annotation, Tracks
@@ -170,8 +171,7 @@ class Tracker:
         groups = [g[i : i + batch] for g in kinds.values() for i in range(0, len(g), batch)]
         groups.sort(key=lambda group: -len(group[0][1].stops))  # so that lanes end at about the same time
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
-        one = lambda g: self._run_batch(stretches, g, patience, ticks)  # noqa: E731
-        for made in share(one, groups, stretches[0].features.device, threads=1):
+        for made in side_by_side((self._run_batch(stretches, g, patience, ticks) for g in groups), stretches[0].features.device):
             for job, done in made.items():
                 results[job] = done
                 if memo:
@@ -193,9 +193,9 @@ class Tracker:
         return tracks
 
     @torch.inference_mode()  # which belongs to a thread
-    def _run_batch(self, stretches, jobs, patience, ticks) -> dict[tuple[int, Run], Outcome]:
-        """Steps runs of one kind (outer, or inner) through the same frames, longest first, together."""
-        features, prepare = stretches[jobs[0][0]].features, stretches[jobs[0][0]].prepare
+    def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
+        """Steps runs of one kind (outer, or inner) through the same frames, longest first, together; yields how many are left at most."""
+        features, prepare = stretches[jobs[0][0]].features, stretches[jobs[0][0]].prepare or stretches[jobs[0][0]].features.ensure
         ends = [stretches[n].annotated[run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
@@ -214,9 +214,15 @@ class Tracker:
             if len(alive) < len(active):
                 memories, active = rows_of(memories, alive), [active[i] for i in alive]
                 judge.keep(alive)
-            if d % _AHEAD == 1:
-                (prepare or features.ensure)([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
             slices = [run.stops[d - 1] for _, run in active]
+            if features.device.type != "cpu":
+                if d % _AHEAD == 1:  # few large batches
+                    prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
+            else:
+                prepare(slices)
+                following = [t for _, run in active for t in run.stops[d : d + _AHEAD]]
+                for t in features.missing(following):
+                    soon(partial(prepare, [t]))
             with self._autocast():
                 step = self._step(features, slices, memories=memories, time=d, remember=True, judge=judge.judge(d, slices))
             memories["non_cond_frame_outputs"][d] = memory_of(step)
@@ -227,6 +233,7 @@ class Tracker:
             for n, job in enumerate(active):
                 out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
                 absent[job] = 0 if there[n] else absent[job] + 1
+            yield len(jobs[0][1].stops) - d
         done = {}
         for (n, run), rows in out.items():
             end = stretches[n].annotated[run.near]

@@ -9,7 +9,7 @@ import torch
 from lib import metrics, phantom
 from lib.masks import deepest
 from lib.model.compiled import OFTEN, Compiler, Part
-from lib.model.lanes import share
+from lib.model.lanes import side_by_side
 from lib.model.runs import Memo
 from lib.options import Options
 from lib.segment import Segmenter
@@ -24,10 +24,13 @@ def doubled(x):
 def called(part, size, times=OFTEN):
     """What `part` gives in a lane of one core, as tracking calls it."""
     @torch.inference_mode()
-    def call(_):
-        return [part(torch.ones(size)) for _ in range(times)][-1]
+    def call():
+        for n in range(times):
+            found = part(torch.ones(size))
+            yield times - n
+        return found
 
-    return share(call, [0], CPU, threads=1)[0]
+    return side_by_side([call()], CPU)[0]
 
 
 def test_what_is_called_often_is_compiled_behind_the_caller(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.model import lanes
-from lib.model.lanes import Ticks, cores, piece, share
+from lib.model.lanes import Ticks, cores, piece, share, side_by_side, soon
 
 CPU = torch.device("cpu")
 
@@ -56,10 +56,84 @@ def test_lanes_within_a_lane_divide_its_share(four):
     assert share(lambda _: share(say, range(2), CPU), range(2), CPU) == [[(1, 1)] * 2] * 2
 
 
-def test_a_lane_may_have_fewer_threads_than_cores_also_when_it_is_alone(four):
-    say = together(1)
-    assert share(lambda _: (*say(_), share(together(4), range(4), CPU)), [0], CPU, threads=1) == [(4, 1, [(1, 1)] * 4)]
-    assert torch.get_num_threads() == 4
+def steps(count, do=lambda: None, result=None):
+    """A job of so many steps."""
+    for n in range(count):
+        do()
+        yield count - 1 - n
+    return result
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("meta")])
+def test_jobs_return_their_results_in_order(four, device):
+    assert side_by_side([steps(5, result="a"), steps(0, result="b"), steps(2, result="c")], device) == ["a", "b", "c"]
+    assert side_by_side([], device) == []
+    assert cores() == torch.get_num_threads() == 4
+
+
+def test_lanes_of_jobs_have_one_thread_and_their_share_of_the_cores(four):
+    said = []
+    assert side_by_side(
+        [steps(1, lambda: said.append((cores(), torch.get_num_threads(), share(together(4), range(4), CPU))))], CPU
+    ) == [None]
+    assert said == [(4, 1, [(1, 1)] * 4)] and torch.get_num_threads() == 4
+
+
+def test_lanes_go_on_with_the_job_that_has_most_to_do(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 1)
+    order = []
+    side_by_side([steps(n, lambda n=n: order.append(n)) for n in (2, 4, 3)], CPU)
+    assert order == [2, 4, 3, 4, 4, 3, 2, 4, 3]
+
+
+def test_three_equal_jobs_keep_two_lanes_busy_to_the_end(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 2)
+    meet = threading.Barrier(2)  # two steps of different jobs at any time: six steps in three rounds
+    assert side_by_side([steps(2, lambda: meet.wait(10), result=n) for n in range(3)], CPU) == [0, 1, 2]
+
+
+def test_a_wish_is_done_by_another_lane_while_the_job_goes_on(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 2)
+    done = threading.Event()
+
+    def job():
+        soon(done.set)
+        assert done.wait(10), "by another thread"
+        yield 0
+
+    side_by_side([job()], CPU)
+
+
+def test_wishes_are_dropped_with_their_job_and_where_nobody_is_free(monkeypatch):
+    done = []
+
+    def job():
+        soon(lambda: done.append(threading.get_ident()))
+        yield 0
+
+    soon(lambda: done.append("outside"))
+    side_by_side([job()], torch.device("meta"))
+    monkeypatch.setattr(lanes, "CORES", 1)
+    side_by_side([job()], CPU)
+    assert done == []
+
+
+def test_an_error_in_a_step_or_a_wish_ends_all(four):
+    def fail():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        side_by_side([steps(10**6), steps(3, fail)], CPU)
+
+    def wish():
+        soon(fail)
+        for n in range(10**6):
+            time.sleep(0.001)
+            yield 10**6 - n
+
+    with pytest.raises(ValueError, match="broken"):
+        side_by_side([wish()], CPU)
+    assert cores() == torch.get_num_threads() == 4
 
 
 def test_who_is_left_gets_the_cores_of_those_who_are_done(four):

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from lib.frames import Frames
 from lib.model import checkpoints
-from lib.model.build import build, build_official, normalize
+from lib.model.build import build, build_official, keep_heads_exact, normalize
 from lib.model.features import FeatureStore, FrameFeatures
 from lib.model.tracker import ABSENT, Stretch, Tracker
 from lib.prompts import SlicePrompt
@@ -23,7 +23,10 @@ SLICES = 7
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoints.load(checkpoints.find("embedded"))
+    """Computed by SAM 2's own routines, so that differences are the tracker's own; for the quicker ones see test_kernels."""
+    usual = build(CONFIG)
+    usual.load_state_dict({k: v.float() for k, v in checkpoints.read_weights(checkpoints.EMBEDDED).items()})
+    return keep_heads_exact(usual)
 
 
 @pytest.fixture(scope="module")
