@@ -9,7 +9,7 @@ from lib.model.lanes import share
 from lib.model.tracks import Tracks
 from lib.slice_quality import Estimator, heads, in_force, signals
 
-_AT_ONCE = 64  # slices; the comparison takes many times their memory
+_AT_ONCE = 32  # slices; the comparison takes many times their memory
 
 
 def expected_quality(

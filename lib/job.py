@@ -24,7 +24,7 @@ from lib.prompts import Prompts, SlicePrompt
 from lib.slice_quality import Estimator
 
 THIN = 1 / 128  # of the field of view; slices of small networks' training were no closer
-_AT_ONCE = 4  # slices; at full resolution they are large
+_AT_ONCE = 2  # slices; at full resolution they are large
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -113,20 +114,26 @@ class Boosting:
     start: float
     trees: tuple[tuple[tuple[float, ...], ...], ...]
 
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        """Signal, threshold, left, right, value of all nodes, tree after tree, children counted through; and each tree's first."""
+        first = np.cumsum([0, *(len(tree) for tree in self.trees)])
+        signal, threshold, left, right, value = np.concatenate([np.asarray(tree, float) for tree in self.trees] or [np.zeros((0, 5))]).T
+        shift = np.repeat(first[:-1], np.diff(first))
+        inner = signal >= 0
+        here = np.arange(len(signal))  # where a leaf goes on
+        left, right = (np.where(inner, side.astype(int) + shift, here) for side in (left, right))
+        return np.maximum(signal, 0).astype(int), threshold, left, right, value, first[:-1]
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        total = np.full(len(x), self.start)
-        rows = np.arange(len(x))
-        for tree in self.trees:
-            signal, threshold, left, right, value = (np.array(c) for c in zip(*tree, strict=True))
-            node = np.zeros(len(x), int)
-            for _ in range(len(tree)):
-                inner = signal[node] >= 0
-                if not inner.any():
-                    break
-                goes_left = x[rows, np.maximum(signal[node], 0).astype(int)] <= threshold[node]
-                node = np.where(inner, np.where(goes_left, left[node], right[node]).astype(int), node)
-            total += value[node]
-        return total
+        signal, threshold, left, right, value, first = self._columns
+        rows = np.arange(len(x))[:, None]
+        node = np.broadcast_to(first, (len(x), len(first)))
+        while True:
+            below = np.where(x[rows, signal[node]] <= threshold[node], left[node], right[node])
+            if (below == node).all():  # leaves
+                return self.start + value[node].sum(1)
+            node = below
 
     @classmethod
     def fit(cls, x: np.ndarray, y: np.ndarray, monotone: Sequence[int] | None = None, trees: int = 150, seed: int = 0) -> "Boosting":

@@ -113,14 +113,15 @@ class Part:
 
 
 def _warm_up(tracker: Tracker, where: torch.device) -> None:
-    """Tracks what is not there through a small empty volume, in all kinds of runs."""
+    """Tracks what is not there through a small empty volume, in all kinds of runs, until all that tracking calls is compiled."""
     frames = Frames.of(Volume(np.zeros((64, 64, 24), np.int16), np.eye(4), "warm-up"), window="0,1", axis=2)
     features = FrameFeatures(tracker.model, frames, where, device.autocast_factory(where), 4)
     square = np.zeros((64, 64), bool)
     square[24:40, 24:40] = True
     painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square)
     annotated = {t: tracker.annotate(features, t, painted) for t in (8, 15)}
-    tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where))
+    for _ in range(OFTEN):
+        tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where))
 
 
 @contextmanager

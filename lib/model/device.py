@@ -1,7 +1,9 @@
-"""Where networks run, and in which precision."""
+"""Where networks run, in which precision, and what becomes of memory that they no longer need."""
 
+import ctypes
+import sys
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -57,3 +59,21 @@ def encoder_batch(device: torch.device, image_size: int) -> int:
 def run_batch(device: torch.device) -> int:
     """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`)."""
     return 1 if device.type == "cpu" else 32
+
+
+def give_back_memory() -> None:
+    """Returns what this process has freed to the system, as the C library of Linux does not by itself; elsewhere nothing.
+
+    Takes some milliseconds. Without it a server of 300 slices keeps 300 MB that it has no use for.
+    """
+    trim = _malloc_trim()
+    if trim:
+        trim(0)
+
+
+@cache
+def _malloc_trim():
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None

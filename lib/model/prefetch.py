@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import contextmanager
 
+from lib.model.device import give_back_memory
 from lib.model.features import FrameFeatures
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,10 @@ class Prefetcher:
                 return False
             features, slices = self._todo[0]
         try:
-            features.ensure(slices[: features.batch])
+            made = features.ensure(slices[: features.batch])
             rest = slices[features.batch :]
+            if made and not rest:  # once for a volume; between clicks, the next one would have to ask for it again
+                give_back_memory()
         except Exception:  # the request that needs the slice will say what is wrong
             if program.is_alive():
                 logger.exception("Encoding in the background failed")

@@ -224,9 +224,11 @@ class Tracker:
                 for t in features.missing(following):
                     soon(partial(prepare, [t]))
             with self._autocast():
-                step = self._step(features, slices, memories=memories, time=d, remember=True, judge=judge.judge(d, slices))
-            memories["non_cond_frame_outputs"][d] = memory_of(step)
-            memories["non_cond_frame_outputs"].pop(d - keep, None)
+                last = d == len(jobs[0][1].stops)
+                step = self._step(features, slices, memories=memories, time=d, remember=not last, judge=judge.judge(d, slices))
+            if not last:
+                memories["non_cond_frame_outputs"][d] = memory_of(step)
+                memories["non_cond_frame_outputs"].pop(d - keep, None)
             scores = step["object_score_logits"][:, 0].float()
             judge.note(d, scores)
             there = (scores > 0).tolist() if patience and active[0][1].far is None else [True] * len(active)

@@ -26,6 +26,7 @@ class Slices:
         if self.fail:
             raise RuntimeError("broken")
         self.done += indices
+        return len(indices)
 
 
 def test_wishes_are_encoded_in_their_order():
@@ -33,6 +34,15 @@ def test_wishes_are_encoded_in_their_order():
     slices.done = [4]
     prefetcher.wish(slices, [5, 4, 6, 3, 7])
     assert prefetcher.wait(5) and slices.done == [4, 5, 6, 3, 7]
+
+
+def test_freed_memory_is_given_back_when_a_volume_is_encoded(monkeypatch):
+    prefetcher, slices, given_back = Prefetcher(), Slices(), []
+    monkeypatch.setattr("lib.model.prefetch.give_back_memory", lambda: given_back.append(len(slices.done)))
+    prefetcher.wish(slices, range(20))
+    assert prefetcher.wait(5) and given_back == [20]
+    prefetcher.wish(slices, range(20))
+    assert prefetcher.wait(5) and len(given_back) == 1, "not after each request on what is encoded already"
 
 
 def test_it_stands_still_while_a_request_runs():
