@@ -1,7 +1,7 @@
 """Work side by side on the cores of a CPU.
 
-Within one step of a small network several threads wait for each other more than they help: on two cores a step takes longer with two
-threads than with one. Two runs beside each other, of one thread each, take hardly longer than one.
+Within one step of a small network several threads wait for each other: two of them make it a third quicker at best. Two runs beside each
+other, of one thread each, take hardly longer than one.
 """
 
 import heapq

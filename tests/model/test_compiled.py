@@ -94,7 +94,11 @@ def test_a_compiled_network_draws_the_same():
     before = segmenter.segment(volume, prompts, Options()).mask
     assert segmenter.wait(300)
     model = next(iter(segmenter._engines.values())).tracker.model
-    seen = dict(model.memory_encoder.forward._seen)
+    seen, ready = dict(model.memory_encoder.forward._seen), set(model.memory_attention.forward._ready)
     after = segmenter.segment(volume, prompts, Options()).mask
     assert sum(model.memory_encoder.forward._seen.values()) < sum(seen.values()) + 5, "most steps were compiled ones"
     assert before.any() and metrics.dice(before, after) > 0.999
+    more = segmenter.prompts(volume, Options(), positive=[(x, y, t), (x, y, t + 4)])
+    segmenter.segment(volume, more, Options())
+    assert segmenter.wait(300) and len(ready) > 4
+    assert set(model.memory_attention.forward._ready) == ready, "all that clicks call was compiled in the warm-up"
