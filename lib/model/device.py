@@ -64,7 +64,7 @@ def run_batch(device: torch.device) -> int:
 def give_back_memory() -> None:
     """Returns what this process has freed to the system, as the C library of Linux does not by itself; elsewhere nothing.
 
-    Takes some milliseconds. Without it a server of 300 slices keeps 300 MB that it has no use for.
+    Takes some milliseconds. After encoding 300 slices it is 60 MB.
     """
     trim = _malloc_trim()
     if trim:

@@ -91,6 +91,11 @@ class FrameFeatures:
         """Those of the slice indices that are not encoded yet."""
         return [t for t in dict.fromkeys(indices) if t not in self._slices]
 
+    def untouched(self, indices) -> list[int]:
+        """Those that are neither encoded nor being encoded."""
+        with self._changed:
+            return [t for t in self.missing(indices) if t not in self._busy]
+
     def ensure(self, indices) -> int:
         """Encodes those slices that are missing; returns how many. What another thread is at is waited for."""
         indices = self.missing(indices)

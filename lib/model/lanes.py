@@ -155,8 +155,16 @@ def side_by_side(jobs: Iterable[Generator[int]], device: torch.device) -> list:
     """
     jobs, mine = list(jobs), cores()
     if device.type != "cpu":
-        return _Team(mine, 1, jobs, mine).run()
+        return [_result(job) for job in jobs]
     return _Team(mine, max(1, min(2 * len(jobs), mine)), jobs, 1).run()  # two for each: one for what it wishes for
+
+
+def _result(job: Generator):
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            return end.value
 
 
 def soon(function: Callable) -> None:

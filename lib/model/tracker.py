@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -220,9 +219,9 @@ class Tracker:
                     prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
             else:
                 prepare(slices)
-                following = [t for _, run in active for t in run.stops[d : d + _AHEAD]]
-                for t in features.missing(following):
-                    soon(partial(prepare, [t]))
+                new = slice(d if d == 1 else d + _AHEAD - 1, d + _AHEAD)
+                for t in features.untouched(t for _, run in active for t in run.stops[new]):
+                    soon(lambda t=t: prepare(features.untouched([t])))
             with self._autocast():
                 last = d == len(jobs[0][1].stops)
                 step = self._step(features, slices, memories=memories, time=d, remember=not last, judge=judge.judge(d, slices))

@@ -34,6 +34,14 @@ def test_a_slice_is_encoded_once_however_many_ask(features, monkeypatch):
     assert sorted(encoded) == list(range(9)) and sum(counts) == 9 and features.missing(range(9)) == []
 
 
+def test_untouched_slices_are_neither_encoded_nor_being_encoded(features, monkeypatch):
+    encode, seen = features._encode, []
+    monkeypatch.setattr(features, "_encode", lambda slices: seen.append((features.missing(range(9)), features.untouched(range(9)))) or encode(slices))
+    features.ensure([0])
+    features.ensure([4])
+    assert seen[1] == ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 5, 6, 7, 8]) and features.untouched([4, 5]) == [5]
+
+
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, monkeypatch, cores):
     monkeypatch.setattr(lanes, "CORES", cores)

@@ -66,6 +66,7 @@ def steps(count, do=lambda: None, result=None):
 
 @pytest.mark.parametrize("device", [CPU, torch.device("meta")])
 def test_jobs_return_their_results_in_order(four, device):
+    torch.set_num_threads(4)
     assert side_by_side([steps(5, result="a"), steps(0, result="b"), steps(2, result="c")], device) == ["a", "b", "c"]
     assert side_by_side([], device) == []
     assert cores() == torch.get_num_threads() == 4
