@@ -168,7 +168,6 @@ class Tracker:
         for n, run in todo:
             kinds.setdefault((id(stretches[n].features), run.far is None), []).append((n, run))
         groups = [g[i : i + batch] for g in kinds.values() for i in range(0, len(g), batch)]
-        groups.sort(key=lambda group: -len(group[0][1].stops))  # so that lanes end at about the same time
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
         for made in side_by_side((self._run_batch(stretches, g, patience, ticks) for g in groups), stretches[0].features.device):
             for job, done in made.items():
@@ -194,7 +193,8 @@ class Tracker:
     @torch.inference_mode()  # which belongs to a thread
     def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
         """Steps runs of one kind (outer, or inner) through the same frames, longest first, together; yields how many are left at most."""
-        features, prepare = stretches[jobs[0][0]].features, stretches[jobs[0][0]].prepare or stretches[jobs[0][0]].features.ensure
+        stretch, steps = stretches[jobs[0][0]], len(jobs[0][1].stops)
+        features, prepare = stretch.features, stretch.prepare or stretch.features.ensure
         ends = [stretches[n].annotated[run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
@@ -205,7 +205,7 @@ class Tracker:
         out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
         absent, active = dict.fromkeys(jobs, 0), list(jobs)
         judge = Ends(features, self.drop, self.gain, [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)])
-        for d in range(1, len(jobs[0][1].stops) + 1):
+        for d in range(1, steps + 1):
             ticks.next()
             alive = [i for i, j in enumerate(active) if len(j[1].stops) >= d and not 0 < patience <= absent[j]]
             if not alive:
@@ -223,9 +223,8 @@ class Tracker:
                 for t in features.untouched(t for _, run in active for t in run.stops[new]):
                     soon(lambda t=t: prepare(features.untouched([t])))
             with self._autocast():
-                last = d == len(jobs[0][1].stops)
-                step = self._step(features, slices, memories=memories, time=d, remember=not last, judge=judge.judge(d, slices))
-            if not last:
+                step = self._step(features, slices, memories=memories, time=d, remember=d < steps, judge=judge.judge(d, slices))
+            if d < steps:  # nothing comes after the last
                 memories["non_cond_frame_outputs"][d] = memory_of(step)
                 memories["non_cond_frame_outputs"].pop(d - keep, None)
             scores = step["object_score_logits"][:, 0].float()
@@ -234,7 +233,7 @@ class Tracker:
             for n, job in enumerate(active):
                 out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
                 absent[job] = 0 if there[n] else absent[job] + 1
-            yield len(jobs[0][1].stops) - d
+            yield steps - d
         done = {}
         for (n, run), rows in out.items():
             end = stretches[n].annotated[run.near]
