@@ -13,12 +13,13 @@ _AT_ONCE = 32  # slices; the comparison takes many times their memory
 
 
 def expected_quality(
-    features: FrameFeatures, filled: np.ndarray, annotated, tracks: Tracks, estimator: Estimator | None
+    features: FrameFeatures, thumbnails: torch.Tensor, filled: np.ndarray, annotated, tracks: Tracks, estimator: Estimator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (T, S) and expected IoU (T,) of all slices; see `lib.slice_quality`.
+    """Signals (T, S) and expected IoU (T,) of neighbouring slices; see `lib.slice_quality`.
 
     Args:
-        features: of the frames that were tracked in. filled: bool (T,), slices whose final mask is not empty.
+        features: of the frames that were tracked in. thumbnails: uint8 (T, h, w), see `FrameFeatures`.
+        filled: bool (T,), slices whose final mask is not empty.
         annotated: prompted slices; their expected IoU is 1. tracks: what tracking gave.
         estimator: fitted to the network; None = by the network's own heads.
     """
@@ -26,7 +27,7 @@ def expected_quality(
     masks = looks.shrink(tracks.logits) & torch.from_numpy(filled).to(tracks.logits.device)[:, None, None]
     small = masks.cpu().numpy()
     iou, present = tracks.iou.float().cpu().numpy(), tracks.object_score.float().sigmoid().cpu().numpy()
-    alike, same = _looks(features, masks, small, annotated)
+    alike, same = _looks(thumbnails, features.thumbnail_valid, masks, small, annotated)
     frames = features.frames
     pixel_mm = frames.pixel_mm[1] * frames.size[1] / features.width * features.side / small.shape[-1]
     known = signals(
@@ -38,9 +39,8 @@ def expected_quality(
     return known, expected
 
 
-def _looks(features, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple[np.ndarray, np.ndarray]:
+def _looks(images: torch.Tensor, valid: torch.Tensor, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple[np.ndarray, np.ndarray]:
     """`looks.contrast` with the nearest annotated slice and `looks.correlation` with the slice whose mask is in force."""
-    images, valid = features.thumbnails, features.thumbnail_valid
     tables = torch.stack([looks.table_of(images[t], masks[t], valid) for t in annotated])
     nearest = np.abs(np.arange(len(small))[:, None] - annotated).argmin(1)
     source = in_force(small.any((1, 2)), annotated)
@@ -51,5 +51,5 @@ def _looks(features, masks: torch.Tensor, small: np.ndarray, annotated) -> tuple
         return torch.stack([alike, looks.correlation(images[t], images[source[t]], worn)])
 
     parts = [slice(n, n + _AT_ONCE) for n in range(0, len(small), _AT_ONCE)]
-    alike, same = torch.cat(share(compare, parts, features.device), 1).cpu().numpy().astype(float)
+    alike, same = torch.cat(share(compare, parts, images.device), 1).cpu().numpy().astype(float)
     return alike, same

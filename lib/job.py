@@ -24,7 +24,7 @@ from lib.prompts import Prompts, SlicePrompt
 from lib.slice_quality import Estimator
 
 THIN = 1 / 128  # of the field of view; slices of small networks' training were no closer
-_AT_ONCE = 2  # slices; at full resolution they are large
+_AT_ONCE = 4  # slices; at full resolution they are large
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Job:
 
 def finish(spans: Sequence[Job], frames: Frames, prompts: Prompts) -> np.ndarray:
     """The mask bool (I, J, K): thresholds at full resolution, keeps the wanted components, obeys clicks and region."""
-    whole = np.zeros((len(frames), *frames.size), bool)
+    whole = masks.empty((len(frames), *frames.size))
     for span in spans:
         _threshold(span, whole if span.frames.part is None else whole[:, span.frames.part[0], span.frames.part[1]])
     for t, painted in prompts.masks.items():  # as painted, not as resampled
@@ -113,12 +113,14 @@ def _threshold(span: Job, stack: np.ndarray) -> None:
     """Writes where the span's tracks are positive into bool (T, Y, X) of its frames."""
     tracks, features = span.tracks, span.features
     hit = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()
+    logits = tracks.logits.cpu()
 
     @torch.inference_mode()
     def fill(index):
-        stack[index] = (features.to_slices(tracks.logits[index]) > 0).cpu().numpy()
+        found, rows, columns = features.masks(logits[index])
+        stack[index, rows, columns] = found
 
-    share(fill, [hit[n : n + _AT_ONCE] for n in range(0, len(hit), _AT_ONCE)], features.device)
+    share(fill, [hit[n : n + _AT_ONCE] for n in range(0, len(hit), _AT_ONCE)], logits.device)
     for t, annotation in span.annotated.items():
         if annotation.fine is not None:
             stack[t] = (annotation.fine > 0).cpu().numpy()
@@ -132,10 +134,12 @@ def join(spans: Sequence[Job], total: int, filled: np.ndarray) -> tuple[np.ndarr
     """
     parts = []
     for n, span in enumerate(spans):
-        low = span.low + 1 if n else 0  # the shared slice belongs to the first of two
-        high = span.high if n + 1 < len(spans) else total - 1
-        t, here = span.tracks, slice(low, high + 1)
-        known, expected = expected_quality(span.features, filled, span.annotated, t, span.engine.estimator)
-        rows = t.iou.float(), t.object_score.float().sigmoid(), t.agreement
-        parts.append([*(x[here].cpu().numpy() for x in rows), known[here], expected[here]])
+        reach = range(span.low if n else 0, span.high + 1 if n + 1 < len(spans) else total)
+        here, own = slice(reach.start, reach.stop), slice(1 if n else 0, None)  # the shared slice belongs to the first of two
+        tracks = span.tracks.of_slices(here)
+        annotated = [t - reach.start for t in span.annotated]
+        thumbnails = span.features.thumbnails[here]
+        known, expected = expected_quality(span.features, thumbnails, filled[here], annotated, tracks, span.engine.estimator)
+        rows = tracks.iou.float(), tracks.object_score.float().sigmoid(), tracks.agreement
+        parts.append([*(x.cpu().numpy()[own] for x in rows), known[own], expected[own]])
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))

@@ -1,6 +1,11 @@
 """Operations on binary masks."""
 
+import contextlib
+import math
+import mmap
+
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from lib.errors import OptionError
@@ -8,9 +13,21 @@ from lib.errors import OptionError
 COMPONENTS = ("annotated", "largest", "all")
 
 
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of False only, which takes memory where it is filled, in pages of 2 MB where Linux has them: a mask of 300 slices has
+    20,000 of the usual pages, and each takes time when it is first touched."""
+    size = math.prod(shape)
+    if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(shape, bool)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, bool).reshape(shape)
+
+
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """Where bool (T, Y, X) is not empty; None if it is empty. Quick when few of the slices are filled."""
-    filled = np.flatnonzero(mask.any((1, 2)))
+    filled = np.flatnonzero([m.any() for m in mask])  # many times as fast as one call
     if not len(filled):
         return None
     depth = slice(int(filled[0]), int(filled[-1]) + 1)
@@ -34,8 +51,11 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
         raise OptionError(f"Unknown value {which!r} for components: use {', '.join(COMPONENTS)}.")
     if which == "all" or not mask.any():
         return mask
-    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    wanted = np.zeros(count + 1, bool)
+    found = sitk.ConnectedComponentImageFilter()  # twice as fast as SciPy's
+    found.SetFullyConnected(True)
+    labelled = found.Execute(sitk.GetImageFromArray(mask.view(np.uint8)))
+    parts = sitk.GetArrayViewFromImage(labelled)
+    wanted = np.zeros(found.GetObjectCount() + 1, bool)
     if which == "annotated":
         wanted[parts[annotated & mask]] = True
     else:
@@ -47,7 +67,11 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
 
 def depth(mask: np.ndarray) -> np.ndarray:
     """Distance in pixels of each pixel of bool (Y, X) to the outside; the image's edge counts as outside."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    out = np.zeros(mask.shape)
+    box = bounding_box(mask[None])
+    if box is not None:
+        out[box[1:]] = ndimage.distance_transform_edt(np.pad(mask[box[1:]], 1))[1:-1, 1:-1]
+    return out
 
 
 def deepest(mask: np.ndarray) -> tuple[int, int] | None:

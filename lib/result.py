@@ -1,6 +1,7 @@
 """What a segmentation gives back."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -30,3 +31,8 @@ class Result:
     expected_iou: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: int = 0
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """Pixels (T,) of the mask on each slice."""
+        return np.array([np.count_nonzero(m) for m in np.moveaxis(self.mask, self.axis, 0)])  # many times as fast as a sum

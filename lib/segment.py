@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from lib.frames import Frames, resolve_axis
@@ -125,7 +126,7 @@ class Segmenter:
                 mask = finish(spans, frames, prompts)
         self._store.trim()
         with job.clock("estimate"):
-            filled = frames.from_volume(mask).any((1, 2))
+            filled = np.array([m.any() for m in frames.from_volume(mask)])  # many times as fast as one call
             per_slice = join(spans, len(frames), filled)
         return Result(mask, frames.axis, tuple(sorted({t for s in spans for t in s.annotated})), *per_slice, job.clock.seconds, sum(job.encoded))
 
@@ -222,10 +223,11 @@ class Segmenter:
     def _propagate(self, spans: Sequence[Job]) -> list[Tracks]:
         """What the network says of all slices of each span."""
         job = spans[0]
+        batch = job.options.batch or device.run_batch(job.features.device, self._compiler is not None)
         with job.clock("propagate"):
             return job.engine.tracker.propagate_all(
                 [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, stride=job.stride, batch=job.options.batch or device.run_batch(job.features.device),
+                stop_mm=job.options.stop_mm, stride=job.stride, batch=batch,
                 memo=self._memo, progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip

@@ -117,10 +117,14 @@ def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
 
 
 def _write_raw(mask, header, path) -> None:
-    """As pynrrd would, but slice by slice: it makes a copy of the whole mask."""
+    """As pynrrd would, but slice by slice: it makes a copy of the whole mask. Empty slices, most of them, need no writing."""
     empty = io.BytesIO()
     nrrd.write(empty, np.empty((0, 0, 0), mask.dtype), header=header, index_order="F")
     with open(path, "wb") as file:
         file.write(empty.getvalue().replace(b"sizes: 0 0 0", b"sizes: %d %d %d" % mask.shape, 1))
-        for plane in mask.transpose(2, 1, 0):
-            file.write(np.ascontiguousarray(plane))
+        start = file.tell()
+        for n, plane in enumerate(mask.transpose(2, 1, 0)):
+            if plane.any():
+                file.seek(start + n * plane.nbytes)
+                file.write(np.ascontiguousarray(plane))
+        file.truncate(start + mask.nbytes)

@@ -121,7 +121,7 @@ def _warm_up(tracker: Tracker, where: torch.device) -> None:
     painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square)
     annotated = {t: tracker.annotate(features, t, painted) for t in (8, 15)}
     for _ in range(OFTEN):
-        tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where))
+        tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where, compiled=True))
 
 
 @contextmanager

@@ -56,9 +56,11 @@ def encoder_batch(device: torch.device, image_size: int) -> int:
     return max(1, per_256 * 256 * 256 // (image_size * image_size))
 
 
-def run_batch(device: torch.device) -> int:
-    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`)."""
-    return 1 if device.type == "cpu" else 32
+def run_batch(device: torch.device, compiled: bool = False) -> int:
+    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`), while
+    others encode for it. Where there are no others, both directions share one, so as to wait less for each other's Python, of which
+    compiled networks need little."""
+    return 32 if device.type != "cpu" else 1 if compiled or CORES > 2 else 2
 
 
 def give_back_memory() -> None:

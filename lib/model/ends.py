@@ -1,6 +1,7 @@
 """Where does a tracked object end? The network's object score, and whether what it follows still looks as it did, decide."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 
 import torch
@@ -29,11 +30,13 @@ class Ends:
             tables = [looks.table_of(features.thumbnails[t], looks.shrink(x[None])[0], valid) for t, x in starts]
             self._tables = torch.stack(tables)
 
-    def keep(self, rows: list[int]) -> None:
-        """Goes on with these runs only."""
-        self._near = self._near[rows]
+    def of(self, rows: list[int]) -> "Ends":
+        """For these runs only."""
+        some = copy(self)
+        some._near = self._near[rows]
         if self._gain:
-            self._tables = self._tables[rows]
+            some._tables = self._tables[rows]
+        return some
 
     def note(self, step: int, scores: torch.Tensor) -> None:
         """Takes the scores (B,) of a step (1, 2, ...)."""

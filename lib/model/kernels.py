@@ -2,7 +2,8 @@
 
 PyTorch multiplies float32 matrices with MKL, which reaches half of what an AMD CPU with AVX-512 can do. oneDNN, which PyTorch contains
 as well, reaches it on CPUs of both makes. It takes longer to begin, so only the large products go through it: those of the image
-encoder, the memory attention and the memory encoder, not those with the few tokens of the mask decoder. What SAM 2 computes anew for
+encoder, the memory attention and the memory encoder, not those with the few tokens of the mask decoder. A convolution of single pixels is
+such a product as well. What SAM 2 computes anew for
 every slice although it is always the same (position codes) is kept, and what it does in many small steps (norms over channels,
 activations) is done in one: threads that run side by side wait for Python between any two of them.
 """
@@ -18,6 +19,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import MLP, LayerNorm2d
 
 PARTS = ("image_encoder", "memory_attention", "memory_encoder")
+LEVELS = ("conv_s0", "conv_s1")  # of the mask decoder, belong to the encoding of a slice
 SCORES = 4 << 20  # bytes of attention scores up to which they are made at once
 
 
@@ -25,7 +27,8 @@ def quicken(model: SAM2Base) -> SAM2Base:
     """The same model, whose forward passes take less time on a CPU with AVX-512, in float32 and inference mode; else as they
     are, and where they are compiled."""
     if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        for part in (getattr(model, name) for name in PARTS):
+        levels = [getattr(model.sam_mask_decoder, name) for name in LEVELS if hasattr(model.sam_mask_decoder, name)]
+        for part in [*(getattr(model, name) for name in PARTS), *levels]:
             for module in part.modules():
                 if type(module) in QUICK:
                     module.forward = _either(module.forward, QUICK[type(module)](module))
@@ -60,6 +63,16 @@ def _linear(layer: torch.nn.Linear) -> Callable:
     return lambda x: product(x, layer.weight, layer.bias)
 
 
+def _convolution(layer: torch.nn.Conv2d) -> Callable:
+    """Of single pixels."""
+    single = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1 and not any(layer.padding)
+
+    def forward(x):
+        return product(x.permute(0, 2, 3, 1), layer.weight[:, :, 0, 0], layer.bias).permute(0, 3, 1, 2) if single else None
+
+    return forward
+
+
 def _mlp(mlp: MLP) -> Callable:
     then = {torch.nn.GELU: "gelu", torch.nn.ReLU: "relu"}.get(type(mlp.act))
 
@@ -87,17 +100,20 @@ def _position(codes: PositionEmbeddingSine) -> Callable:
 
 
 def _rope_attention(layer: RoPEAttention) -> Callable:
-    """Of one structure and head, as in the memory attention of one run."""
+    """Of one head, as in the memory attention; of a few runs one after the other."""
 
     def forward(q, k, v, num_k_exclude_rope=0):
         (b, n, _), keys = q.shape, k.shape[1]
-        if b * layer.num_heads > 1 or n != len(layer.freqs_cis) or n * keys * q.element_size() > SCORES:
+        if layer.num_heads > 1 or n != len(layer.freqs_cis) or n * keys * q.element_size() > SCORES:
             return None
         q, k, v = layer.q_proj(q)[:, None], layer.k_proj(k)[:, None], layer.v_proj(v)
         turned = keys - num_k_exclude_rope
         q, k[:, :, :turned] = apply_rotary_enc(q, k[:, :, :turned], layer.freqs_cis, layer.rope_k_repeat)
-        scores = product(q[0, 0] * q.shape[-1] ** -0.5, k[0, 0])
-        return layer.out_proj(product(torch.softmax(scores, -1, out=scores), v[0].T)[None])
+        q, seen = q * q.shape[-1] ** -0.5, []
+        for run in range(b):
+            scores = product(q[run, 0], k[run, 0])
+            seen.append(product(torch.softmax(scores, -1, out=scores), v[run].T))
+        return layer.out_proj(torch.stack(seen))
 
     return forward
 
@@ -119,6 +135,7 @@ def _kept(function: Callable) -> Callable:
 
 QUICK = {
     torch.nn.Linear: _linear,
+    torch.nn.Conv2d: _convolution,
     MLP: _mlp,
     LayerNorm2d: _norm_of_channels,
     PositionEmbeddingSine: _position,

@@ -31,7 +31,7 @@ class _Team:
         self._ready = [(-math.inf, n) for n in range(len(jobs))]  # a heap: most to do first
         self._jobs, self._open, self.results = jobs, set(range(len(jobs))), [None] * len(jobs)
         self._wishes: deque[tuple[int, Callable]] = deque()
-        self._changed = threading.Condition()
+        self._changed, self._idle = threading.Condition(), 0  # lanes that wait for something to do
 
     def run(self) -> list:
         """Results of the jobs."""
@@ -58,6 +58,21 @@ class _Team:
                 self._wishes.append((_here.job, function))
                 self._changed.notify()
 
+    def spare(self) -> bool:
+        """Whether a lane has nothing to do, and there is nothing."""
+        with self._changed:
+            return self._idle > 0 and not self._wishes and not self._ready
+
+    def also(self, job: Generator) -> None:
+        """One job more."""
+        with self._changed:
+            n = len(self._jobs)
+            self._jobs.append(job)
+            self.results.append(None)
+            self._open.add(n)
+            heapq.heappush(self._ready, (-math.inf, n))
+            self._changed.notify()
+
     def _work(self) -> None:
         """One lane: step after step, until all is done or something has failed."""
         before, _here.team = _team(), self
@@ -79,7 +94,9 @@ class _Team:
         with self._changed:
             if again:
                 heapq.heappush(self._ready, again)
+            self._idle += 1
             self._changed.wait_for(lambda: self._ready or self._wishes or not self._open)
+            self._idle -= 1
             if not self._open:
                 return None
             if not self._wishes:
@@ -172,6 +189,17 @@ def soon(function: Callable) -> None:
     team = _team()
     if team:
         team.soon(function)
+
+
+def spare() -> bool:
+    """From within a step: whether a lane has nothing to do."""
+    team = _team()
+    return team is not None and team.spare()
+
+
+def also(job: Generator) -> None:
+    """From within a step, if a lane is `spare`: one job more, whose result comes after those of the others."""
+    _team().also(job)
 
 
 class Ticks:

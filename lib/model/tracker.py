@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lib.model.closer import agreement, closer_look
 from lib.model.ends import Ends
 from lib.model.features import FrameFeatures
-from lib.model.lanes import Ticks, side_by_side, soon
+from lib.model.lanes import Ticks, also, side_by_side, soon, spare
 from lib.model.memories import memory_of, rows_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
 from lib.model.tracks import Annotation, Tracks
@@ -46,6 +46,32 @@ class Stretch:
     high: int
     scope: tuple = ()
     prepare: Callable | None = None
+
+
+@dataclass
+class Group:
+    """Runs of one kind on their way through the network together.
+
+    Attributes:
+        jobs: index of the stretch and run, longest first. memories, judge: with a row for each.
+        absent: of each, how many steps the object has been absent. made: of each, logits (h, w), predicted IoU and score of the steps.
+        step: how many are done.
+    """
+
+    jobs: list[tuple[int, Run]]
+    memories: dict
+    judge: Ends
+    absent: list[int]
+    made: list[list]
+    step: int = 0
+
+    def of(self, rows: Sequence[int]) -> "Group":
+        """These runs only."""
+        if len(rows) == len(self.jobs):
+            return self
+        rows = list(rows)
+        jobs, absent, made = ([x[i] for i in rows] for x in (self.jobs, self.absent, self.made))
+        return Group(jobs, rows_of(self.memories, rows), self.judge.of(rows), absent, made, self.step)
 
 
 class Tracker:
@@ -190,55 +216,64 @@ class Tracker:
             merge(run, runs, results, tracks)
         return tracks
 
-    @torch.inference_mode()  # which belongs to a thread
     def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
-        """Steps runs of one kind (outer, or inner) through the same frames, longest first, together; yields how many are left at most."""
-        stretch, steps = stretches[jobs[0][0]], len(jobs[0][1].stops)
-        features, prepare = stretch.features, stretch.prepare or stretch.features.ensure
+        """Begins runs of one kind (outer, or inner) through the same frames, longest first, and goes on with them; see `_go`."""
         ends = [stretches[n].annotated[run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
             cond[FAR_END] = stack([stretches[n].annotated[run.far].memory for n, run in jobs])
+        starts = [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)]
+        judge = Ends(stretches[jobs[0][0]].features, self.drop, self.gain, starts)
         memories = {"cond_frame_outputs": cond, "non_cond_frame_outputs": {}}
+        return (yield from self._go(stretches, Group(jobs, memories, judge, [0] * len(jobs), [[] for _ in jobs]), patience, ticks))
+
+    @torch.inference_mode()  # which belongs to a thread
+    def _go(self, stretches, group: Group, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
+        """Steps runs together; yields how many steps are left at most. A lane that is free takes half of the runs over."""
+        stretch, outer = stretches[group.jobs[0][0]], group.jobs[0][1].far is None
+        features, prepare = stretch.features, stretch.prepare or stretch.features.ensure
         keep = max(self.model.num_maskmem * max(1, self.model.memory_temporal_stride_for_eval) + 1,
                    self.model.max_obj_ptrs_in_encoder)  # fmt: skip
-        out: dict[tuple[int, Run], list] = {job: [] for job in jobs}
-        absent, active = dict.fromkeys(jobs, 0), list(jobs)
-        judge = Ends(features, self.drop, self.gain, [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)])
-        for d in range(1, steps + 1):
-            ticks.next()
-            alive = [i for i, j in enumerate(active) if len(j[1].stops) >= d and not 0 < patience <= absent[j]]
+        done = {}
+        while True:
+            d = group.step + 1
+            alive = [i for i, (_, run) in enumerate(group.jobs) if len(run.stops) >= d and not 0 < patience <= group.absent[i]]
+            for i in set(range(len(group.jobs))) - set(alive):
+                n, run = group.jobs[i]
+                end = stretches[n].annotated[run.near]
+                done[n, run] = outcome(run, group.made[i], (end.logits[0, 0], end.iou, end.object_score))
             if not alive:
-                break
-            if len(alive) < len(active):
-                memories, active = rows_of(memories, alive), [active[i] for i in alive]
-                judge.keep(alive)
-            slices = [run.stops[d - 1] for _, run in active]
+                return done
+            ticks.next()
+            group = group.of(alive)
+            steps = len(group.jobs[0][1].stops)
             if features.device.type != "cpu":
                 if d % _AHEAD == 1:  # few large batches
-                    prepare([t for _, run in active for t in run.stops[d - 1 : d - 1 + _AHEAD]])
+                    prepare([t for _, run in group.jobs for t in run.stops[d - 1 : d - 1 + _AHEAD]])
             else:
-                prepare(slices)
+                prepare([run.stops[d - 1] for _, run in group.jobs])
                 new = slice(d if d == 1 else d + _AHEAD - 1, d + _AHEAD)
-                for t in features.untouched(t for _, run in active for t in run.stops[new]):
+                for t in features.untouched(t for _, run in group.jobs for t in run.stops[new]):
                     soon(lambda t=t: prepare(features.untouched([t])))
+                if len(group.jobs) > 1 and spare():
+                    half = len(group.jobs) // 2
+                    also(self._go(stretches, group.of(range(half, len(group.jobs))), patience, ticks))
+                    group = group.of(range(half))
+            slices = [run.stops[d - 1] for _, run in group.jobs]
             with self._autocast():
-                step = self._step(features, slices, memories=memories, time=d, remember=d < steps, judge=judge.judge(d, slices))
+                judge = group.judge.judge(d, slices)
+                step = self._step(features, slices, memories=group.memories, time=d, remember=d < steps, judge=judge)
             if d < steps:  # nothing comes after the last
-                memories["non_cond_frame_outputs"][d] = memory_of(step)
-                memories["non_cond_frame_outputs"].pop(d - keep, None)
+                group.memories["non_cond_frame_outputs"][d] = memory_of(step)
+                group.memories["non_cond_frame_outputs"].pop(d - keep, None)
             scores = step["object_score_logits"][:, 0].float()
-            judge.note(d, scores)
-            there = (scores > 0).tolist() if patience and active[0][1].far is None else [True] * len(active)
-            for n, job in enumerate(active):
-                out[job].append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
-                absent[job] = 0 if there[n] else absent[job] + 1
+            group.judge.note(d, scores)
+            there = (scores > 0).tolist() if patience and outer else [True] * len(group.jobs)
+            for n, made in enumerate(group.made):
+                made.append((step["pred_masks"][n, 0].float(), step["iou"][n], scores[n]))
+                group.absent[n] = 0 if there[n] else group.absent[n] + 1
+            group.step = d
             yield steps - d
-        done = {}
-        for (n, run), rows in out.items():
-            end = stretches[n].annotated[run.near]
-            done[n, run] = outcome(run, rows, (end.logits[0, 0], end.iou, end.object_score))
-        return done
 
     def _step(
         self, features, slices, *, prompt=None, start=None, memories=None, time=0, remember=False, judge=None

@@ -42,6 +42,10 @@ class Tracks:
     object_score: torch.Tensor
     agreement: torch.Tensor
 
+    def of_slices(self, which: slice) -> "Tracks":
+        """Of some slices."""
+        return Tracks(self.logits[which], self.iou[which], self.object_score[which], self.agreement[which])
+
     @classmethod
     def of(cls, annotated: dict[int, Annotation], total: int, device: torch.device, iou: float = 1.0) -> "Tracks":
         """The annotated ones of `total` slices; the others are without the object, of which `iou` says how sure that is."""

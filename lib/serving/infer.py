@@ -169,7 +169,7 @@ class Sam2Task(InferTask):
         seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}
         logger.info(
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
-            volume.name, seconds["total"], list(result.annotated), result.encoded, _filled(result), len(result.present),
+            volume.name, seconds["total"], list(result.annotated), result.encoded, np.count_nonzero(result.areas), len(result.present),
         )  # fmt: skip
         answer["latencies"] = {k: round(v, 4) for k, v in seconds.items()}
         clicks = (len(prompts.positive), len(prompts.negative))
@@ -253,22 +253,17 @@ def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
     return path
 
 
-def _filled(result: Result) -> int:
-    others = tuple(a for a in range(3) if a != result.axis)
-    return int(result.mask.any(others).sum())
-
-
 def _params(result: Result, volume: Volume, checkpoint: str, request: dict) -> dict:
     """The JSON part of the answer."""
     def numbers(values) -> list:
         return [None if math.isnan(v) else round(float(v), 4) for v in np.asarray(values, float)]
 
-    voxels = int(np.count_nonzero(result.mask))
+    voxels = int(result.areas.sum())
     return {
         "label": _label(request),
         "axis": result.axis,
         "annotated_slices": list(result.annotated),
-        "slices_with_object": _filled(result),
+        "slices_with_object": int(np.count_nonzero(result.areas)),
         "slices_encoded": result.encoded,
         "predicted_iou": numbers(result.predicted_iou),
         "presence": numbers(result.present),

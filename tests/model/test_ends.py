@@ -49,5 +49,5 @@ def test_runs_that_ended_are_left_out():
     ends = Ends(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
     for step in (1, 2):
         ends.note(step, torch.tensor([8.0, 4.0]))
-    ends.keep([1])
+    ends = ends.of([1])
     assert ends.judge(3, [4])(torch.tensor([3.0]), LOGITS[None]).tolist() == [1.0]
