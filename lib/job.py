@@ -67,12 +67,8 @@ class Job:
 
     @property
     def stride(self) -> int:
-        """Every how many slices are tracked; the same for whole frames and parts."""
-        if self.options.stride or not self.engine.tracker.zoom:
-            return self.options.stride or 1
-        volume, axis = self.frames.volume, self.frames.axis
-        extent = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)
-        return max(1, round(extent * THIN / self.frames.slice_mm))
+        """See `stride_of`."""
+        return stride_of(self.options, self.engine, self.frames)
 
     def encode(self, slices) -> None:
         """Encodes what is missing, and counts it."""
@@ -82,6 +78,15 @@ class Job:
         """Logits (Y, X) of an annotated slice's own pixels."""
         a = annotation or self.annotated[t]
         return self.features.to_slices(a.logits[0])[0] if a.fine is None else a.fine
+
+
+def stride_of(options: Options, engine: Engine, frames: Frames) -> int:
+    """Every how many slices are tracked; the same for whole frames and parts."""
+    if options.stride or not engine.tracker.zoom:
+        return options.stride or 1
+    volume, axis = frames.volume, frames.axis
+    extent = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)
+    return max(1, round(extent * THIN / frames.slice_mm))
 
 
 def finish(spans: Sequence[Job], frames: Frames, prompts: Prompts) -> np.ndarray:
@@ -99,10 +104,8 @@ def finish(spans: Sequence[Job], frames: Frames, prompts: Prompts) -> np.ndarray
         mask &= inside
     box = masks.bounding_box(whole)
     if box is not None:  # of large volumes the structure is a small part
-        on_annotated = np.zeros(whole[box].shape, bool)
-        annotated = {t for span in spans for t in span.annotated}
-        on_annotated[[t - box[0].start for t in annotated if box[0].start <= t < box[0].stop]] = True
-        whole[box] = masks.keep_components(whole[box], spans[0].options.components, on_annotated)
+        annotated = sorted({t for span in spans for t in span.annotated} & set(range(box[0].start, box[0].stop)))
+        whole[box] = masks.keep_components(whole[box], spans[0].options.components, [t - box[0].start for t in annotated])
     for value, voxels in ((True, prompts.positive), (False, prompts.negative)):
         for voxel in voxels:
             mask[voxel] = value

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -36,13 +37,13 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     return depth, *(slice(int(e[0]), int(e[-1]) + 1) for e in ends)
 
 
-def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.ndarray:
+def keep_components(mask: np.ndarray, which: str, annotated: Sequence[int]) -> np.ndarray:
     """The wanted 26-connected components of a 3D mask.
 
     Args:
-        mask: bool (I, J, K).
+        mask: bool (T, Y, X).
         which: "annotated" keeps those that touch what the user annotated, "largest" the one of most voxels, "all" all.
-        annotated: bool (I, J, K), the mask on the annotated slices.
+        annotated: indices of the annotated slices.
 
     Raises:
         OptionError: another value of `which`.
@@ -57,9 +58,11 @@ def keep_components(mask: np.ndarray, which: str, annotated: np.ndarray) -> np.n
     parts = sitk.GetArrayViewFromImage(labelled)
     wanted = np.zeros(found.GetObjectCount() + 1, bool)
     if which == "annotated":
-        wanted[parts[annotated & mask]] = True
+        for t in annotated:
+            wanted[parts[t]] = True
     else:
         wanted[1 + np.bincount(parts[mask])[1:].argmax()] = True
+    wanted[0] = False
     if wanted[1:].all() or not wanted.any():
         return mask
     return np.stack([wanted[slice_] for slice_ in parts])  # all at once would need a copy in 64 bits

@@ -5,6 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
+Followed = tuple[int, int, tuple[slice, slice] | None]  # first and last slice, rows and columns
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -18,7 +20,8 @@ class Result:
         signals: (T, S), see `lib.slice_quality.signals`. expected_iou: (T,) estimated from them, or from the network's heads
             where the checkpoint has no fitted estimate; 1 on annotated slices.
         seconds: time of each stage (encode, prompt, propagate, finish).
-        encoded: slices that had to be encoded for this request.
+        encoded: slices that had to be encoded for this request. followed: where tracking looked, and a little further; None = at whole
+            frames.
     """
 
     mask: np.ndarray
@@ -31,6 +34,7 @@ class Result:
     expected_iou: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: int = 0
+    followed: tuple[Followed, ...] = ()
 
     @cached_property
     def areas(self) -> np.ndarray:

@@ -3,14 +3,15 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from lib.frames import Frames, resolve_axis
-from lib.job import Engine, Job, finish, join
-from lib.model import checkpoints, device
+from lib.job import Engine, Job, finish, join, stride_of
+from lib.model import checkpoints, device, lanes
 from lib.model.closer import Part, parts_to_follow
 from lib.model.compiled import Compiler
 from lib.model.features import FeatureStore, FrameFeatures, encoder_key
@@ -20,12 +21,13 @@ from lib.model.tracker import Stretch, Tracker
 from lib.model.tracks import Annotation, Tracks
 from lib.options import Options, slice_range
 from lib.prompts import Prompts, by_slice, make_prompts
-from lib.result import Result
+from lib.result import Followed, Result
 from lib.slice_quality import Estimator
 from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
+FURTHER = 64  # slices beyond the ends of a mask that a correction may be followed to
 ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
 
 
@@ -85,12 +87,28 @@ class Segmenter:
                 self._forget()
             return self._segment(volume, prompts, replace(options, device="cpu"), progress)
 
-    def prefetch(self, volume: Volume, options: Options = Options(), near: Sequence[int] = ()) -> None:
-        """Encodes all slices in the background, those nearest to the slices `near` (default: the middle) first."""
+    def prefetch(self, volume: Volume, options: Options = Options(), around: Sequence[int] = (), followed: Sequence[Followed] = ()) -> None:
+        """Encodes all slices in the background, those nearest to the slices `around` (default: the middle) first.
+
+        Args:
+            followed: of the last result; these parts of the frames come first.
+        """
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        centres = list(near) or [len(frames) // 2]
-        order = sorted(range(len(frames)), key=lambda t: min(abs(t - c) for c in centres))
-        self._prefetcher.wish(self._features(self._engine(options), frames, options), order)
+        centres = list(around) or [len(frames) // 2]
+        engine = self._engine(options)
+
+        def wish(frames, slices):
+            order = sorted(slices, key=lambda t: min(abs(t - c) for c in centres))
+            self._prefetcher.wish(self._features(engine, frames, options), order)
+
+        wish(frames, range(len(frames)))
+        stride, stops = stride_of(options, engine, frames), {}
+        for low, high, part in followed:
+            if part is not None:
+                near = frames.within(*part)
+                stops.setdefault(near.key, (near, set()))[1].update(t for t in range(low, high + 1) if t % stride == 0)
+        for near, slices in stops.values():
+            wish(near, slices)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until the background has encoded and compiled what it was asked for."""
@@ -128,7 +146,11 @@ class Segmenter:
         with job.clock("estimate"):
             filled = np.array([m.any() for m in frames.from_volume(mask)])  # many times as fast as one call
             per_slice = join(spans, len(frames), filled)
-        return Result(mask, frames.axis, tuple(sorted({t for s in spans for t in s.annotated})), *per_slice, job.clock.seconds, sum(job.encoded))
+        annotated = tuple(sorted({t for s in spans for t in s.annotated}))
+        filled = np.union1d(np.flatnonzero(filled), annotated)
+        ends = (int(filled[0]) - FURTHER, int(filled[-1]) + FURTHER)
+        followed = tuple((max(s.low, ends[0]), min(s.high, ends[1]), s.frames.part) for s in spans) if options.propagate else ()
+        return Result(mask, frames.axis, annotated, *per_slice, job.clock.seconds, sum(job.encoded), followed)
 
     def _engine(self, options: Options) -> Engine:
         checkpoint = checkpoints.find(options.checkpoint)
@@ -163,7 +185,7 @@ class Segmenter:
 
     def _annotate(self, job: Job, said) -> dict[int, Annotation]:
         """Annotations of the slices that stand alone."""
-        with job.clock("prompt"):
+        with self._prompting(job):
             return {
                 t: self._remembered((*job.scope, t, p.key), lambda t=t, p=p: job.engine.tracker.annotate(job.features, t, p))
                 for t, p in said.items() if p.stands_alone
@@ -194,7 +216,7 @@ class Segmenter:
         span.said = {t: p.within(*part) for t, p in said.items()}
         with job.clock("encode"):
             span.encode(list(said))
-        with job.clock("prompt"):
+        with self._prompting(job):
             adopt = job.engine.tracker.adopt
             span.annotated = {
                 t: self._remembered((*span.scope, a.key), lambda t=t, a=a: adopt(span.features, t, span.said[t], drawn[t][part], a.key))
@@ -208,10 +230,16 @@ class Segmenter:
         if not rest:
             return
         shown = self._propagate([job])[0]
-        with job.clock("prompt"):
+        with self._prompting(job):
             job.annotated = job.annotated | {
                 t: job.engine.tracker.correct(job.features, t, job.said[t], job.annotated, shown) for t in rest
             }  # fmt: skip
+
+    @staticmethod
+    @contextmanager
+    def _prompting(job: Job):
+        with job.clock("prompt"), lanes.threads(1 if job.engine.tracker.zoom else torch.get_num_threads()):
+            yield
 
     def _remembered(self, key: tuple, make: Callable[[], Annotation]) -> Annotation:
         found = self._memo.get(key)
@@ -223,7 +251,7 @@ class Segmenter:
     def _propagate(self, spans: Sequence[Job]) -> list[Tracks]:
         """What the network says of all slices of each span."""
         job = spans[0]
-        batch = job.options.batch or device.run_batch(job.features.device, self._compiler is not None)
+        batch = job.options.batch or device.run_batch(job.features.device, job.engine.tracker.compiled)
         with job.clock("propagate"):
             return job.engine.tracker.propagate_all(
                 [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
 
+from lib import masks
 from lib.errors import OptionError
 from lib.masks import Borders, keep_components
 
-# One slice (6, 6): a blob of 5, one of 3, one of 1 that touches nothing.
+# Six slices (1, 6): a blob of 5, one of 3, one of 1 that touches nothing.
 DRAWN = np.array(
     [
         [1, 1, 0, 0, 0, 0],
@@ -14,27 +18,21 @@ DRAWN = np.array(
         [0, 0, 0, 0, 0, 0],
         [3, 0, 0, 0, 0, 0],
     ]
-)[:, :, None]
+)[:, None]
 MASK = DRAWN > 0
-
-
-def at(*voxels):
-    out = np.zeros(MASK.shape, bool)
-    for v in voxels:
-        out[v] = True
-    return out
 
 
 @pytest.mark.parametrize(
     ("which", "annotated", "kept"),
     [
-        ("all", at(), (1, 2, 3)),
-        ("largest", at((5, 0, 0)), (1,)),
-        ("annotated", at((2, 5, 0)), (2,)),
-        ("annotated", at((2, 2, 0)), (1,)),
-        ("annotated", at((0, 0, 0), (5, 0, 0)), (1, 3)),
-        ("annotated", np.ones(MASK.shape, bool), (1, 2, 3)),
-        ("annotated", at((4, 4, 0)), (1, 2, 3)),  # touches none: better all than nothing
+        ("all", [], (1, 2, 3)),
+        ("largest", [5], (1,)),
+        ("annotated", [0], (1,)),
+        ("annotated", [2], (1, 2)),
+        ("annotated", [5], (3,)),
+        ("annotated", [0, 5], (1, 3)),
+        ("annotated", range(6), (1, 2, 3)),
+        ("annotated", [4], (1, 2, 3)),  # touches none: better all than nothing
     ],
 )
 def test_drawn(which, annotated, kept):
@@ -44,25 +42,35 @@ def test_drawn(which, annotated, kept):
 
 
 def test_slices_join_across_a_corner_but_not_across_a_gap():
-    mask = np.zeros((3, 3, 4), bool)
+    mask = np.zeros((4, 3, 3), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True  # joined
-    mask[1, 1, 3] = True  # slice 2 lies between
-    annotated = np.zeros_like(mask)
-    annotated[:, :, 0] = True
-    assert np.argwhere(keep_components(mask, "annotated", annotated)).tolist() == [[0, 0, 0], [1, 1, 1]]
+    mask[3, 1, 1] = True  # slice 2 lies between
+    assert np.argwhere(keep_components(mask, "annotated", [0])).tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["annotated", "largest"]))
+def test_the_same_as_by_scipy(seed, which):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 9, 3)) < rng.uniform(0.05, 0.4)
+    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    slices = rng.permutation(len(mask))[:2].tolist()
+    sizes = np.bincount(parts.ravel())[1:]
+    wanted = np.unique(parts[slices]) if which == "annotated" else [] if not count else [1 + sizes.argmax()]
+    expected = np.isin(parts, wanted) & mask
+    np.testing.assert_array_equal(keep_components(mask, which, slices), expected if expected.any() else mask)
 
 
 @pytest.mark.parametrize("which", ["annotated", "largest", "all"])
 def test_empty_stays_empty(which):
     empty = np.zeros((3, 4, 5), bool)
-    out = keep_components(empty, which, np.ones_like(empty))
+    out = keep_components(empty, which, [0, 1, 2])
     assert out.shape == (3, 4, 5)
     assert not out.any()
 
 
 def test_unknown():
     with pytest.raises(OptionError, match="'biggest'.*annotated, largest, all"):
-        keep_components(MASK, "biggest", MASK)
+        keep_components(MASK, "biggest", [0])
 
 
 def disc(radius, size=64):
@@ -88,3 +96,20 @@ def test_contrast_does_not_depend_on_the_range(scale, offset):
 ])  # fmt: skip
 def test_no_border_or_no_edge_is_no_contrast(image, mask):
     assert Borders(image).contrast(mask) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1), (0, 4, 5), (9, 512, 512)])
+def test_an_empty_mask_can_be_filled(shape):
+    mask = masks.empty(shape)
+    assert mask.shape == shape and mask.dtype == bool and not mask.any()
+    mask[-1:] = True
+    assert mask.sum() == mask[-1:].size
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_depth_is_the_distance_to_the_outside_wherever_the_mask_lies(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(rng.integers(4, 20, 2), bool)
+    y, x = (rng.integers(0, n) for n in mask.shape)
+    mask[y : y + 6, x : x + 9] = rng.random(mask[y : y + 6, x : x + 9].shape) < 0.8
+    np.testing.assert_array_equal(masks.depth(mask), ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1])

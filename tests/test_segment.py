@@ -285,6 +285,20 @@ def test_only_slices_that_tracking_comes_to_are_encoded(volume):
     assert run(segmenter, volume, Options(focus=False), positive=[CENTRE]).encoded == 0
 
 
+def test_parts_of_the_frames_are_encoded_ahead_as_far_as_a_correction_may_go():
+    x, y, z = np.meshgrid(np.arange(96), np.arange(96), np.arange(160), indexing="ij")
+    ball = ((x - 30) / 8) ** 2 + ((y - 34) / 8) ** 2 + ((z - 60) / 4.5) ** 2 < 1
+    volume, segmenter, near = Volume((60 + 110 * ball).astype(np.float32), AFFINE, "small ball"), Segmenter(), (30, 34, 60)
+    result = run(segmenter, volume, positive=[near])
+    (low, high, part), = result.followed
+    filled = np.flatnonzero(result.areas)
+    assert part is not None and low == max(0, filled[0] - 64) and high == min(159, filled[-1] + 64)
+    segmenter.prefetch(volume, Options(), result.annotated, result.followed)
+    assert segmenter.wait(120)
+    again = run(segmenter, volume, Options(z_range=(low, high), stop_mm=0), positive=[near])
+    assert again.encoded == 0 and again.followed[0][2] == part, "tracking never stops, and finds all encoded"
+
+
 def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):
     """As a GPU that is full: the first two attempts fail, the CPU answers."""
     import torch

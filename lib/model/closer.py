@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from lib import masks
 from lib.frames import Frames
 from lib.masks import Borders
 from lib.model.features import FrameFeatures
@@ -140,8 +141,9 @@ def surroundings(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Part |
 
 def _extent(frames: Frames, said: Sequence["Shown"]) -> tuple[np.ndarray, np.ndarray] | None:
     """First and one past the last (y, x) of masks and prompts; None if there are none."""
-    points = [np.argwhere(mask) for _, mask in said] + [np.rint(prompt.points[:, ::-1]) for prompt, _ in said]
-    points = np.concatenate(points).astype(float)
+    boxes = [masks.bounding_box(mask[None]) for _, mask in said]
+    corners = [[(rows.start, columns.start), (rows.stop - 1, columns.stop - 1)] for _, rows, columns in filter(None, boxes)]
+    points = np.concatenate([np.reshape(corners, (-1, 2)), *(np.rint(prompt.points[:, ::-1]) for prompt, _ in said)]).astype(float)
     if not len(points):
         return None
     last = np.array(frames.size) - 1

@@ -10,14 +10,13 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 
 from lib.frames import Frames
-from lib.model import device
+from lib.model import device, lanes
 from lib.model.features import FrameFeatures
 from lib.model.tracker import Tracker
 from lib.prompts import SlicePrompt
@@ -40,6 +39,7 @@ class Compiler:
 
     def install(self, tracker: Tracker, where: torch.device) -> None:
         """Has `PARTS` of a tracker's network compiled as they are used, which a small empty volume begins with."""
+        tracker.compiled = True
         for name, method in PARTS:
             part = getattr(tracker.model, name)
             setattr(part, method, Part(getattr(part, method), self, where.type))
@@ -106,8 +106,8 @@ class Part:
         torch._dynamo.config.recompile_limit = 256  # per function; each key is one on purpose
         # Lanes have one core each. No pool of compiling processes, which would stay.
         made = torch.compile(self._function, dynamic=False, options={"cpp.threads": 1, "compile_threads": 1})
-        threads, (enabled, kind), *_ = key  # what is compiled is for the state of the thread, too
-        with _threads(threads), torch.inference_mode(), torch.autocast(self._where, kind, enabled):
+        count, (enabled, kind), *_ = key  # what is compiled is for the state of the thread, too
+        with lanes.threads(count), torch.inference_mode(), torch.autocast(self._where, kind, enabled):
             made(*args, **kwargs)
         self._ready[key] = made
 
@@ -121,21 +121,7 @@ def _warm_up(tracker: Tracker, where: torch.device) -> None:
     painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square)
     annotated = {t: tracker.annotate(features, t, painted) for t in (8, 15)}
     for _ in range(OFTEN):
-        tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where, compiled=True))
-
-
-@contextmanager
-def _threads(wanted: int):
-    """So many threads for what this thread does, while those that begin meanwhile have as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted)
-    other = threading.Thread(target=torch.set_num_threads, args=(before,))  # the last one to say it decides for new ones
-    other.start()
-    other.join()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        tracker.propagate(features, annotated, low=0, high=23, batch=device.run_batch(where, tracker.compiled))
 
 
 def _like(value):

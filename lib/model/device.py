@@ -8,6 +8,7 @@ from functools import cache, partial
 import torch
 
 from lib.errors import OptionError
+from lib.model import kernels
 from lib.model.lanes import CORES
 
 
@@ -59,8 +60,10 @@ def encoder_batch(device: torch.device, image_size: int) -> int:
 def run_batch(device: torch.device, compiled: bool = False) -> int:
     """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`), while
     others encode for it. Where there are no others, both directions share one, so as to wait less for each other's Python, of which
-    compiled networks need little."""
-    return 32 if device.type != "cpu" else 1 if compiled or CORES > 2 else 2
+    compiled networks need little; not where a slice would come out otherwise than alone (`lib.model.kernels`)."""
+    if device.type != "cpu":
+        return 32
+    return 2 if CORES <= 2 and not compiled and kernels.available() else 1
 
 
 def give_back_memory() -> None:

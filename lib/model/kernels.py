@@ -23,10 +23,15 @@ LEVELS = ("conv_s0", "conv_s1")  # of the mask decoder, belong to the encoding o
 SCORES = 4 << 20  # bytes of attention scores up to which they are made at once
 
 
+def available() -> bool:
+    """Whether this CPU has AVX-512."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def quicken(model: SAM2Base) -> SAM2Base:
     """The same model, whose forward passes take less time on a CPU with AVX-512, in float32 and inference mode; else as they
-    are, and where they are compiled."""
-    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    are, and where they are compiled. A slice then comes out the same to the last digit whether alone or with others."""
+    if available():
         levels = [getattr(model.sam_mask_decoder, name) for name in LEVELS if hasattr(model.sam_mask_decoder, name)]
         for part in [*(getattr(model, name) for name in PARTS), *levels]:
             for module in part.modules():
@@ -34,6 +39,9 @@ def quicken(model: SAM2Base) -> SAM2Base:
                     module.forward = _either(module.forward, QUICK[type(module)](module))
                 if isinstance(module, Hiera):
                     module._get_pos_embed = _kept(module._get_pos_embed)
+        for module in (*model.sam_mask_decoder.modules(), model.obj_ptr_proj):
+            if type(module) in SAME:
+                module.forward = _either(module.forward, SAME[type(module)](module))
     return model
 
 
@@ -85,6 +93,12 @@ def _mlp(mlp: MLP) -> Callable:
         return last(x)
 
     return forward
+
+
+def _row_by_row(mlp: MLP) -> Callable:
+    """Of single tokens (B, C): a product with one row is computed otherwise than one with two."""
+    forward = mlp.forward
+    return lambda x: torch.cat([forward(row) for row in x.split(1)]) if x.ndim == 2 and len(x) > 1 else None
 
 
 def _norm_of_channels(norm: LayerNorm2d) -> Callable:
@@ -141,3 +155,4 @@ QUICK = {
     PositionEmbeddingSine: _position,
     RoPEAttention: _rope_attention,
 }
+SAME = {LayerNorm2d: _norm_of_channels, MLP: _row_by_row}  # in the mask decoder

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 
 import torch
@@ -126,6 +127,27 @@ class _Team:
 def _team() -> _Team | None:
     """That the calling thread is a lane of."""
     return getattr(_here, "team", None)
+
+
+@contextmanager
+def threads(wanted: int):
+    """So many threads for what this thread does, while those that begin meanwhile have as many as before.
+
+    Small networks are best computed by one: where several threads of a server each have helpers, more than there are cores, these go
+    to sleep between any two operations, and waking them takes longer than what they help with.
+    """
+    before = torch.get_num_threads()
+    if wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    other = threading.Thread(target=torch.set_num_threads, args=(before,))  # the last one to say it decides for new ones
+    other.start()
+    other.join()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cores() -> int:

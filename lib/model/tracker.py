@@ -19,13 +19,15 @@ import torch.nn.functional as F
 from lib.model.closer import agreement, closer_look
 from lib.model.ends import Ends
 from lib.model.features import FrameFeatures
+from lib.model.group import Group
 from lib.model.lanes import Ticks, also, side_by_side, soon, spare
-from lib.model.memories import memory_of, rows_of, stack
+from lib.model.memories import memory_of, stack
 from lib.model.runs import ABSENT, Memo, Outcome, Run, merge, outcome, plan
 from lib.model.tracks import Annotation, Tracks
 from lib.prompts import SlicePrompt
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
+RECENT = 16  # looks at slices that are kept: clicks come one after the other
 _AHEAD = 2  # slices that a run has encoded before it comes to them
 
 
@@ -48,32 +50,6 @@ class Stretch:
     prepare: Callable | None = None
 
 
-@dataclass
-class Group:
-    """Runs of one kind on their way through the network together.
-
-    Attributes:
-        jobs: index of the stretch and run, longest first. memories, judge: with a row for each.
-        absent: of each, how many steps the object has been absent. made: of each, logits (h, w), predicted IoU and score of the steps.
-        step: how many are done.
-    """
-
-    jobs: list[tuple[int, Run]]
-    memories: dict
-    judge: Ends
-    absent: list[int]
-    made: list[list]
-    step: int = 0
-
-    def of(self, rows: Sequence[int]) -> "Group":
-        """These runs only."""
-        if len(rows) == len(self.jobs):
-            return self
-        rows = list(rows)
-        jobs, absent, made = ([x[i] for i in rows] for x in (self.jobs, self.absent, self.made))
-        return Group(jobs, rows_of(self.memories, rows), self.judge.of(rows), absent, made, self.step)
-
-
 class Tracker:
     """Runs one network. All state is in the features and annotations passed in; the last few looks at slices are kept.
 
@@ -85,11 +61,17 @@ class Tracker:
             annotation, as it does at the end of an object (0: only where the score is negative, as in SAM 2). A property
             of a checkpoint, see `lib.train.presence`.
         gain: how much more it may fall where the mask still looks as it did (times `looks.contrast`). Found likewise.
+
+    Attributes:
+        compiled: whether the network is, or will be; on a CPU this is for single runs.
     """
+
+    compiled = False
 
     def __init__(self, model, autocast, drop: float = 0.0, zoom: bool = False, gain: float = 0.0):
         self.model, self._autocast, self.drop, self.zoom, self.gain = model, autocast, drop, zoom, gain
         self._recent: dict[tuple, tuple] = {}
+        self._turns: dict[tuple, dict] = {}
 
     @torch.inference_mode()
     def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
@@ -118,8 +100,8 @@ class Tracker:
         if key not in self._recent:
             out = self._decode(features, t, prompt)
             self._recent[key] = out, closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None
-            while len(self._recent) > 16:
-                self._recent.pop(next(iter(self._recent)), None)
+            while len(self._recent) > RECENT:
+                self._recent.pop(next(iter(self._recent)))
         out, fine = self._recent[key]
         return dict(out), fine
 
@@ -140,13 +122,24 @@ class Tracker:
         if len(prompt.labels) < 2 or (prompt.labels == 2).any():
             return out
         answers = [out, self._step(features, [t], prompt=prompt, start=out["pred_masks"].clamp(-32, 32))]
-        start = None
-        for n in range(1, len(prompt.labels) + 1):
-            part = SlicePrompt(prompt.points[:n], prompt.labels[:n])
-            out = self._step(features, [t], prompt=part, start=start)
-            start = out["pred_masks"].clamp(-32, 32)
-        answers.append(out)
+        answers.append(self._in_turn(features, t, prompt))
         return max(answers, key=lambda o: (agreement(features, prompt, o["pred_masks"]), float(o["iou"][0])))
+
+    def _in_turn(self, features, t, prompt: SlicePrompt) -> dict:
+        """Clicks given one after the other, each on the mask before; kept for a while."""
+        def key(part):
+            return features.frames.key, t, part.key
+
+        parts = [prompt]
+        while key(parts[-1]) not in self._turns and len(parts[-1].labels) > 1:
+            parts.append(parts[-1].without_last())
+        out = self._turns.get(key(parts[-1]))
+        for part in reversed(parts[:-1] if out else parts):
+            out = self._step(features, [t], prompt=part, start=out and out["pred_masks"].clamp(-32, 32))
+            self._turns[key(part)] = out
+            while len(self._turns) > RECENT:
+                self._turns.pop(next(iter(self._turns)))
+        return dict(out)
 
     @torch.inference_mode()
     def correct(self, features: FrameFeatures, t: int, prompt: SlicePrompt, annotated, tracks: Tracks) -> Annotation:
@@ -195,7 +188,8 @@ class Tracker:
             kinds.setdefault((id(stretches[n].features), run.far is None), []).append((n, run))
         groups = [g[i : i + batch] for g in kinds.values() for i in range(0, len(g), batch)]
         ticks = Ticks(progress, sum(len(g[0][1].stops) for g in groups))
-        for made in side_by_side((self._run_batch(stretches, g, patience, ticks) for g in groups), stretches[0].features.device):
+        steps = (self._run_batch(stretches, g, patience, ticks) for g in groups)
+        for made in side_by_side(steps, stretches[0].features.device):
             for job, done in made.items():
                 results[job] = done
                 if memo:

@@ -158,14 +158,13 @@ class Sam2Task(InferTask):
             volume = self._volumes.get(str(request["image"]))
         prompts = self._prompts(request, volume, options)
         result = self._segmenter.segment(volume, prompts, options, _progress)
-        if self._whole:
-            self._segmenter.prefetch(volume, options, result.annotated)
         with clock("write"):
             path = _write(result, volume, request, ending)
         answer = _params(result, volume, served, request)
         if self._whole:
             with clock("next"):
                 answer |= self._note(volume, request, options, result, served)
+            self._segmenter.prefetch(volume, options, result.annotated, result.followed)
         seconds = {**clock.seconds, **result.seconds, "total": time.perf_counter() - start}
         logger.info(
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",

@@ -61,6 +61,17 @@ def test_seg_nrrd_of_pynrrd(affine, tmp_path):
     assert header["Segment0_Extent"] == "1 1 3 3 2 2"
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("filled", [[], [0], [5], [2, 3]])
+def test_empty_slices_of_a_raw_nrrd_are_there_although_they_are_not_written(filled, dtype, tmp_path):
+    mask = np.zeros((7, 8, 6), bool)
+    mask[2:4, 3:5, filled] = True
+    path = write_mask(mask, Volume(mask.astype(np.int16), np.eye(4)), tmp_path / "a.nrrd", dtype=dtype, compress=False)
+    content, header = nrrd.read(str(path))
+    np.testing.assert_array_equal(content, mask)
+    assert content.dtype == dtype and path.read_bytes().partition(b"\n\n")[2] == mask.astype(dtype).tobytes("F")
+
+
 def test_formats_and_dicom_agree(tmp_path):
     volume = Volume(RAMP, AXIAL_LPS)
     write_dicom(volume, tmp_path / "series", modality="CT", description="test")

@@ -68,3 +68,21 @@ def test_a_failure_to_encode_is_told_and_leaves_nothing_behind(features, monkeyp
         with pytest.raises(ZeroDivisionError):
             features.ensure([1, 2])
     assert features.missing([1, 2]) == [1, 2] and features.ensure([1, 2]) == 2
+
+
+@pytest.mark.parametrize(("size", "spacing"), [((32, 32), (1, 1)), ((300, 200), (1, 1)), ((512, 512), (0.7, 0.7)), ((40, 90), (2.5, 0.5))])
+@pytest.mark.parametrize("side", [64, 256])
+def test_masks_are_where_logits_of_slices_are_positive(model, size, spacing, side):
+    volume = Volume(np.zeros((*size, 2), np.int16), np.diag([*spacing, 3.0, 1.0]))
+    features = FrameFeatures(model, Frames.of(volume, axis=2, window="0,255"), torch.device("cpu"), nullcontext, 1)
+    logits = torch.full((2, side, side), -3.0)
+    low, high = side // 8, side // 3
+    logits[0, low:high, low : high + 4] = torch.randn((high - low, high + 4 - low), generator=torch.Generator().manual_seed(side)) + 1
+    logits[1, high, high] = 40.0
+    expected = features.to_slices(logits).numpy()
+    found, rows, columns = features.masks(logits)
+    whole = np.zeros(expected.shape, bool)
+    whole[:, rows, columns] = found
+    clear = np.abs(expected) > 1e-4  # the rest is rounding
+    np.testing.assert_array_equal(whole[clear], (expected > 0)[clear])
+    assert (expected > 0).any() and found.size < expected.size

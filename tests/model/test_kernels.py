@@ -90,6 +90,25 @@ def test_the_same_masks_all_along_a_volume(both):
     assert all(metrics.dice(a, b) >= 0.999 for a, b in zip(quick, usual, strict=True))
 
 
+@pytest.mark.skipif(not kernels.available(), reason="needs AVX-512")
+def test_runs_come_out_the_same_to_the_last_digit_alone_together_and_taken_over(both, monkeypatch):
+    """Who shares a core with whom depends on the time that others take; what users get must not."""
+    volume, labels = phantom.abdomen(3, shape=(96, 96, 24), spacing_mm=(4, 4, 5))
+    frames = Frames.of(volume)
+    features, tracker = FrameFeatures(both[0], frames, torch.device("cpu"), nullcontext, 2), Tracker(both[0], nullcontext, 2.0, gain=1.0)
+    annotated, asked, found = {}, [], []
+    for t in (9, 15):
+        y, x = deepest(frames.from_volume(labels == phantom.LABELS["liver"])[t])
+        annotated[t] = tracker.annotate(features, t, SlicePrompt(np.array([[x, y]], float), np.array([1], np.int32)))
+    for batch, taken_over in ((1, 0), (2, 0), (2, 3)):
+        asked.clear()
+        monkeypatch.setattr("lib.model.tracker.spare", lambda at=taken_over: asked.append(1) or len(asked) == at)
+        found.append(tracker.propagate(features, annotated, low=0, high=23, batch=batch))
+    for other in found[1:]:
+        assert all(torch.equal(getattr(found[0], k), getattr(other, k)) for k in ("logits", "iou", "object_score"))
+    assert (found[0].logits > 0).any((1, 2)).sum() > 5
+
+
 def test_gradients_and_bfloat16_go_the_usual_way(both):
     image = torch.rand(1, 3, 256, 256)
     quick, usual = (model.forward_image(image)["backbone_fpn"][2] for model in both)

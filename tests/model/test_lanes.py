@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.model import lanes
-from lib.model.lanes import Ticks, cores, piece, share, side_by_side, soon
+from lib.model.lanes import Ticks, also, cores, piece, share, side_by_side, soon, spare, threads
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,61 @@ def test_a_wish_is_done_by_another_lane_while_the_job_goes_on(monkeypatch):
         yield 0
 
     side_by_side([job()], CPU)
+
+
+def test_a_lane_that_has_nothing_to_do_takes_over_what_a_job_gives_away(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 2)
+    meet, said = threading.Barrier(2), []
+
+    def half(n):
+        meet.wait(10)  # both halves at the same time
+        said.append(spare())
+        meet.wait(10)
+        yield 0
+        return n
+
+    def job():
+        while not spare():  # until the other lane has come to wait
+            yield 10
+        also(half("second"))
+        return (yield from half("first"))
+
+    assert side_by_side([job()], CPU) == ["first", "second"] and said == [False, False]
+
+
+def test_no_lane_is_spare_while_there_are_wishes_nor_where_there_are_no_lanes(monkeypatch):
+    monkeypatch.setattr(lanes, "CORES", 2)
+    begun, go_on, said = threading.Event(), threading.Event(), []
+
+    def wish():
+        begun.set()
+        go_on.wait(10)
+
+    def job():
+        soon(wish)
+        said.append(spare())
+        begun.wait(10)
+        said.append(spare())
+        go_on.set()
+        yield 0
+
+    side_by_side([job()], CPU)
+    side_by_side([steps(1, lambda: said.append(spare()))], torch.device("meta"))
+    assert said == [False] * 3 and not spare()
+
+
+def test_one_thread_here_while_others_have_what_they_had():
+    torch.set_num_threads(2)
+    new = []
+    with threads(1):
+        other = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert torch.get_num_threads() == 1 and new == [2]
+        with threads(1):
+            pass
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_wishes_are_dropped_with_their_job_and_where_nobody_is_free(monkeypatch):

@@ -117,6 +117,36 @@ def test_structures_together_equal_each_alone(model, features):
         torch.testing.assert_close(tracks.logits, alone.logits, atol=2e-3, rtol=0)  # batches round differently
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_runs_that_share_a_core_equal_each_alone(model, features, monkeypatch, split):
+    """Also where another core takes one of them over on the way."""
+    steps = []
+    monkeypatch.setattr("lib.model.tracker.spare", lambda: split and len(steps) == 2)
+    tracker = Tracker(model, nullcontext, drop=2.0, gain=1.0)
+    annotated = {t: tracker.annotate(features, t, click(120, 100)) for t in (1, 5)}
+    alone = tracker.propagate(features, annotated, low=0, high=SLICES - 1, batch=1)
+    step = tracker._step
+    monkeypatch.setattr(tracker, "_step", lambda f, slices, **k: steps.append(len(slices)) or step(f, slices, **k))
+    together = tracker.propagate(features, annotated, low=0, high=SLICES - 1, batch=2)
+    assert 2 in steps and (1 in steps) == split
+    torch.testing.assert_close(together.logits, alone.logits, atol=2e-3, rtol=0)  # as above
+
+
+def test_one_click_more_takes_no_more_steps_than_the_one_before(model, features, monkeypatch):
+    tracker = Tracker(model, nullcontext)
+    step, steps = tracker._step, []
+    monkeypatch.setattr(tracker, "_step", lambda *a, **k: steps.append(1) or step(*a, **k))
+    places, labels = np.array([[120, 100], [100, 90], [140, 110], [60, 60], [125, 80]], float), np.array([1, 1, 1, 0, 1], np.int32)
+    counts = []
+    for n in (2, 3, 4, 5):
+        steps.clear()
+        last = tracker.annotate(features, 3, SlicePrompt(places[:n], labels[:n]))
+        counts.append(len(steps))
+    assert counts == [4, 3, 3, 3], "all at once, on that again, the last in turn; once also the first in turn"
+    fresh = Tracker(model, nullcontext).annotate(features, 3, SlicePrompt(places, labels))
+    assert torch.equal(last.logits, fresh.logits)
+
+
 @pytest.mark.parametrize("how", ["half precision", "features kept in half"])
 def test_half_precision_draws_the_same_masks(model, features, how):
     half = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if how == "half precision" else nullcontext
