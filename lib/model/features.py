@@ -233,9 +233,9 @@ class FrameFeatures:
 
 
 def _reached(weights: torch.Tensor, sources: torch.Tensor) -> slice:
-    """The rows of a matrix (N, M) of weights to which `sources`, bool (M,), contribute."""
-    found = torch.nonzero(weights[:, sources].any(1))[:, 0]
-    return slice(int(found[0]), int(found[-1]) + 1)
+    """The rows of a matrix (N, M) of weights to which `sources`, bool (M,), contribute; none for those that are padding only."""
+    found = torch.nonzero(weights[:, sources].any(1))[:, 0].tolist()
+    return slice(found[0], found[-1] + 1) if found else slice(0, 0)
 
 
 @dataclass

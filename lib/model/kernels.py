@@ -2,10 +2,10 @@
 
 PyTorch multiplies float32 matrices with MKL, which reaches half of what an AMD CPU with AVX-512 can do. oneDNN, which PyTorch contains
 as well, reaches it on CPUs of both makes. It takes longer to begin, so only the large products go through it: those of the image
-encoder, the memory attention and the memory encoder, not those with the few tokens of the mask decoder. A convolution of single pixels is
-such a product as well. What SAM 2 computes anew for
-every slice although it is always the same (position codes) is kept, and what it does in many small steps (norms over channels,
-activations) is done in one: threads that run side by side wait for Python between any two of them.
+encoder, the memory attention and the memory encoder, not those with the few tokens of the mask decoder. A convolution of single pixels
+is such a product as well. What SAM 2 computes anew for every slice although it is always the same (position codes) is kept, and what it
+does in many small steps (norms over channels, activations) is done in one: threads that run side by side wait for Python between any
+two of them.
 """
 
 from collections.abc import Callable

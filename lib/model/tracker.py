@@ -3,7 +3,7 @@
 How it differs from the official video predictor, whose network it uses unchanged: every gap between two neighbouring
 annotated slices is a run of its own that knows only the memories of its two ends, so the result is a function of the
 prompts alone, whatever was asked before. A run steps away from its near end in virtual time 1, 2, ...; on a GPU all
-runs of one kind, of all structures, go through the network as one batch, on a CPU each has a core of its own. Inner gaps
+runs of one kind, of all structures, go through the network as one batch, on a CPU they run side by side. Inner gaps
 are run from both ends and blended by distance. What a run gives depends on its two ends only, so a `Memo` makes a
 correction cost no more than its two gaps.
 """
@@ -210,6 +210,7 @@ class Tracker:
             merge(run, runs, results, tracks)
         return tracks
 
+    @torch.inference_mode()  # which belongs to a thread
     def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
         """Begins runs of one kind (outer, or inner) through the same frames, longest first, and goes on with them; see `_go`."""
         ends = [stretches[n].annotated[run.near] for n, run in jobs]

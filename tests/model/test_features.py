@@ -86,3 +86,12 @@ def test_masks_are_where_logits_of_slices_are_positive(model, size, spacing, sid
     clear = np.abs(expected) > 1e-4  # the rest is rounding
     np.testing.assert_array_equal(whole[clear], (expected > 0)[clear])
     assert (expected > 0).any() and found.size < expected.size
+
+
+def test_a_mask_in_the_padding_is_no_mask(model):
+    features = FrameFeatures(model, Frames.of(Volume(np.zeros((90, 40, 2), np.int16)), axis=2), torch.device("cpu"), nullcontext, 1)
+    logits = torch.full((1, 64, 64), -3.0)
+    logits[0, 50:, :] = 5.0
+    found, rows, columns = features.masks(logits)
+    assert not (features.to_slices(logits) > 0).any() and not found.any()
+    assert np.zeros((1, 40, 90), bool)[[0], rows, columns].shape == found.shape
