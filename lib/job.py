@@ -116,14 +116,13 @@ def _threshold(span: Job, stack: np.ndarray) -> None:
     """Writes where the span's tracks are positive into bool (T, Y, X) of its frames."""
     tracks, features = span.tracks, span.features
     hit = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()
-    logits = tracks.logits.cpu()
 
     @torch.inference_mode()
     def fill(index):
-        found, rows, columns = features.masks(logits[index])
+        found, rows, columns = features.masks(tracks.logits[index])
         stack[index, rows, columns] = found
 
-    share(fill, [hit[n : n + _AT_ONCE] for n in range(0, len(hit), _AT_ONCE)], logits.device)
+    share(fill, [hit[n : n + _AT_ONCE] for n in range(0, len(hit), _AT_ONCE)], features.device)
     for t, annotation in span.annotated.items():
         if annotation.fine is not None:
             stack[t] = (annotation.fine > 0).cpu().numpy()

@@ -217,16 +217,16 @@ class FrameFeatures:
         """Where `to_slices` is positive: bool (N, y, x) within these rows and columns of the slices, and nowhere else.
 
         Args:
-            low_res: (N, h, w) on the CPU, positive somewhere.
+            low_res: (N, h, w), positive somewhere.
         """
-        down, across = self._weights(low_res.shape[-1])
+        down, across = self._weights(low_res.shape[-1], low_res.device)
         there = low_res.amax(0) > 0
         rows, columns = _reached(down, there.any(1)), _reached(across, there.any(0))
-        return (down[rows] @ low_res.float() @ across[columns].T > 0).numpy(), rows, columns
+        return (down[rows] @ low_res.float() @ across[columns].T > 0).cpu().numpy(), rows, columns
 
-    def _weights(self, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _weights(self, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """What `to_slices` does to columns and to rows of a square with this side, as matrices (Y, side) and (X, side)."""
-        one = torch.eye(side)[None, None]
+        one = torch.eye(side, device=device)[None, None]
         whole = F.interpolate(one, (self.side, side), mode="bilinear", align_corners=False) if side != self.side else one
         sizes = zip((self.height, self.width), self.frames.size, strict=True)
         return tuple(F.interpolate(whole[:, :, :n], (size, side), mode="bilinear", align_corners=False)[0, 0] for n, size in sizes)
