@@ -12,8 +12,8 @@ volume nobody has opened, one for all other steps.
 
 `official` runs in both directions with all corrected frames as conditioning frames; `builtin` goes forward only, as it does.
 The two that a server calls leave the mask in a file for it to send (NRRD, not compressed); the predictor is a library and does not.
-Between two steps is a pause of some seconds, as an annotator looks at the slices of a mask before the next click: the app goes on
-encoding then, the others have nothing to do.
+Between two steps the mask is stored, which takes about a second; the app goes on encoding in that time, as it does while an annotator
+looks at a mask. A longer pause (--pause) finds the processor's caches cold.
 `slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both, `dice` with the reference
 on all slices that the engine decides on.
 
@@ -300,7 +300,7 @@ def main() -> None:
     p.add_argument("--cases", default=",".join(CASES))
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
-    p.add_argument("--pause", type=float, default=2.0, help="seconds between two steps (2)")
+    p.add_argument("--pause", type=float, default=0.0, help="seconds more between two steps (0)")
     p.add_argument("--compile", action="store_true", help="the app with torch.compile, whose warming up is waited for and not counted")
     p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
     p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
