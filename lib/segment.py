@@ -27,7 +27,7 @@ from lib.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-FURTHER = 64  # slices beyond the ends of a mask that a correction may be followed to
+FURTHER = 48  # slices beyond the ends of a mask that a correction may be followed to
 ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
 
 

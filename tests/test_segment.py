@@ -292,7 +292,7 @@ def test_parts_of_the_frames_are_encoded_ahead_as_far_as_a_correction_may_go():
     result = run(segmenter, volume, positive=[near])
     (low, high, part), = result.followed
     filled = np.flatnonzero(result.areas)
-    assert part is not None and low == max(0, filled[0] - 64) and high == min(159, filled[-1] + 64)
+    assert part is not None and low == max(0, filled[0] - 48) and high == min(159, filled[-1] + 48)
     segmenter.prefetch(volume, Options(), result.annotated, result.followed)
     assert segmenter.wait(120)
     again = run(segmenter, volume, Options(z_range=(low, high), stop_mm=0), positive=[near])
