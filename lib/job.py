@@ -65,11 +65,6 @@ class Job:
         """What results of the network depend on besides prompts."""
         return self.frames.key, self.engine.name
 
-    @property
-    def stride(self) -> int:
-        """See `stride_of`."""
-        return stride_of(self.options, self.engine, self.frames)
-
     def encode(self, slices) -> None:
         """Encodes what is missing, and counts it."""
         self.encoded.append(self.features.ensure(slices))

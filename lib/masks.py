@@ -26,9 +26,14 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(memory, bool).reshape(shape)
 
 
+def areas(mask: np.ndarray) -> np.ndarray:
+    """Pixels (T,) of each slice of bool (T, Y, X); slice by slice, which is many times as fast as a sum."""
+    return np.array([np.count_nonzero(m) for m in mask])
+
+
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """Where bool (T, Y, X) is not empty; None if it is empty. Quick when few of the slices are filled."""
-    filled = np.flatnonzero([m.any() for m in mask])  # many times as fast as one call
+    filled = np.flatnonzero(areas(mask))
     if not len(filled):
         return None
     depth = slice(int(filled[0]), int(filled[-1]) + 1)

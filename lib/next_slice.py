@@ -12,7 +12,7 @@ import numpy as np
 
 from lib import metrics
 from lib.frames import Frames
-from lib.masks import deepest
+from lib.masks import areas, deepest
 from lib.result import Result
 from lib.slice_quality import in_force
 
@@ -40,7 +40,7 @@ class Scene:
     @cached_property
     def area(self) -> np.ndarray:
         """Pixels (T,) of the mask of each slice."""
-        return np.array([np.count_nonzero(m) for m in self.mask])  # many times as fast as a sum
+        return areas(self.mask)
 
     @property
     def expected_dice(self) -> np.ndarray:

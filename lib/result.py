@@ -5,6 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
+from lib import masks
+
 Followed = tuple[int, int, tuple[slice, slice] | None]  # first and last slice, rows and columns
 
 
@@ -39,4 +41,4 @@ class Result:
     @cached_property
     def areas(self) -> np.ndarray:
         """Pixels (T,) of the mask on each slice."""
-        return np.array([np.count_nonzero(m) for m in np.moveaxis(self.mask, self.axis, 0)])  # many times as fast as a sum
+        return masks.areas(np.moveaxis(self.mask, self.axis, 0))

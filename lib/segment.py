@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from lib import masks
 from lib.frames import Frames, resolve_axis
 from lib.job import Engine, Job, finish, join, stride_of
 from lib.model import checkpoints, device, lanes
@@ -144,7 +145,7 @@ class Segmenter:
                 mask = finish(spans, frames, prompts)
         self._store.trim()
         with job.clock("estimate"):
-            filled = np.array([m.any() for m in frames.from_volume(mask)])  # many times as fast as one call
+            filled = masks.areas(frames.from_volume(mask)) > 0
             per_slice = join(spans, len(frames), filled)
         annotated = tuple(sorted({t for s in spans for t in s.annotated}))
         filled = np.union1d(np.flatnonzero(filled), annotated)
@@ -256,6 +257,6 @@ class Segmenter:
             return job.engine.tracker.propagate_all(
                 [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, stride=job.stride, batch=batch,
+                stop_mm=job.options.stop_mm, stride=stride_of(job.options, job.engine, job.frames), batch=batch,
                 memo=self._memo, progress=lambda x: job.progress(x, desc="Propagating"),
             )  # fmt: skip

@@ -15,9 +15,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from lib import masks
 from lib.frames import Frames
-from lib.masks import Borders
+from lib.masks import Borders, bounding_box
 from lib.model.features import FrameFeatures
 from lib.prompts import SlicePrompt
 
@@ -141,7 +140,7 @@ def surroundings(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Part |
 
 def _extent(frames: Frames, said: Sequence["Shown"]) -> tuple[np.ndarray, np.ndarray] | None:
     """First and one past the last (y, x) of masks and prompts; None if there are none."""
-    boxes = [masks.bounding_box(mask[None]) for _, mask in said]
+    boxes = [bounding_box(mask[None]) for _, mask in said]
     corners = [[(rows.start, columns.start), (rows.stop - 1, columns.stop - 1)] for _, rows, columns in filter(None, boxes)]
     points = np.concatenate([np.reshape(corners, (-1, 2)), *(np.rint(prompt.points[:, ::-1]) for prompt, _ in said)]).astype(float)
     if not len(points):
