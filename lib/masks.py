@@ -5,8 +5,8 @@ import math
 import mmap
 from collections.abc import Sequence
 
+import cc3d
 import numpy as np
-import SimpleITK as sitk
 from scipy import ndimage
 
 from lib.errors import OptionError
@@ -57,11 +57,9 @@ def keep_components(mask: np.ndarray, which: str, annotated: Sequence[int]) -> n
         raise OptionError(f"Unknown value {which!r} for components: use {', '.join(COMPONENTS)}.")
     if which == "all" or not mask.any():
         return mask
-    found = sitk.ConnectedComponentImageFilter()  # twice as fast as SciPy's
-    found.SetFullyConnected(True)
-    labelled = found.Execute(sitk.GetImageFromArray(mask.view(np.uint8)))
-    parts = sitk.GetArrayViewFromImage(labelled)
-    wanted = np.zeros(found.GetObjectCount() + 1, bool)
+    # Three to five times as fast as SciPy and SimpleITK; for bool, 4.1.1 takes another way, which fails for single rows of voxels.
+    parts, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
+    wanted = np.zeros(count + 1, bool)
     if which == "annotated":
         for t in annotated:
             wanted[parts[t]] = True
