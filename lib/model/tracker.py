@@ -99,9 +99,7 @@ class Tracker:
         key = features.frames.key, t, prompt.key
         if key not in self._recent:
             out = self._decode(features, t, prompt)
-            self._recent[key] = out, closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None
-            while len(self._recent) > RECENT:
-                self._recent.pop(next(iter(self._recent)))
+            _keep(self._recent, key, (out, closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None))
         out, fine = self._recent[key]
         return dict(out), fine
 
@@ -136,9 +134,7 @@ class Tracker:
         out = self._turns.get(key(parts[-1]))
         for part in reversed(parts[:-1] if out else parts):
             out = self._step(features, [t], prompt=part, start=out and out["pred_masks"].clamp(-32, 32))
-            self._turns[key(part)] = out
-            while len(self._turns) > RECENT:
-                self._turns.pop(next(iter(self._turns)))
+            _keep(self._turns, key(part), out)
         return dict(out)
 
     @torch.inference_mode()
@@ -330,3 +326,10 @@ class Tracker:
         _, _, _, low_res, _, pointer, score = heads
         current.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score.float(), iou=torch.ones(1))
         return self._annotation(features, t, current, from_points=True, key=(t, prompt.key))
+
+
+def _keep(kept: dict, key: tuple, value) -> None:
+    """One thing more, in place of the oldest when there are many."""
+    kept[key] = value
+    while len(kept) > RECENT:
+        kept.pop(next(iter(kept)))
