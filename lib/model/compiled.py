@@ -95,8 +95,8 @@ class Part:
         if ready is not None:
             return ready(*args, **kwargs)
         self._seen[key] += 1
-        # Tracking steps: in a lane of one core, or on a GPU.
-        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (threads == 1 or self._where != "cpu"):
+        # On a CPU only tracking steps, which are of few kinds: while something is compiled, a click waits for Python.
+        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (lanes.inside() or self._where != "cpu"):
             self._compiler.wish(partial(self._compile, key, args, kwargs))
         return self._function(*args, **kwargs)
 

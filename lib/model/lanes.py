@@ -213,6 +213,11 @@ def soon(function: Callable) -> None:
         team.soon(function)
 
 
+def inside() -> bool:
+    """Whether the calling thread is a lane."""
+    return _team() is not None
+
+
 def spare() -> bool:
     """From within a step: whether a lane has nothing to do."""
     team = _team()
