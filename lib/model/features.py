@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from lib.frames import Frames, fit
 from lib.model import lanes, looks
 from lib.model.build import normalize
+from lib.model.device import give_back_memory
 from lib.model.spill import Spill
 
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30
+GIVE_BACK = 256 << 20  # bytes of features after which memory goes back to the system: 1000 slices of 1024 pixels leave 2 to 4 GB
 OUTSIDE = -10.0  # logit of what lies beyond the slice
 
 
@@ -60,6 +62,7 @@ class FrameFeatures:
         self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._busy: set[int] = set()  # slices that are being encoded
+        self._made = 0  # bytes of features since memory was given back
         self.position: torch.Tensor | None = None  # codes of the coarsest level, the only ones that are used
         self._thumbnails: torch.Tensor | None = None
 
@@ -169,6 +172,12 @@ class FrameFeatures:
         with self._changed:
             self._slices.update(made)
             self._forget(len(made))
+            self._made += len(made) * self._each()
+            much = self._made >= GIVE_BACK and self.device.type == "cpu"
+            if much:
+                self._made = 0
+        if much:  # takes some milliseconds, for which nobody shall wait
+            give_back_memory()
         return made
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import lib.model.features
 from lib.frames import Frames
 from lib.model import checkpoints, lanes
 from lib.model.features import FrameFeatures
@@ -60,6 +61,16 @@ def test_features_are_kept_in_half_the_memory_and_cached_ones_equal_new_ones(fea
     for a, b, c in zip(new, again, exact, strict=True):
         assert torch.equal(a, b) and a.dtype == torch.float32
         assert torch.allclose(a, c, rtol=1e-3, atol=1e-4) and not torch.equal(a, c)
+
+
+def test_memory_is_given_back_now_and_then(features, monkeypatch):
+    given = []
+    monkeypatch.setattr(lib.model.features, "give_back_memory", lambda: given.append(len(features.missing(range(9)))))
+    features.ensure([0])
+    monkeypatch.setattr(lib.model.features, "GIVE_BACK", 3 * features.bytes)
+    for t in range(1, 9):
+        features.ensure([t])
+    assert given == [6, 3, 0], "after every three slices"
 
 
 def test_a_failure_to_encode_is_told_and_leaves_nothing_behind(features, monkeypatch):
