@@ -20,6 +20,7 @@ on all slices that the engine decides on.
 examples:
   python benchmarks/latency.py --json rows.json
   python benchmarks/latency.py --cases icbm --engines app,official
+  python benchmarks/latency.py --repeat 3                                  # on a machine that is busy with other things as well
   python benchmarks/latency.py --cases ct1000 --engines app                # 1000 slices of 512 x 512: memory
   python benchmarks/latency.py --gpu --cases icbm
 """
@@ -247,6 +248,15 @@ def checkpoint_or_random(name: str, folder: Path) -> str:
     return str(path)
 
 
+def middle(turns: list[list[dict]]) -> list[dict]:
+    """Of each step the turn with the median time, and the most memory of all."""
+    rows = []
+    for same in zip(*turns, strict=True):
+        row = sorted(same, key=lambda r: r["seconds"])[len(same) // 2]
+        rows.append(row | {peak: max(r[peak] for r in same) for peak in ("peak_host_mb", "peak_gpu_mb")})
+    return rows
+
+
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mask and slices that `run_one` left."""
     with np.load(file) as z:
@@ -301,6 +311,7 @@ def main() -> None:
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
     p.add_argument("--pause", type=float, default=0.0, help="seconds more between two steps (0)")
+    p.add_argument("--repeat", type=int, default=1, help="turns of all engines, of which the median counts (1)")
     p.add_argument("--compile", action="store_true", help="the app with torch.compile, whose warming up is waited for and not counted")
     p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
     p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
@@ -320,8 +331,9 @@ def main() -> None:
                 out = Path(temporary, f"{name}_{Path(checkpoint.partition('@')[0]).stem}")
                 out.mkdir()
                 case = name if not a.gpu else out.name
-                for engine, part in itertools.product(a.engines.split(","), PARTS):
-                    sys.stderr.write(f"{case}: {engine}, {part}\n")
+                turns: dict[tuple, list] = {}
+                for turn, engine, part in itertools.product(range(a.repeat), a.engines.split(","), PARTS):
+                    sys.stderr.write(f"{case}: {engine}, {part}, turn {turn + 1} of {a.repeat}\n")
                     command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out), part]
                     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
                     with open(out / f"{engine}.log", "w") as log:  # progress bars of all three
@@ -330,7 +342,8 @@ def main() -> None:
                         )
                     if done.returncode:
                         raise SystemExit(f"{engine} failed:\n{(out / f'{engine}.log').read_text()[-3000:]}")
-                    rows += [{"case": case, **r} for r in json.loads((out / f"{engine}_{part}.json").read_text())]
+                    turns.setdefault((engine, part), []).append(json.loads((out / f"{engine}_{part}.json").read_text()))
+                rows += [{"case": case, **r} for made in turns.values() for r in middle(made)]
                 for r in rows:
                     if r["case"] == case:
                         r |= compare(out, r, Path(temporary, f"{name}.npz"), axis=2)
