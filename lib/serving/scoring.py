@@ -6,6 +6,7 @@ find them: {structures: {name: {dice, worst_slice, mean, volume_dice}}, worst_st
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,12 +62,13 @@ class _Scoring(ScoringMethod):
                 logger.info("%s: %s slice %s of %s, mean %.3f", self.name, image, result["worst_slice"], result["worst_structure"], result["mean"])
         return results
 
+    @abstractmethod
     def _inputs(self, image, request, datastore) -> list | None:
         """What the result depends on; None if there is nothing to score."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _score(self, image, request, datastore) -> dict | None:
-        raise NotImplementedError
+        """The result for an image; None if it cannot be scored."""
 
 
 class SliceDice(_Scoring):

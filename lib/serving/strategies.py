@@ -1,6 +1,7 @@
 """Active learning: which volume, and which of its slices, an annotator should look at next."""
 
 import logging
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,13 +92,13 @@ class _BySlices(Strategy):
         least = min(known, key=lambda n: n.volume_dice)
         return {**least.answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {least.reason}"}
 
+    @abstractmethod
     def _choose(self, mine: list[Need], todo: list[Need]) -> Need | None:
         """One of what is to do.
 
         Args:
             mine: what this client has worked on; if it says which "image" it shows (OHIF has no client's id), what is there.
         """
-        raise NotImplementedError
 
 
 class WorstSlice(_BySlices):
