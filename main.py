@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     parser = _parser()
     options = parser.parse_args(arguments)
-    from lib.errors import UserError
+    from lib.common.errors import UserError
 
     try:
         return options.run(options) or 0
@@ -76,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--components", default="annotated", help="annotated, largest or all")
     c.add_argument("--channel", type=int, help="of a 4D image")
 
-    from lib.evaluate import cli
+    from lib.evaluation import command_line
 
-    cli.add_evaluate(add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", cli.EVALUATE_EXAMPLES))
-    cli.add_batch(add("batch", _batch, "segment all images of a folder from prompts in files", cli.BATCH_EXAMPLES))
+    command_line.add_evaluate(add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", command_line.EVALUATE_EXAMPLES))
+    command_line.add_batch(add("batch", _batch, "segment all images of a folder from prompts in files", command_line.BATCH_EXAMPLES))
 
     c = add("train", _train, "train the small model on generated volumes, from scratch or from a checkpoint", [
         "python main.py train --out runs/first", "python main.py train --out runs/quick --scale 0.01",
@@ -140,14 +140,14 @@ def _serve(options) -> int:
 
 
 def _samples(options) -> None:
-    from lib.samples import make_samples
+    from lib.samples.sample_data import make_samples
 
     make_samples(options.out)
     logging.info("The samples are in %s.", options.out)
 
 
 def _download(options) -> None:
-    from lib.errors import CheckpointError
+    from lib.common.errors import CheckpointError
     from lib.model import checkpoints
     from lib.model.download import download
 
@@ -166,10 +166,10 @@ def _segment(options) -> None:
 
     from tqdm import tqdm
 
-    from lib.io.read import read_volume
-    from lib.io.write import write_mask
-    from lib.request import options_of, prompts_of
-    from lib.segment import Segmenter
+    from lib.engine.request import options_of, prompts_of
+    from lib.engine.segmenter import Segmenter
+    from lib.imaging.readers import read_volume
+    from lib.imaging.writers import write_mask
 
     volume = read_volume(options.image, channel=options.channel)
     chosen = options_of({k: getattr(options, k) for k in
@@ -188,8 +188,8 @@ def _segment(options) -> None:
     path = write_mask(result.mask, volume, options.out)
     logging.info("%d voxels on %s; seconds: %s", result.mask.sum(), path, {k: round(v, 2) for k, v in result.seconds.items()})
     if options.preview:
-        from lib.frames import Frames
-        from lib.preview import contact_sheet
+        from lib.engine.preview import contact_sheet
+        from lib.imaging.frames import Frames
 
         frames = Frames.of(volume, window=chosen.window, axis=chosen.axis)
         logging.info("Preview: %s", contact_sheet(frames, result.mask, prompts, options.preview))
@@ -198,36 +198,36 @@ def _segment(options) -> None:
 def _evaluate(options) -> int:
     from importlib import import_module
 
-    from lib.evaluate.cli import evaluate
+    from lib.evaluation.command_line import evaluate
 
-    places = {"app": ("lib.evaluate.app", "App"), "official": ("benchmarks.peers", "OfficialMethod"),
+    places = {"app": ("lib.evaluation.methods.app", "App"), "official": ("benchmarks.peers", "OfficialMethod"),
               "builtin": ("benchmarks.peers", "BuiltinMethod")}  # fmt: skip
     return evaluate(options, {k: lambda m=m, n=n: getattr(import_module(m), n) for k, (m, n) in places.items()})
 
 
 def _batch(options) -> int:
-    from lib.evaluate.cli import batch
+    from lib.evaluation.command_line import batch
 
     return batch(options)
 
 
 def _train(options) -> None:
+    from lib.engine.options import Options
     from lib.model.device import resolve
-    from lib.options import Options
-    from lib.train import checks, presence, quality
-    from lib.train.loop import Settings, Training
-    from lib.train.sheet import draw_sheet
-    from lib.train.supervoxels import RealImages
+    from lib.training import estimator_calibration, object_end_calibration, validation
+    from lib.training.clip_sheet import draw_sheet
+    from lib.training.loop import Settings, Training
+    from lib.training.supervoxels import RealImages
 
     if options.sheet:
         images = RealImages.read(options.images) if options.images else None
         logging.info("Drew %s", draw_sheet(options.sheet, options.seed, images=images))
         return
     device = str(resolve(options.device))
-    volumes = checks.VolumeCheck(_cases(options.validate), Options(device=device)) if options.validate else None
+    volumes = validation.VolumeCheck(_cases(options.validate), Options(device=device)) if options.validate else None
 
     def check(training):
-        figures = checks.on_generated(training)
+        figures = validation.on_generated(training)
         if volumes:
             figures |= {f"real_{k}": v for k, v in volumes(training.export("candidate.safetensors")).items()}
         return figures
@@ -239,8 +239,8 @@ def _train(options) -> None:
     training = Training(settings, check=check)
     path = training.run()
     if training.workers.first:
-        found = presence.calibrate(path, device=device)
-        quality.calibrate(path, device=device)
+        found = object_end_calibration.calibrate(path, device=device)
+        estimator_calibration.calibrate(path, device=device)
         found = {f"{drop:g}, {gain:g}": v for (drop, gain), v in found.items()}
         path.with_name("presence.json").write_text(json.dumps(found, indent=1))
         logging.info("Wrote %s.", path)
@@ -249,7 +249,7 @@ def _train(options) -> None:
 def _finetune(options) -> None:
     from lib.model.device import resolve
     from lib.model.versions import Versions
-    from lib.train.finetune import FineTuning, fine_tune
+    from lib.training.fine_tuning import FineTuning, fine_tune
 
     chosen = FineTuning(
         parts=options.parts, epochs=options.epochs, steps=options.steps, rate=options.rate, minutes=options.minutes,
@@ -260,20 +260,20 @@ def _finetune(options) -> None:
 
 
 def _calibrate(options) -> None:
-    from lib.datasets import find_cases
+    from lib.engine.options import Options
+    from lib.imaging.datasets import find_cases
     from lib.model import checkpoints
     from lib.model.device import resolve
-    from lib.options import Options
-    from lib.train import presence, quality
+    from lib.training import estimator_calibration, object_end_calibration
 
     checkpoint, device = checkpoints.find(options.checkpoint), str(resolve(options.device))
     checkpoints.verify(checkpoint)
     if options.data:
         chosen = Options(checkpoint=options.checkpoint, device=device, window=options.window)
-        made = presence.structures_of(find_cases(options.data), chosen, options.most)
-        correlation = quality.fit(checkpoint.path, made, chosen, len(made))
+        made = object_end_calibration.structures_of(find_cases(options.data), chosen, options.most)
+        correlation = estimator_calibration.fit(checkpoint.path, made, chosen, len(made))
     else:
-        correlation = quality.calibrate(checkpoint.path, device=device)
+        correlation = estimator_calibration.calibrate(checkpoint.path, device=device)
     logging.info("Expected and true slice IoU correlate by %.2f on volumes that were not learned from.", correlation)
 
 
@@ -289,13 +289,13 @@ def _versions(options) -> None:
 
 
 def _cases(folder: str) -> list:
-    from lib.datasets import find_cases
+    from lib.imaging.datasets import find_cases
 
     return find_cases(folder)
 
 
 def _numbers(text: str, count: int) -> list[float]:
-    from lib.errors import PromptError
+    from lib.common.errors import PromptError
 
     try:
         values = [float(v) for v in text.split(",")]

@@ -31,12 +31,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from peers import Builtin, Official, RandomWalker  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lib import metrics, simulate  # noqa: E402
-from lib.datasets import read_cases  # noqa: E402
-from lib.frames import Frames  # noqa: E402
-from lib.io.read import read_mask, read_volume  # noqa: E402
-from lib.options import Options  # noqa: E402
-from lib.segment import Segmenter  # noqa: E402
+from lib.engine.options import Options  # noqa: E402
+from lib.engine.segmenter import Segmenter  # noqa: E402
+from lib.imaging import metrics
+from lib.imaging.datasets import read_cases  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.readers import read_mask, read_volume  # noqa: E402
+from lib.prompts import simulated_annotator  # noqa: E402
 
 PROMPTS = ("clicks5", "box", "three_slices")
 SHARES = {"three_slices": (0.2, 0.5, 0.8), "five_slices": (0.1, 0.3, 0.5, 0.7, 0.9)}
@@ -64,14 +65,14 @@ def prompts_for(kind: str, app: App, case, volume, frames, truth) -> tuple[dict,
         def predict(prompts):
             return frames.from_volume(app.segment(case, volume, frames, prompts, propagate=False))[t]
 
-        return simulate.clicks_on(predict, frames, truth, t, count)
+        return simulated_annotator.clicks_on(predict, frames, truth, t, count)
 
-    largest = simulate.largest_slice(truth)
+    largest = simulated_annotator.largest_slice(truth)
     if kind == "box":
-        return simulate.box_on(frames, truth, largest), [largest]
+        return simulated_annotator.box_on(frames, truth, largest), [largest]
     if kind == "clicks5":
         return clicks(largest, 5), [largest]
-    slices = simulate.slices_at(truth, SHARES[kind])
+    slices = simulated_annotator.slices_at(truth, SHARES[kind])
     each = [clicks(t, 3) for t in slices]
     return {k: [v for p in each for v in p[k]] for k in ("positive", "negative")}, slices
 

@@ -22,11 +22,11 @@ from accuracy import MIN_VOXELS, PROMPTS, App, prompts_for  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lib.datasets import read_cases  # noqa: E402
-from lib.frames import Frames  # noqa: E402
-from lib.io.read import read_mask, read_volume  # noqa: E402
-from lib.options import Options  # noqa: E402
-from lib.slice_quality import slice_iou  # noqa: E402
+from lib.engine.options import Options  # noqa: E402
+from lib.imaging.datasets import read_cases  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.readers import read_mask, read_volume  # noqa: E402
+from lib.quality.estimator import slice_iou  # noqa: E402
 
 BINS = np.linspace(0, 1, 11)
 

@@ -1,4 +1,4 @@
-"""What the server does when things fail: runs tests/serving/test_faults*.py and prints a table of what clients got and what was lost.
+"""What the server does when things fail: runs the tests of faults and prints a table of what clients got and what was lost.
 
 examples:
   python benchmarks/faults.py
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=10, help="how often a server is killed while it works")
     options = parser.parse_args()
     ROWS.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", *map(str, sorted((ROOT / "tests" / "serving").glob("test_faults*.py")))]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *map(str, sorted([ROOT / "tests" / "serving" / "test_faults.py", ROOT / "tests" / "serving" / "datastore" / "test_storage_faults.py"]))]
     environment = {**os.environ, "SAM2_FAULT_TRIES": str(options.tries)}
     status = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr).returncode
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []

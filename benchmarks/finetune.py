@@ -23,9 +23,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib import metrics, phantom, simulate  # noqa: E402
-from lib.frames import Frames  # noqa: E402
-from lib.io.read import read_volume  # noqa: E402
+from lib.imaging import metrics
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.readers import read_volume  # noqa: E402
+from lib.prompts import simulated_annotator  # noqa: E402
+from lib.samples import phantom
 from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 SUBMITTED, HELD_BACK = (101, 102, 103, 104), (105, 106, 107, 108, 109, 110)  # seeds of phantoms
@@ -61,14 +63,14 @@ def measure(client, studies: Path, params: dict) -> list[dict]:
             truth = frames.from_volume(labels == value)
             if not truth.any():
                 continue
-            t = simulate.largest_slice(truth)
+            t = simulated_annotator.largest_slice(truth)
 
             def ask(model, prompts, name=name, volume=volume, frames=frames, t=t):
                 fields = {"foreground": prompts["positive"], "background": prompts["negative"], **params}
                 path, answer = client.infer(model, name, {**fields, "slice": t} if model == "sam2_slice" else fields)
                 return frames.from_volume(np.asarray(nib.load(path).dataobj) > 0), answer
 
-            prompts = simulate.clicks_on(lambda p, ask=ask, t=t: ask("sam2_slice", p)[0][t], frames, truth, t, 3)
+            prompts = simulated_annotator.clicks_on(lambda p, ask=ask, t=t: ask("sam2_slice", p)[0][t], frames, truth, t, 3)
             mask, answer = ask("sam2", prompts)
             rows.append({"case": name, "label": label, "volume_dice": metrics.dice(mask, truth), "checkpoint": answer["checkpoint"]})
     return rows

@@ -52,12 +52,13 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
     """Image file and the prompts of each step."""
     import nibabel as nib
 
-    from lib import phantom, samples, simulate
-    from lib.frames import Frames
-    from lib.volume import Volume
+    from lib.imaging.frames import Frames
+    from lib.imaging.volume import Volume
+    from lib.prompts import simulated_annotator
+    from lib.samples import phantom, sample_data
 
     if name == "icbm":
-        volume, labels = samples.icbm152()
+        volume, labels = sample_data.icbm152()
         first, second = 2, 3
     elif name == "ct1000":  # the phantom and its mirror image in turn
         volume, labels = phantom.abdomen(5, shape=(512, 512, 250), spacing_mm=(0.7, 0.7, 1.2))
@@ -75,11 +76,11 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
         truth = frames.from_volume(labels == value)
         filled = np.flatnonzero(truth.any((1, 2)))
         t = int(filled[round(share * (len(filled) - 1))])
-        y, x = simulate.deepest(truth[t])
+        y, x = simulated_annotator.deepest(truth[t])
         if skip:  # another place of the same slice
             ys, xs = np.ogrid[: truth.shape[1], : truth.shape[2]]
             left = truth[t] & ((ys - y) ** 2 + (xs - x) ** 2 > skip**2)
-            y, x = simulate.deepest(left) or (y, x)
+            y, x = simulated_annotator.deepest(left) or (y, x)
         return [int(v) for v in frames.to_voxel(t, y, x)]
 
     np.savez_compressed(folder / f"{name}.npz", first=labels == first, second=labels == second)
@@ -103,11 +104,11 @@ class App:
     """This app's own inference task, as the server calls it."""
 
     def __init__(self, options):
-        from lib.options import Options
-        from lib.segment import Segmenter
-        from lib.serving.catalog import Catalog
-        from lib.serving.infer import Sam2Task, VolumeCache
-        from lib.serving.rounds import Rounds
+        from lib.engine.options import Options
+        from lib.engine.segmenter import Segmenter
+        from lib.serving.active_learning.annotation_records import Rounds
+        from lib.serving.inference.checkpoint_catalog import Catalog
+        from lib.serving.inference.tasks import Sam2Task, VolumeCache
 
         self.segmenter, self.volumes = Segmenter(compiled=options.compile), VolumeCache()
         self.options = Options(checkpoint=options.checkpoint, device=options.device)
@@ -169,15 +170,15 @@ class Official:
         self.step("first_click", path, [[3, 3, 1]])
 
     def open(self, path) -> None:
-        from lib.frames import Frames
-        from lib.io.read import read_volume
+        from lib.imaging.frames import Frames
+        from lib.imaging.readers import read_volume
 
         self.volume = read_volume(path)
         self.frames = Frames.of(self.volume)
         self.peer.open(self.frames)
 
     def step(self, name, path, clicks):
-        from lib.prompts import by_slice, make_prompts
+        from lib.prompts.volume_prompts import by_slice, make_prompts
 
         if name == "first_click_cold":
             self.open(path)

@@ -8,7 +8,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from lib import metrics  # noqa: E402
+from lib.imaging import metrics  # noqa: E402
 
 ENGINES = ("app", "builtin", "official")
 STEPS = ("open", "first_click_cold", "first_click", "second_click", "correction", "second_label", "undo")

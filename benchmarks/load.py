@@ -31,8 +31,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib import phantom, simulate  # noqa: E402
-from lib.frames import Frames  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.prompts import simulated_annotator  # noqa: E402
+from lib.samples import phantom
 from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 logger = logging.getLogger("load")
@@ -90,9 +91,9 @@ def alone(address: str, volumes: dict) -> dict:
 def steps_on(address: str, image: str, label: str, frames: Frames, truth: np.ndarray) -> list[dict]:
     """Up to ROUNDS annotated slices of a structure, bool (T, Y, X): the largest, then where most is wrong."""
     prompts, steps, seen, shown = {"positive": [], "negative": [], "absent": []}, [], [], np.zeros_like(truth)
-    t = simulate.largest_slice(truth)
+    t = simulated_annotator.largest_slice(truth)
     while len(steps) < ROUNDS:
-        click = simulate.next_click(shown[t], truth[t])
+        click = simulated_annotator.next_click(shown[t], truth[t])
         if click is None:
             break
         seen.append(t)

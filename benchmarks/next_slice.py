@@ -32,17 +32,17 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib import simulate  # noqa: E402
-from lib.datasets import read_cases  # noqa: E402
-from lib.frames import Frames  # noqa: E402
-from lib.io.read import read_mask, read_volume  # noqa: E402
-from lib.next_slice import STRATEGIES, Scene, against_reference, random  # noqa: E402
-from lib.options import Options  # noqa: E402
-from lib.segment import Segmenter  # noqa: E402
+from lib.engine.options import Options  # noqa: E402
+from lib.engine.segmenter import Segmenter  # noqa: E402
+from lib.imaging.datasets import read_cases  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.readers import read_mask, read_volume  # noqa: E402
+from lib.prompts import simulated_annotator  # noqa: E402
+from lib.quality.next_slice import STRATEGIES, Scene, against_reference, random  # noqa: E402
 
 MIN_VOXELS = 50
 SEEDS = 3  # of the random strategy
-ANNOTATORS = {"clicks": simulate.by_clicks(3), "clicks5": simulate.by_clicks(5), "box": simulate.by_box, "paint": simulate.by_painting}
+ANNOTATORS = {"clicks": simulated_annotator.by_clicks(3), "clicks5": simulated_annotator.by_clicks(5), "box": simulated_annotator.by_box, "paint": simulated_annotator.by_painting}
 GENERATED_FROM = 9000  # seeds of generated volumes that nothing was fitted on
 SCORES = {
     "oracle": lambda s: against_reference(s.mask, s.truth)[0],
@@ -57,7 +57,7 @@ def volumes_of(a) -> Iterator[tuple]:
     """(name, volume, {label: bool (T, Y, X)}, options) of the wanted volumes."""
     options = Options(checkpoint=a.checkpoint, device=a.device)
     if a.generated:
-        from lib.train.presence import generated_volume
+        from lib.training.object_end_calibration import generated_volume
 
         for n in range(a.generated):
             volume, labels, structures = generated_volume(GENERATED_FROM + n)
@@ -80,7 +80,7 @@ def loops(segmenter, volume, truth, options, a) -> Iterator[tuple[str, list]]:
     for name, choose in STRATEGIES.items():
         for seed in range(SEEDS if choose is random else 1):
             pick = (lambda scene, seed=seed: random(scene, seed)) if choose is random else choose
-            yield name, list(simulate.rounds(segment, frames, truth, pick, ANNOTATORS[a.annotate], count=a.rounds))
+            yield name, list(simulated_annotator.rounds(segment, frames, truth, pick, ANNOTATORS[a.annotate], count=a.rounds))
 
 
 def judged(scene: Scene) -> Iterator[dict]:

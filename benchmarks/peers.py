@@ -1,5 +1,5 @@
 """What this engine is measured against, behind one call: `segment(case, volume, frames, prompts) -> bool (I, J, K)`, and, as
-`OfficialMethod` and `BuiltinMethod`, behind the interface of `main.py evaluate` (lib/evaluate/method.py)."""
+`OfficialMethod` and `BuiltinMethod`, behind the interface of `main.py evaluate` (lib/evaluation/methods/method.py)."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ from sam2 import sam2_video_predictor, sam2_video_predictor_legacy
 from scipy import ndimage
 from skimage.segmentation import random_walker
 
-from lib.errors import PromptError
-from lib.evaluate.method import PLAIN, Annotations, Answer, How
+from lib.common.errors import PromptError
+from lib.evaluation.methods.method import PLAIN, Annotations, Answer, How
 from lib.model import checkpoints, device
 from lib.model.build import CONFIG_DIRS, build_official, normalize
 from lib.model.features import FrameFeatures
-from lib.prompts import SlicePrompt, by_slice, make_prompts
+from lib.prompts.volume_prompts import SlicePrompt, by_slice, make_prompts
 
 
 class Builtin:

@@ -25,10 +25,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from finetune import slicer_client  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lib import metrics, simulate  # noqa: E402
-from lib.datasets import read_cases  # noqa: E402
-from lib.frames import Frames  # noqa: E402
-from lib.io.read import read_mask, read_volume  # noqa: E402
+from lib.imaging import metrics
+from lib.imaging.datasets import read_cases  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.readers import read_mask, read_volume  # noqa: E402
+from lib.prompts import simulated_annotator  # noqa: E402
 from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 MIN_VOXELS = 50
@@ -82,12 +83,12 @@ def rounds_of(server: Server, case, value: int, label: str, volume, labels, a) -
             return {"absent": [t]}
         if a.annotate == "paint":
             return {"painted": [t]}
-        return simulate.clicks_on(lambda p: ask("sam2_slice", p, slice=t)[0][t], frames, truth, t, 5)
+        return simulated_annotator.clicks_on(lambda p: ask("sam2_slice", p, slice=t)[0][t], frames, truth, t, 5)
 
-    t, prompts, dice, slices, lost, proposals = simulate.largest_slice(truth), {}, [], [], False, []
+    t, prompts, dice, slices, lost, proposals = simulated_annotator.largest_slice(truth), {}, [], [], False, []
     for n in range(a.rounds):
         slices.append(t)
-        prompts = simulate.merged(prompts, annotate(t))
+        prompts = simulated_annotator.merged(prompts, annotate(t))
         mask, answer = ask("sam2", prompts)
         dice.append(round(metrics.dice(mask, truth), 4))
         sample = server.client.next_sample("worst_slice", {})

@@ -19,10 +19,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from lib.frames import Frames  # noqa: E402
+from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.volume import Volume  # noqa: E402
 from lib.model.build import build  # noqa: E402
 from lib.model.features import FrameFeatures  # noqa: E402
-from lib.volume import Volume  # noqa: E402
 
 LEVELS = ((32, 256), (64, 128), (256, 64))  # channels and side
 

@@ -29,7 +29,7 @@ def test_segment_writes_mask_and_preview(image, tmp_path):
     out, preview = tmp_path / "mask.nrrd", tmp_path / "preview.png"
     done = call("segment", image, "--point", "24,20,4", "--negative", "2,2,4", "-o", out, "--preview", preview)
     assert done.returncode == 0, done.stderr
-    from lib.io.read import read_volume
+    from lib.imaging.readers import read_volume
 
     mask = read_volume(out)
     assert mask.shape == (48, 40, 8) and mask.array[24, 20, 4] == 1 and mask.array[2, 2, 4] == 0

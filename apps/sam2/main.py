@@ -21,20 +21,20 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
+from lib.engine.request import truth  # noqa: E402
+from lib.engine.segmenter import Segmenter  # noqa: E402
 from lib.model.device import devices  # noqa: E402
+from lib.model.feature_overflow import HOST_BYTES, Spill  # noqa: E402
 from lib.model.features import FeatureStore  # noqa: E402
-from lib.model.spill import HOST_BYTES, Spill  # noqa: E402
-from lib.request import truth  # noqa: E402
-from lib.segment import Segmenter  # noqa: E402
+from lib.serving.active_learning.annotation_records import Rounds  # noqa: E402
+from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
+from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.app import ClearErrors, OpensAhead, ServesPages  # noqa: E402
-from lib.serving.catalog import Catalog  # noqa: E402
-from lib.serving.infer import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
-from lib.serving.labels import parse_labels  # noqa: E402
-from lib.serving.rounds import Rounds  # noqa: E402
-from lib.serving.scoring import SliceDice, SliceQuality  # noqa: E402
-from lib.serving.store import KeepsLabels  # noqa: E402
-from lib.serving.strategies import WorstSlice, WorstVolume  # noqa: E402
-from lib.serving.train import Sam2Train  # noqa: E402
+from lib.serving.datastore.dicom import KeepsLabels  # noqa: E402
+from lib.serving.datastore.labels import parse_labels  # noqa: E402
+from lib.serving.inference.checkpoint_catalog import Catalog  # noqa: E402
+from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
+from lib.serving.training import Sam2Train  # noqa: E402
 
 
 class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):

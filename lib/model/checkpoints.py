@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from lib.errors import CheckpointError
-from lib.io.atomic import write_text
+from lib.common.atomic_files import write_text
+from lib.common.errors import CheckpointError
 from lib.model.build import build, keep_heads_exact, read_config
 from lib.model.kernels import quicken
 
@@ -195,9 +195,9 @@ def set_metadata(path: Path, **values: str) -> None:
 def traits(checkpoint: Checkpoint) -> dict[str, str]:
     """What was measured of a checkpoint and written into its file, or beside it; empty where nothing was.
 
-    presence_drop: how far the object score may fall before an object counts as lost, see `lib.train.presence`.
-    presence_gain: how much more where the mask still looks as it did, see `lib.model.ends`.
-    slice_quality: fitted estimate (JSON), see `lib.slice_quality.Estimator`.
+    presence_drop: how far the object score may fall before an object counts as lost, see `lib.training.object_end_calibration`.
+    presence_gain: how much more where the mask still looks as it did, see `lib.propagation.object_end`.
+    slice_quality: fitted estimate (JSON), see `lib.quality.estimator.Estimator`.
     """
     metadata = _metadata(checkpoint.path)
     return {k: metadata[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in metadata}

@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from lib.frames import Frames
-from lib.model import device, lanes
+from lib.imaging.frames import Frames
+from lib.imaging.volume import Volume
+from lib.model import device, worker_pool
 from lib.model.features import FrameFeatures
-from lib.model.tracker import Tracker
-from lib.prompts import SlicePrompt
-from lib.volume import Volume
+from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.propagator import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Part:
             return ready(*args, **kwargs)
         self._seen[key] += 1
         # On a CPU only tracking steps, which are of few kinds: while something is compiled, a click waits for Python.
-        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (lanes.inside() or self._where != "cpu"):
+        if self._seen[key] == OFTEN and torch.is_inference_mode_enabled() and (worker_pool.inside() or self._where != "cpu"):
             self._compiler.wish(partial(self._compile, key, args, kwargs))
         return self._function(*args, **kwargs)
 
@@ -107,7 +107,7 @@ class Part:
         # Lanes have one core each. No pool of compiling processes, which would stay.
         made = torch.compile(self._function, dynamic=False, options={"cpp.threads": 1, "compile_threads": 1})
         count, (enabled, kind), *_ = key  # what is compiled is for the state of the thread, too
-        with lanes.threads(count), torch.inference_mode(), torch.autocast(self._where, kind, enabled):
+        with worker_pool.threads(count), torch.inference_mode(), torch.autocast(self._where, kind, enabled):
             made(*args, **kwargs)
         self._ready[key] = made
 

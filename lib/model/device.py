@@ -7,9 +7,9 @@ from functools import cache, partial
 
 import torch
 
-from lib.errors import OptionError
+from lib.common.errors import OptionError
 from lib.model import kernels
-from lib.model.lanes import CORES
+from lib.model.worker_pool import CORES
 
 
 def devices() -> list[str]:
@@ -58,7 +58,7 @@ def encoder_batch(device: torch.device, image_size: int) -> int:
 
 
 def run_batch(device: torch.device, compiled: bool = False) -> int:
-    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.lanes`), while
+    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.worker_pool`), while
     others encode for it. Where there are no others, both directions share one, so as to wait less for each other's Python, of which
     compiled networks need little; not where a slice would come out otherwise than alone (`lib.model.kernels`)."""
     if device.type != "cpu":

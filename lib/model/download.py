@@ -7,7 +7,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from lib.errors import CheckpointError, DownloadError
+from lib.common.errors import CheckpointError, DownloadError
 from lib.model.checkpoints import Checkpoint, sha256, verify
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib.frames import Frames, fit
-from lib.model import lanes, looks
+from lib.imaging.frames import Frames, fit
+from lib.model import worker_pool
 from lib.model.build import normalize
 from lib.model.device import give_back_memory
-from lib.model.spill import Spill
+from lib.model.feature_overflow import Spill
+from lib.propagation import appearance
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +69,17 @@ class FrameFeatures:
 
     @property
     def thumbnails(self) -> torch.Tensor:
-        """Of all slices: uint8 (T, looks.SIDE, looks.SIDE), on the device."""
+        """Of all slices: uint8 (T, appearance.SIDE, appearance.SIDE), on the device."""
         with self._changed:  # runs side by side begin with this, and it takes a while
             if self._thumbnails is None:
-                self._thumbnails = torch.from_numpy(self.frames.thumbnails(looks.SIDE)).to(self.device)
+                self._thumbnails = torch.from_numpy(self.frames.thumbnails(appearance.SIDE)).to(self.device)
             return self._thumbnails
 
     @cached_property
     def thumbnail_valid(self) -> torch.Tensor:
-        """Where a thumbnail is no padding: bool (looks.SIDE, looks.SIDE)."""
-        valid = torch.zeros(looks.SIDE, looks.SIDE, dtype=torch.bool, device=self.device)
-        height, width = fit(self.frames.size, self.frames.pixel_mm, looks.SIDE)
+        """Where a thumbnail is no padding: bool (appearance.SIDE, appearance.SIDE)."""
+        valid = torch.zeros(appearance.SIDE, appearance.SIDE, dtype=torch.bool, device=self.device)
+        height, width = fit(self.frames.size, self.frames.pixel_mm, appearance.SIDE)
         valid[:height, :width] = True
         return valid
 
@@ -113,8 +114,8 @@ class FrameFeatures:
             todo = [t for t in indices if t not in found]
             self._busy.update(todo)
         try:
-            size = lanes.piece(len(todo), self.batch, self.device)
-            for part in lanes.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), size)], self.device):
+            size = worker_pool.piece(len(todo), self.batch, self.device)
+            for part in worker_pool.share(self._encode, [todo[n : n + size] for n in range(0, len(todo), size)], self.device):
                 found |= part
         finally:
             with self._changed:

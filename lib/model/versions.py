@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.errors import CheckpointError
-from lib.io.atomic import write_text
+from lib.common.atomic_files import write_text
+from lib.common.errors import CheckpointError
 
 _NAME = re.compile(r"v\d{4}")
 

@@ -9,9 +9,9 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
-from lib.serving.infer import VolumeCache
-from lib.serving.labels import saved_label
-from lib.serving.sessions import OwnVolumes
+from lib.serving.datastore.labels import saved_label
+from lib.serving.datastore.sessions import OwnVolumes
+from lib.serving.inference.tasks import VolumeCache
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class OpensAhead:
 
 
 class ServesPages:
-    """Mix-in likewise: once the server starts, `lib.serving.front` stands before MONAI Label's routes.
+    """Mix-in likewise: once the server starts, `lib.serving.web.api` stands before MONAI Label's routes.
 
     Processes that only construct the app, for scoring or training, register nothing.
     """
@@ -71,9 +71,9 @@ class ServesPages:
         super().on_init_complete()
         from monailabel.app import app  # here, not above: only a server has it
 
-        from lib.serving import front
+        from lib.serving.web import api
 
-        front.install(app)
+        api.install(app)
 
     @cached_property
     def page_volumes(self) -> VolumeCache:

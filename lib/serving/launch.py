@@ -15,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-from lib.errors import OptionError
+from lib.common.errors import OptionError
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.next_slice import STRATEGIES
-from tests.test_next_slice import scene, squares
+from lib.quality.next_slice import STRATEGIES
+from tests.quality.test_next_slice import scene, squares
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from lib.io.read import read_volume
+from lib.imaging.readers import read_volume
 from lib.serving.launch import free_port, wait_for
 from tests.deploy import nginx
 from tests.deploy.nginx import DEPLOY

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
-from lib.errors import CheckpointError, DownloadError
+from lib.common.errors import CheckpointError, DownloadError
 from lib.model import checkpoints
 from lib.model.build import build
 from lib.model.download import download

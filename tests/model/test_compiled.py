@@ -6,13 +6,14 @@ import threading
 import pytest
 import torch
 
-from lib import metrics, phantom
-from lib.masks import deepest
+from lib.engine.options import Options
+from lib.engine.segmenter import Segmenter
+from lib.imaging import metrics
+from lib.imaging.masks import deepest
 from lib.model.compiled import OFTEN, PARTS, Compiler, Part
-from lib.model.lanes import side_by_side
-from lib.model.runs import Memo
-from lib.options import Options
-from lib.segment import Segmenter
+from lib.model.worker_pool import side_by_side
+from lib.propagation.gaps import Memo
+from lib.samples import phantom
 
 CPU = torch.device("cpu")
 

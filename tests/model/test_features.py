@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import lib.model.features
-from lib.frames import Frames
-from lib.model import checkpoints, lanes
+from lib.imaging.frames import Frames
+from lib.imaging.volume import Volume
+from lib.model import checkpoints, worker_pool
 from lib.model.features import FrameFeatures
-from lib.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_untouched_slices_are_neither_encoded_nor_being_encoded(features, monkey
 
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, monkeypatch, cores):
-    monkeypatch.setattr(lanes, "CORES", cores)
+    monkeypatch.setattr(worker_pool, "CORES", cores)
     before = torch.get_num_threads()
     levels = features.gather(range(9))[0]
     torch.set_num_threads(before)

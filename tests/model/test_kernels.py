@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from lib import metrics, phantom
-from lib.frames import Frames
-from lib.masks import deepest
+from lib.imaging import metrics
+from lib.imaging.frames import Frames
+from lib.imaging.masks import deepest
 from lib.model import checkpoints, kernels
 from lib.model.build import build, keep_heads_exact
 from lib.model.features import FrameFeatures
-from lib.model.tracker import Tracker
-from lib.prompts import SlicePrompt
+from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.propagator import Tracker
+from lib.samples import phantom
 
 CONFIG = "sam2_hiera_nano_256.yaml"
 
@@ -102,7 +103,7 @@ def test_runs_come_out_the_same_to_the_last_digit_alone_together_and_taken_over(
         annotated[t] = tracker.annotate(features, t, SlicePrompt(np.array([[x, y]], float), np.array([1], np.int32)))
     for batch, taken_over in ((1, 0), (2, 0), (2, 3)):
         asked.clear()
-        monkeypatch.setattr("lib.model.tracker.spare", lambda at=taken_over: asked.append(1) or len(asked) == at)
+        monkeypatch.setattr("lib.propagation.propagator.spare", lambda at=taken_over: asked.append(1) or len(asked) == at)
         found.append(tracker.propagate(features, annotated, low=0, high=23, batch=batch))
     for other in found[1:]:
         assert all(torch.equal(getattr(found[0], k), getattr(other, k)) for k in ("logits", "iou", "object_score"))

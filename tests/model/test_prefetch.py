@@ -77,8 +77,8 @@ def test_a_program_may_end_while_slices_are_encoded():
     """With the real network: a thread that is cut off within it takes the process down."""
     program = """
 import numpy as np
-from lib.segment import Segmenter
-from lib.volume import Volume
+from lib.engine.segmenter import Segmenter
+from lib.imaging.volume import Volume
 Segmenter().prefetch(Volume(np.random.default_rng(0).integers(0, 255, (64, 64, 400), dtype=np.int16)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.errors import CheckpointError
+from lib.common.errors import CheckpointError
 from lib.model.versions import Versions
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from lib import phantom
-from lib.errors import OptionError
-from lib.masks import deepest
+from lib.common.errors import OptionError
+from lib.imaging.masks import deepest
+from lib.samples import phantom
 from lib.serving.launch import PLUGINS, free_port, start_monailabel, start_orthanc, stop, wait_for
 
 CHROMIUM = shutil.which("chromium")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from lib.serving.folder import SafeDatastore
+from lib.serving.datastore.folder import SafeDatastore
 from tests.serving.faults import TRIES, Server, fill, image_bytes, label_bytes, row, said, until
 
 pytestmark = pytest.mark.server

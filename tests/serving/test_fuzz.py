@@ -17,7 +17,6 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_server import ROOT, run_server
 
 from lib.serving.launch import free_port
 from tests.fuzz.examples import (
@@ -40,6 +39,7 @@ from tests.fuzz.examples import (
     segment,
     some,
 )
+from tests.serving.test_server import ROOT, run_server
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]
 

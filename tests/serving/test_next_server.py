@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import requests
 
-from lib import phantom
+from lib.samples import phantom
 from lib.serving.launch import free_port, start_monailabel, wait_for
 from tests.serving.test_server import slicer_client
 

@@ -7,9 +7,9 @@ import pydicom
 import pytest
 import requests
 
-from lib import phantom, samples
-from lib.serving.strategies import TARGET
-from lib.volume import Volume
+from lib.imaging.volume import Volume
+from lib.samples import phantom, sample_data
+from lib.serving.active_learning.strategies import TARGET
 from tests.serving import ohif
 from tests.serving.ohif import CAMERAS, ON_SCREEN, SHOTS, lps, playwright, voxel_in
 
@@ -34,9 +34,9 @@ def stack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stack")
     volumes = {"ct_phantom": phantom.abdomen(), "ct_sagittal": (sagittal(), None)}
     for name, (volume, _) in volumes.items():
-        samples.write_dicom(volume, folder / "dicom" / name, modality="CT", description=name)
+        sample_data.write_dicom(volume, folder / "dicom" / name, modality="CT", description=name)
     second = folder / "dicom" / "ct_second"  # another series of that study
-    samples.write_dicom(phantom.abdomen(seed=2, shape=(32, 32, 16), spacing_mm=(10.0, 10.0, 15.0))[0], second, modality="CT", description=second.name)
+    sample_data.write_dicom(phantom.abdomen(seed=2, shape=(32, 32, 16), spacing_mm=(10.0, 10.0, 15.0))[0], second, modality="CT", description=second.name)
     of = pydicom.dcmread(folder / "dicom" / "ct_sagittal" / "0001.dcm")
     for file in second.iterdir():
         ds = pydicom.dcmread(file)

@@ -13,8 +13,8 @@ import requests
 from PIL import Image
 from scipy import ndimage
 
-from lib import phantom, samples
-from lib.metrics import dice
+from lib.imaging.metrics import dice
+from lib.samples import phantom, sample_data
 from tests.serving import ohif
 from tests.serving.ohif import CAMERAS, ON_SCREEN, SHOTS, lps, playwright, voxel_in
 
@@ -127,7 +127,7 @@ def store(tmp_path_factory):
     """The series in the store: server, orthanc (addresses), image (SeriesInstanceUID), study, volume, organs (I, J, K), folder"""
     folder = tmp_path_factory.mktemp("stack")
     volume, organs = phantom.abdomen(shape=(96, 96, 32), spacing_mm=(3.6, 3.6, 7.5))
-    samples.write_dicom(volume, folder / "dicom", modality="CT", description=NAME)
+    sample_data.write_dicom(volume, folder / "dicom", modality="CT", description=NAME)
     with ohif.stack(folder, SEGMENTS) as (server, orthanc, series, studies):
         yield SimpleNamespace(
             server=server, orthanc=orthanc, image=series[NAME], study=studies[NAME], volume=volume, organs=organs, folder=folder / "dicom"

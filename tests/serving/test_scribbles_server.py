@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib.io.read import read_volume
+from lib.imaging.readers import read_volume
 from tests.serving.test_server import client, server, studies  # noqa: F401, the same server for both files would be another process
 
 pytestmark = pytest.mark.server

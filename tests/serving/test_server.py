@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import requests
 
-from lib import samples
-from lib.io.read import read_volume
+from lib.imaging.readers import read_volume
+from lib.samples import sample_data
 from lib.serving.launch import free_port
 from tests.serving.processes import running
 
@@ -35,7 +35,7 @@ def slicer_client():
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    volume, _ = samples.icbm152()
+    volume, _ = sample_data.icbm152()
     nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "icbm152_t1.nii.gz")
     small = np.random.default_rng(0).integers(0, 200, (40, 30, 6), dtype=np.int16)
     oblique = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.1, -0.2) @ np.diag([-1, 1, 4.0]), [10, 20, 30])

@@ -6,9 +6,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from test_server import run_server, slicer_client
 
 from lib.serving.launch import free_port
+from tests.serving.test_server import run_server, slicer_client
 
 pytestmark = pytest.mark.server
 

@@ -1,0 +1,196 @@
+"""What OHIF, Slicer and scripts send, as prompts and options of this project.
+
+Fields (all optional but the prompts): foreground, background: lists of [i, j, k]; roi: [i0, i1, j0, j1, k0, k1], each
+pair in either order and possibly outside; boxes: list of [[i, j, k], [i, j, k]]; absent: list of slice indices; slice:
+the slice a 2D client shows; mask_slices: slices of an uploaded or saved label that are painted prompts (an uploaded one: all that are
+not empty), mask_tag: the tag of the saved label (final); device, window, axis, direction, z_range, components, largest_cc, checkpoint, channel.
+"""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lib.common.errors import OptionError, PromptError
+from lib.engine.options import Options
+from lib.imaging.frames import resolve_axis
+from lib.imaging.readers import read_mask
+from lib.imaging.volume import Volume
+from lib.prompts.volume_prompts import Prompts, make_prompts
+
+
+def options_of(request: dict, *, propagate: bool = True) -> Options:
+    """Options of a request; unknown fields are ignored, lists (a drop-down not touched) mean their first entry.
+
+    Raises:
+        OptionError: impossible value.
+    """
+    def value(name, default):
+        v = request.get(name, default)
+        v = v[0] if isinstance(v, (list, tuple)) and v and name != "z_range" else v
+        return default if v is None or v == "" or v == [] else v
+
+    components = "largest" if truth(value("largest_cc", False)) else str(value("components", "annotated"))
+    return Options(
+        checkpoint=str(value("checkpoint", "embedded")),
+        device=str(value("device", "auto")),
+        window=str(value("window", "auto")),
+        axis=str(value("axis", "auto")),
+        direction=str(value("direction", "both")),
+        z_range=_z_range(value("z_range", None)),
+        components=components,
+        propagate=propagate,
+        focus=truth(value("focus", True)),
+        stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
+        stride=int(_number("stride", "a number of slices", value("stride", 0))),
+    )
+
+
+def prompts_of(
+    request: dict, volume: Volume, options: Options, *, painted: str | None = None, saved: np.ndarray | None = None
+) -> Prompts:
+    """Prompts of a request.
+
+    Args:
+        painted: path of a label map whose non-empty slices, or those of "mask_slices", are painted prompts; default: the
+            request's upload.
+        saved: bool (I, J, K), a mask that is taken when nothing was uploaded.
+
+    Raises:
+        PromptError: see `lib.prompts.volume_prompts.make_prompts`, and fields that are not lists of numbers.
+    """
+    axis = resolve_axis(volume, options.axis)
+    roi = roi_of(request, volume)
+    boxes = list(_list(request, "boxes"))
+    positive, negative = _list(request, "foreground"), _list(request, "background")
+    if not options.propagate and roi is not None and not positive:
+        boxes.append(_box_on_slice(roi, request.get("slice"), axis))
+    if not options.propagate:
+        roi = None
+    path = painted or upload_of(request)
+    mask = saved if path is None else read_mask(path, volume) > 0
+    masks = _painted(mask, [_integer(t, "mask_slices") for t in _list(request, "mask_slices")], axis)
+    return make_prompts(
+        volume, positive=_points(positive, request, axis), negative=_points(negative, request, axis), boxes=boxes,
+        roi=roi, masks=masks, absent=[_integer(t, "absent") for t in _list(request, "absent")],
+        axis=axis,
+    )  # fmt: skip
+
+
+def truth(value) -> bool:
+    """A tick box as clients send it: true, 1, "true", "on", ..."""
+    return str(value).strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _list(request: dict, name: str) -> list:
+    v = request.get(name)
+    if v is None or v == "":
+        return []
+    if isinstance(v, str):
+        try:
+            v = json.loads(v)
+        except json.JSONDecodeError as e:
+            raise PromptError(f"The field {name!r} is not a list: {v!r}.") from e
+    if not isinstance(v, (list, tuple)):
+        raise PromptError(f"The field {name!r} is not a list: {v!r}.")
+    return list(v)
+
+
+def _points(points: list, request: dict, axis: int) -> list:
+    """Clicks [i, j, k]; a 2D client may leave out the index of the slice it shows."""
+    out = []
+    for p in points:
+        if isinstance(p, (list, tuple)) and len(p) == 2 and request.get("slice") is not None:
+            p = list(p)
+            p.insert(axis, _integer(request["slice"], "slice"))
+        out.append(p)
+    return out
+
+
+def _integer(value, name: str) -> int:
+    try:
+        return int(round(float(value)))
+    except (TypeError, ValueError, OverflowError) as e:
+        raise PromptError(f"The field {name!r} must hold whole numbers; got {value!r}.") from e
+
+
+def roi_of(request: dict, volume: Volume):
+    """Corner pair, clipped to the volume, of a request's region of interest, given as pairs per axis; all zeros or nothing mean none.
+
+    Raises:
+        PromptError: not six numbers, or outside the volume.
+    """
+    numbers = _list(request, "roi")
+    if not numbers:
+        return None
+    try:
+        pairs = np.asarray(numbers, float)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise PromptError(f"roi must be six numbers i0,i1,j0,j1,k0,k1; got {numbers!r}.") from e
+    if pairs.shape != (6,) or not np.isfinite(pairs).all():
+        raise PromptError(f"roi must be six numbers i0,i1,j0,j1,k0,k1; got {numbers!r}.")
+    if not pairs.any():
+        return None
+    pairs = pairs.reshape(3, 2)
+    low, high = pairs.min(1), pairs.max(1)
+    top = np.array(volume.shape) - 1
+    if (high < 0).any() or (low > top).any():
+        raise PromptError("The region of interest lies outside the volume.")
+    return np.maximum(low, 0).tolist(), np.minimum(high, top).tolist()
+
+
+def _box_on_slice(roi, shown, axis: int):
+    """The region as a box on the slice a 2D client shows, or on its middle slice when that is not within it."""
+    low, high = list(roi[0]), list(roi[1])
+    t = None if shown is None else _integer(shown, "slice")
+    if t is None or not low[axis] <= t <= high[axis]:
+        t = round((low[axis] + high[axis]) / 2)
+    low[axis] = high[axis] = t
+    return low, high
+
+
+def upload_of(request: dict) -> str | None:
+    """Path of an uploaded label map. MONAI Label stores uploads in the temporary folder; "label" may also be a name."""
+    label = request.get("label")
+    temporary = Path(tempfile.gettempdir()).resolve()
+    if not isinstance(label, str) or not Path(label).is_absolute():  # a name is no path, wherever the server runs
+        return None
+    return label if temporary in Path(label).resolve().parents else None
+
+
+def _painted(mask: np.ndarray | None, wanted: list[int], axis: int) -> dict[int, np.ndarray]:
+    """The wanted slices of bool (I, J, K), as empty as they are; without a wish those that are not empty."""
+    if mask is None:
+        if wanted:
+            raise PromptError("The field 'mask_slices' names slices of a label, but there is none: upload one, or save one for this image.")
+        return {}
+    count = mask.shape[axis]
+    for t in wanted:
+        if not 0 <= t < count:
+            raise PromptError(f"There is no slice {t}; slices go from 0 to {count - 1}.")
+    filled = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
+    return {int(t): mask.take(t, axis) for t in wanted or filled}
+
+
+def _z_range(value) -> tuple[int, int] | None:
+    """ "low,high" or a pair of slice indices."""
+    if value is None:
+        return None
+    parts = value.replace(":", ",").split(",") if isinstance(value, str) else value
+    try:
+        low, high = (int(round(float(v))) for v in parts)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise OptionError(f"z_range must be two slice indices 'low,high'; got {value!r}.") from e
+    return min(low, high), max(low, high)
+
+
+def _number(name: str, what: str, value) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise OptionError(f"{name} must be {what}; got {value!r}.") from e
+    if not math.isfinite(number):
+        raise OptionError(f"{name} must be {what}; got {value!r}.")
+    return number

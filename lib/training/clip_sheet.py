@@ -1,0 +1,29 @@
+"""A picture of what the generator makes."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib.training.clip_generator import ClipGenerator
+from lib.training.supervoxels import RealImages
+
+_COLORS = ("orange", "cyan", "magenta")
+
+
+def draw_sheet(
+    path: str, seed: int = 1, clips: int = 8, slices: int = 6, size: int = 192, images: RealImages | None = None
+) -> str:
+    """Draws `clips` generated clips, one a row, with the contours of three targets each."""
+    clip = ClipGenerator(seed, images=images).batch(clips, slices, size, objects=len(_COLORS))
+    masks = clip.masks.view(clips, len(_COLORS), slices, size, size)
+    figure = Figure(figsize=(2 * slices, 2 * clips), facecolor="black")
+    for row in range(clips):
+        for t in range(slices):
+            axes = figure.add_subplot(clips, slices, row * slices + t + 1)
+            axes.imshow(clip.frames[row, t].numpy(), cmap="gray", vmin=0, vmax=255)
+            for mask, color in zip(masks[row, :, t].numpy(), _COLORS, strict=True):
+                if mask.any() and not mask.all():
+                    axes.contour(mask.astype(np.uint8), [0.5], colors=color, linewidths=1)
+            axes.axis("off")
+    figure.tight_layout(pad=0.2)
+    figure.savefig(path, dpi=80)
+    return path

@@ -1,0 +1,87 @@
+"""The curriculum: which clips a training sees, how many, how large. What a step draws is fixed by its number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from lib.training.clip_generator import Clip, ClipGenerator
+from lib.training.supervoxels import RealImages
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of the curriculum.
+
+    Attributes:
+        kind: boxes_on_noise, single_slices, copies, or clips (of which every second step is single slices).
+        size: side of the slices in pixels.
+        batch: clips in a step. slices: slices of a clip.
+        rate: learning rate at the start of the phase; final_rate: at its end (cosine).
+        balance: weighting of the mask loss, see `losses.mask_losses`.
+        objects: targets of a clip.
+    """
+
+    kind: str
+    steps: int
+    size: int
+    batch: int
+    slices: int
+    rate: float
+    final_rate: float
+    balance: float
+    objects: int = 1
+
+    def kind_at(self, step: int) -> str:
+        """What step number `step` trains."""
+        return "single_slices" if self.kind == "clips" and step % 2 else self.kind
+
+    def clips_at(self, step: int) -> tuple[int, int]:
+        """(clips, slices of each) of step number `step`."""
+        kind = self.kind_at(step)
+        if kind == self.kind:
+            return self.batch, self.slices if kind == "clips" else 1
+        return max(1, self.batch * self.slices // 2), 1
+
+
+CURRICULUM = (
+    Phase("boxes_on_noise", 350, 128, 24, 1, 3e-4, 3e-4, 1.0),
+    Phase("single_slices", 1500, 128, 24, 1, 4e-4, 3e-4, 0.7),
+    Phase("copies", 250, 128, 12, 2, 3e-4, 3e-4, 0.5),
+    Phase("clips", 2500, 128, 4, 8, 3e-4, 2e-4, 0.3, objects=3),
+    Phase("clips", 3900, 256, 2, 6, 2.5e-4, 1e-5, 0.2, objects=3),
+)
+
+Drawn = tuple[str, int, Clip]  # kind, seed of the prompts, clips
+
+
+class GeneratedSteps(Dataset):
+    """Generated clips of the steps of a phase. Every step has a seed of its own, so a resumed run draws the same."""
+
+    def __init__(self, seed: int, phase: Phase, images: RealImages | None = None):
+        self.seed, self.phase, self.images = seed, phase, images
+
+    def __len__(self) -> int:
+        return self.phase.steps
+
+    def __getitem__(self, step: int) -> Drawn:
+        seed = (self.seed + step) % (1 << 62)
+        kind = self.phase.kind_at(step)
+        clips, slices = self.phase.clips_at(step)
+        clip = ClipGenerator(seed, images=self.images).batch(clips, slices, self.phase.size, self.phase.objects)
+        if kind == "boxes_on_noise":
+            clip = boxes_on_noise(clip, torch.Generator().manual_seed(seed))
+        return kind, seed, clip
+
+
+def boxes_on_noise(clip: Clip, rng: torch.Generator) -> Clip:
+    """Noise images and rectangles of random place and size, as many as `clip` has."""
+    b, _, h, w = clip.masks.shape
+    frames = torch.rand(clip.frames.shape, generator=rng, device=clip.frames.device) * 255
+    corner = torch.rand(b, 2, generator=rng, device=frames.device) * 0.7
+    side = 0.08 + torch.rand(b, 2, generator=rng, device=frames.device) * 0.4
+    y = torch.arange(h, device=frames.device) / h
+    x = torch.arange(w, device=frames.device) / w
+    rows = (y >= corner[:, :1]) & (y < corner[:, :1] + side[:, :1])
+    columns = (x >= corner[:, 1:]) & (x < corner[:, 1:] + side[:, 1:])
+    return Clip(frames, (rows[:, :, None] & columns[:, None, :])[:, None])

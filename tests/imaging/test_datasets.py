@@ -1,0 +1,102 @@
+"""Labelled folders of both layouts, made by hand."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lib.common.errors import UserError, VolumeError
+from lib.imaging.datasets import Case, case_of, find_cases, read_cases
+
+LABELS = {"0": "background", "1": "liver", "3": "spleen"}
+
+
+def save(path, *values, shape=(5, 4, 3)):
+    """An image with these values in its first voxels."""
+    array = np.zeros(shape, np.uint8)
+    array.ravel()[: len(values)] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    return path
+
+
+@pytest.fixture
+def decathlon(tmp_path):
+    rows = [
+        {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
+        {"image": "imagesTr/b.nii.gz", "label": "labelsTr/b.nii.gz", "labels": {"0": "background", "2": "tumour"}},
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": LABELS, "training": rows, "test": ["./imagesTs/c.nii.gz"]}))
+    return tmp_path
+
+
+@pytest.fixture
+def datastore(tmp_path):
+    """As MONAI Label keeps it: two images with a final label, one with none, a label whose image is gone, other labels."""
+    for name in ("a", "b", "unlabelled"):
+        save(tmp_path / f"{name}.nii.gz", 7)
+    save(tmp_path / "labels/final/a.nii.gz", 1, 1, 3)
+    save(tmp_path / "labels/final/b.nii.gz", 2)
+    save(tmp_path / "labels/final/gone.nii.gz", 1)
+    save(tmp_path / "labels/original/unlabelled.nii.gz", 1)
+    (tmp_path / "datastore_v2.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("read", [read_cases, find_cases])
+def test_decathlon_folders(decathlon, read):
+    a, b = decathlon / "imagesTr/a.nii.gz", decathlon / "labelsTr/a.nii.gz"
+    first, second = read(str(decathlon))
+    assert first == Case("a", a, b, {1: "liver", 3: "spleen"}), "without the background"
+    assert (second.name, second.labels) == ("b", {2: "tumour"}), "labels of its own go before the common ones"
+
+
+def test_a_datastore_gives_what_was_submitted(datastore):
+    a, b = find_cases(datastore)
+    assert a == Case("a", datastore / "a.nii.gz", datastore / "labels/final/a.nii.gz", {1: "label_1", 3: "label_3"})
+    assert (b.name, b.labels) == ("b", {2: "label_2"})
+
+
+def test_dataset_json_goes_first(datastore):
+    row = {"image": "unlabelled.nii.gz", "label": "labels/original/unlabelled.nii.gz"}
+    (datastore / "dataset.json").write_text(json.dumps({"labels": LABELS, "training": [row]}))
+    assert [c.name for c in find_cases(datastore)] == ["unlabelled"]
+
+
+@pytest.mark.parametrize("read", [read_cases, find_cases])
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"labels": {}}'])
+def test_a_broken_dataset_json_is_refused(tmp_path, read, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match="dataset.json"):
+        read(tmp_path)
+
+
+def test_other_folders_are_refused(tmp_path):
+    save(tmp_path / "a.nii.gz", 7)
+    save(tmp_path / "labels/original/a.nii.gz", 1)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="dataset.json.*labels/final"):
+            find_cases(folder)
+        with pytest.raises(UserError, match="dataset.json"):
+            read_cases(folder)
+
+
+def test_labels_without_their_images_are_no_cases(tmp_path):
+    save(tmp_path / "a.nii.gz", 7)
+    save(tmp_path / "labels/final/gone.nii.gz", 1)
+    with pytest.raises(UserError, match="labels/final"):
+        find_cases(tmp_path)
+
+
+def test_a_label_of_another_shape_is_refused(tmp_path):
+    image = save(tmp_path / "a.nii.gz", 7)
+    label = save(tmp_path / "labels/final/a.nii.gz", 1, shape=(5, 4, 2))
+    with pytest.raises(VolumeError, match="shape"):
+        case_of(image, label)
+    with pytest.raises(UserError, match="shape"):
+        find_cases(tmp_path)
+
+
+def test_an_empty_label_has_no_structures(tmp_path):
+    assert case_of(save(tmp_path / "a.nii.gz", 7), save(tmp_path / "b.nii.gz")).labels == {}

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from lib.imaging.metrics import dice, empty_fp_share, slice_dice
+
+
+def drawn(*rows):
+    return np.array([[c == "#" for c in row] for row in rows])
+
+
+EMPTY = drawn("....", "....", "....")
+SQUARE = drawn("##..", "##..", "....")
+SHIFTED = drawn(".##.", ".##.", "....")
+FAR = drawn("....", "....", "...#")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (SQUARE, SQUARE, 1.0),
+        (SQUARE, SHIFTED, 0.5),  # 2 * 2 / (4 + 4)
+        (SQUARE, FAR, 0.0),
+        (SQUARE, SQUARE | FAR, 8 / 9),
+        (SQUARE, EMPTY, 0.0),
+        (EMPTY, SQUARE, 0.0),
+        (EMPTY, EMPTY, 1.0),
+    ],
+)
+def test_dice(a, b, expected):
+    assert dice(a, b) == pytest.approx(expected)
+    assert dice(b, a) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slice_dice(axis):
+    a = np.stack([SQUARE, SQUARE, EMPTY, SQUARE, EMPTY], axis)
+    b = np.stack([SQUARE, SHIFTED, EMPTY, EMPTY, FAR], axis)
+    assert slice_dice(a, b, axis).tolist() == [1.0, 0.5, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("predicted", "truth", "share"),
+    [
+        ((SQUARE, FAR, EMPTY, SQUARE), (SQUARE, EMPTY, EMPTY, EMPTY), 2 / 3),
+        ((EMPTY, EMPTY), (SQUARE, EMPTY), 0.0),
+        ((SQUARE, FAR), (EMPTY, EMPTY), 1.0),
+        ((SQUARE, EMPTY), (SQUARE, FAR), None),  # no empty slice: undefined
+    ],
+)
+def test_empty_fp_share(predicted, truth, share, axis):
+    out = empty_fp_share(np.stack(predicted, axis), np.stack(truth, axis), axis)
+    assert np.isnan(out) if share is None else out == pytest.approx(share)

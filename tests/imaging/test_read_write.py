@@ -1,0 +1,146 @@
+"""A voxel's index and position survive every format and orientation."""
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from lib.common.errors import VolumeError
+from lib.imaging import geometry
+from lib.imaging.readers import read_mask, read_volume
+from lib.imaging.volume import Volume
+from lib.imaging.writers import EXTENSIONS, write_mask
+from lib.samples.sample_data import write_dicom
+
+SHAPE, MARKED = (4, 5, 6), (1, 3, 2)
+RAMP = np.arange(120, dtype=np.int16).reshape(SHAPE)
+AXIAL_LPS = np.array([[-0.7, 0, 0, 10], [0, -1.3, 0, 20.5], [0, 0, 5, -30.25], [0, 0, 0, 1]])
+
+
+def marked(affine) -> Volume:
+    array = np.zeros(SHAPE, np.uint8)
+    array[MARKED] = 1
+    return Volume(array, affine)
+
+
+def save_nifti(array, path, affine=AXIAL_LPS):
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def assert_same(volume: Volume, affine):
+    assert volume.shape == SHAPE
+    assert np.argwhere(volume.array == 1).tolist() == [list(MARKED)]
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
+    np.testing.assert_allclose(geometry.to_mm(volume.affine, MARKED), geometry.to_mm(affine, MARKED), atol=1e-3)
+
+
+# --- every orientation -----------------------------------------------------------------------------------------------
+def test_nifti_of_nibabel(affine, tmp_path):
+    assert_same(read_volume(save_nifti(marked(affine).array, tmp_path / "a.nii.gz", affine)), affine)
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_write_and_read(affine, ending, tmp_path):
+    path = write_mask(marked(affine).array, marked(affine), tmp_path / f"a{ending}")
+    assert_same(read_volume(path), affine)
+    # A reader that is not ours: position of the marked voxel by SimpleITK, in mm LPS.
+    image = sitk.ReadImage(str(path))
+    assert image[MARKED] == 1
+    position = np.array(image.TransformIndexToPhysicalPoint(MARKED)) * (-1, -1, 1)
+    np.testing.assert_allclose(position, geometry.to_mm(affine, MARKED), atol=1e-3)
+
+
+def test_seg_nrrd_of_pynrrd(affine, tmp_path):
+    array, header = nrrd.read(str(write_mask(marked(affine).array, marked(affine), tmp_path / "a.seg.nrrd", label="liver")))
+    assert np.argwhere(array).tolist() == [list(MARKED)]
+    position = (header["space origin"] + MARKED @ header["space directions"]) * (-1, -1, 1)
+    np.testing.assert_allclose(position, geometry.to_mm(affine, MARKED), atol=1e-3)
+    assert (header["space"], header["Segment0_Name"]) == ("left-posterior-superior", "liver")
+    assert header["Segment0_Extent"] == "1 1 3 3 2 2"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("filled", [[], [0], [5], [2, 3]])
+def test_empty_slices_of_a_raw_nrrd_are_there_although_they_are_not_written(filled, dtype, tmp_path):
+    mask = np.zeros((7, 8, 6), bool)
+    mask[2:4, 3:5, filled] = True
+    path = write_mask(mask, Volume(mask.astype(np.int16), np.eye(4)), tmp_path / "a.nrrd", dtype=dtype, compress=False)
+    content, header = nrrd.read(str(path))
+    np.testing.assert_array_equal(content, mask)
+    assert content.dtype == dtype and path.read_bytes().partition(b"\n\n")[2] == mask.astype(dtype).tobytes("F")
+
+
+def test_formats_and_dicom_agree(tmp_path):
+    volume = Volume(RAMP, AXIAL_LPS)
+    write_dicom(volume, tmp_path / "series", modality="CT", description="test")
+    paths = [write_mask(RAMP, volume, tmp_path / f"a{e}", dtype="int16") for e in EXTENSIONS]
+    for path in (tmp_path / "series", save_nifti(RAMP, tmp_path / "b.nii"), *paths):
+        got = read_volume(path)
+        np.testing.assert_array_equal(got.array, RAMP)
+        np.testing.assert_allclose(got.affine, AXIAL_LPS, atol=1e-3)
+
+
+def test_dicom_slices_are_sorted_by_position(tmp_path):
+    write_dicom(Volume(RAMP, AXIAL_LPS), tmp_path, modality="MR", description="test")
+    for k, name in enumerate("fbdaec"):
+        (tmp_path / f"{k + 1:04d}.dcm").rename(tmp_path / name)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, RAMP)
+    assert read_volume(tmp_path / "f").array[:, :, 0].tolist() == RAMP[:, :, 0].tolist()  # one file: one slice
+
+
+def test_2d_image_lies_where_its_file_says(tmp_path):
+    image = sitk.GetImageFromArray(RAMP[:, :, 0].T.copy())
+    image.SetSpacing((2, 3))
+    image.SetOrigin((7, 8))
+    for name in ("a.nrrd", "a.mha", "a.nii.gz"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        volume = read_volume(tmp_path / name)
+        assert (volume.shape, volume.planar) == ((4, 5, 1), True)
+        np.testing.assert_array_equal(volume.array[:, :, 0], RAMP[:, :, 0])
+        np.testing.assert_allclose(geometry.to_mm(volume.affine, (1, 1, 0)), (-9, -11, 0), atol=1e-3)
+
+
+# --- what files hold -------------------------------------------------------------------------------------------------
+def test_channels(tmp_path):
+    nifti = save_nifti(np.stack([RAMP, RAMP + 1], -1), tmp_path / "a.nii.gz")
+    series = sitk.JoinSeries([sitk.GetImageFromArray((RAMP + n).transpose(2, 1, 0)) for n in (0, 1)])
+    vector = sitk.GetImageFromArray(np.stack([RAMP, RAMP + 1], -1).transpose(2, 1, 0, 3), isVector=True)
+    sitk.WriteImage(series, str(tmp_path / "b.mha"))
+    sitk.WriteImage(vector, str(tmp_path / "c.nrrd"))
+    for path in (nifti, tmp_path / "b.mha", tmp_path / "c.nrrd"):
+        np.testing.assert_array_equal(read_volume(path, channel=1).array, RAMP + 1)
+        for channel in (None, 2):
+            with pytest.raises(VolumeError, match="2 channels or time points: choose one of 0 to 1"):
+                read_volume(path, channel=channel)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_rgb_becomes_luminance(name, tmp_path):
+    rgb = np.zeros((6, 5, 4, 3), np.uint8) + np.array([100, 50, 10], np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(rgb, isVector=True), str(tmp_path / name))
+    volume = read_volume(tmp_path / name)
+    assert volume.shape == SHAPE
+    np.testing.assert_allclose(volume.array, 60.39, rtol=1e-5)
+
+
+def test_scaled_and_not_finite_values(tmp_path):
+    array = RAMP / 4.0
+    array[0, 0, 0] = np.nan
+    assert read_volume(save_nifti(array, tmp_path / "a.nii")).array[0, 0, 0] == 0.25
+    image = nib.Nifti1Image(RAMP, AXIAL_LPS)
+    image.header.set_slope_inter(2, -100)
+    nib.save(image, tmp_path / "b.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii").array, nib.load(tmp_path / "b.nii").get_fdata())
+    one_slice = read_volume(save_nifti(RAMP[:, :, :1], tmp_path / "c.nii"))
+    assert (one_slice.shape, one_slice.planar) == ((4, 5, 1), False)
+    assert read_volume(save_nifti(RAMP[:, :, 0], tmp_path / "d.nii")).planar
+
+
+def test_read_mask(tmp_path):
+    mask = (RAMP % 3).astype(np.float32)
+    path = save_nifti(mask, tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_mask(path, Volume(RAMP, read_volume(path).affine)), RAMP % 3)
+    with pytest.raises(VolumeError, match=r"has shape \(4, 5, 5\), but the image has \(4, 5, 6\)"):
+        read_mask(save_nifti(mask[:, :, 1:], tmp_path / "b.nii"), Volume(RAMP))

@@ -1,0 +1,53 @@
+"""Scores of two runs, step by step: one whose image stays as it was, one whose object is gone from slice 3 on."""
+
+from types import SimpleNamespace
+
+import torch
+
+from lib.propagation import appearance
+from lib.propagation.object_end import Ends
+
+LOGITS = torch.full((appearance.SIDE, appearance.SIDE), -5.0)
+LOGITS[20:40, 20:40] = 5
+
+
+def features():
+    images = torch.full((8, appearance.SIDE, appearance.SIDE), 50, dtype=torch.uint8)
+    images[:3, 20:40, 20:40] = 200
+    valid = torch.ones(appearance.SIDE, appearance.SIDE, dtype=torch.bool)
+    return SimpleNamespace(device="cpu", thumbnails=images, thumbnail_valid=valid)
+
+
+def judged(drop, gain, scores, slices=(2, 5)):
+    """Whether the object is there, for runs with these scores (after 4.0 beside the annotation)."""
+    ends = Ends(features(), drop, gain, [(0, LOGITS), (0, LOGITS)])
+    for step in (1, 2):
+        assert ends.judge(step, list(slices)) is None
+        ends.note(step, torch.tensor([4.0, 4.0]))
+    count = ends.judge(3, list(slices))
+    return [s > 0 for s in count(torch.tensor(scores), LOGITS.expand(2, -1, -1)).tolist()]
+
+
+def test_a_score_may_fall_by_the_drop():
+    assert judged(2.0, 0.0, [2.5, 1.5]) == [True, False]
+
+
+def test_it_may_fall_further_where_the_mask_looks_alike():
+    assert judged(1.0, 3.0, [1.5, 1.5]) == [True, False]  # the image shows the object on slice 2, not on slice 5
+
+
+def test_a_negative_score_is_always_absent():
+    assert judged(9.0, 9.0, [-0.5, 0.5]) == [False, True]
+
+
+def test_official_networks_are_not_judged():
+    ends = Ends(features(), 0.0, 0.0, [(0, LOGITS)])
+    assert ends.judge(7, [3]) is None
+
+
+def test_runs_that_ended_are_left_out():
+    ends = Ends(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
+    for step in (1, 2):
+        ends.note(step, torch.tensor([8.0, 4.0]))
+    ends = ends.of([1])
+    assert ends.judge(3, [4])(torch.tensor([3.0]), LOGITS[None]).tolist() == [1.0]

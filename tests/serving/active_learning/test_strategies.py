@@ -1,0 +1,225 @@
+"""Strategies and scoring methods on a datastore of MONAI Label's own, without a server; the engine's answers are drawn by hand."""
+
+import json
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric
+from monailabel.datastore.local import LocalDatastore
+
+from lib.engine.result import Result
+from lib.imaging.frames import Frames
+from lib.imaging.volume import Volume
+from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.scoring import SliceDice, SliceQuality, label_names
+from lib.serving.active_learning.strategies import WorstSlice, WorstVolume
+
+SHAPE = (20, 16, 12)
+AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
+FRAMES = Frames.of(Volume(np.zeros(SHAPE, np.float32), AFFINE), axis=2)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+
+
+def drawn(*spans):
+    """uint8 label map: each (value, first slice, last slice, width) a bar."""
+    out = np.zeros(SHAPE, np.uint8)
+    for n, (value, low, high, width) in enumerate(spans):
+        out[2 : 2 + width, 2 + 5 * n : 6 + 5 * n, low : high + 1] = value
+    return out
+
+
+@pytest.fixture
+def studies(tmp_path):
+    for name in "abc":
+        save(tmp_path / "studies" / f"{name}.nii.gz", np.random.default_rng(0).integers(0, 99, SHAPE, dtype=np.int16))
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def store(studies):
+    return LocalDatastore(str(studies), extensions=("*.nii.gz",))
+
+
+@pytest.fixture
+def rounds(tmp_path):
+    return Rounds(tmp_path / "rounds")
+
+
+def work(rounds, image, iou, label="spleen", annotated=(5,), client="anna"):
+    """A round in which all other slices are expected to have that IoU."""
+    mask = drawn((1, 1, 10, 8)) > 0
+    expected = np.full(12, iou)
+    expected[list(annotated)] = 1
+    ones = np.ones(12)
+    result = Result(mask, 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((12, 1)), expected)
+    return rounds.note(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
+
+
+def submit(store, image, labels, tag="final", info=None):
+    path = f"{store._datastore_path}/../{image}_{tag}.nii.gz"
+    nib.save(nib.Nifti1Image(labels, AFFINE), path)
+    store.save_label(image, path, tag, info or {})
+
+
+def ask(strategy, store, client="anna", **more):
+    return strategy({"strategy": "worst_slice", "client_id": client, **more}, store)
+
+
+def test_goes_on_with_the_volume_of_this_client(store, rounds):
+    record = work(rounds, "b", 0.6)
+    work(rounds, "c", 0.2, client="ben")
+    answer = ask(WorstSlice(rounds), store)
+    assert (answer["id"], answer["slice"], answer["rounds"]) == ("b", record["proposal"]["slice"], 1)
+    assert ask(WorstSlice(rounds), store, client="ben")["id"] == "c"
+    assert {"axis", "slices", "expected_dice", "volume_dice", "reason", "prompt", "point", "label"} <= answer.keys()
+    json.dumps(answer)
+
+
+def test_goes_on_with_the_volume_that_a_viewer_shows(store, rounds):
+    """OHIF has no client's id: two annotators would be sent to each other's volumes."""
+    work(rounds, "b", 0.6, client="")
+    work(rounds, "c", 0.2, client="")
+    assert ask(WorstSlice(rounds), store, client="")["id"] == "c", "the last one"
+    assert ask(WorstSlice(rounds), store, client="", image="b")["id"] == "b"
+
+
+def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store, rounds):
+    work(rounds, "b", 0.5, label="liver")
+    work(rounds, "b", 0.99)
+    work(rounds, "c", 0.2, client="ben")
+    strategy = WorstSlice(rounds)
+    assert (ask(strategy, store)["id"], ask(strategy, store)["label"]) == ("b", "liver")
+    work(rounds, "b", 0.99, label="liver")
+    assert ask(strategy, store)["id"] == "c"
+    work(rounds, "c", 0.99, client="ben")
+    fresh = ask(strategy, store)
+    assert (fresh["id"], fresh["slice"], fresh["rounds"]) == ("a", 6, 0)
+    work(rounds, "a", 0.98)
+    assert ask(strategy, store)["id"] == "a" and "target" in ask(strategy, store)["reason"]
+
+
+def test_rounds_are_spent(store, rounds):
+    work(rounds, "b", 0.3, annotated=(2, 5, 8))
+    assert ask(WorstSlice(rounds), store, max_rounds=4)["id"] == "b"
+    assert ask(WorstSlice(rounds), store, max_rounds="3")["id"] == "a"
+
+
+def test_worst_volume_asks_nobody(store, rounds):
+    work(rounds, "b", 0.6)
+    work(rounds, "c", 0.2, client="ben")
+    assert ask(WorstVolume(rounds), store)["id"] == "c"
+
+
+def test_labelled_volumes_are_done(store, rounds):
+    work(rounds, "b", 0.1)
+    submit(store, "b", drawn((1, 1, 10, 8)))
+    assert ask(WorstSlice(rounds), store)["id"] != "b"
+    for image in "ac":
+        submit(store, image, drawn((1, 1, 10, 8)))
+    assert ask(WorstSlice(rounds), store) is None
+
+
+def test_a_label_of_batch_inference_gives_the_first_proposal(store, rounds):
+    labels = drawn((1, 1, 3, 6), (2, 2, 9, 3))
+    labels[:12, 7:11, 8] = 2
+    submit(store, "a", labels, "original")
+    answer = ask(WorstSlice(rounds), store)
+    assert (answer["id"], answer["slice"]) == ("a", 8) and labels[tuple(answer["point"])] == 2
+
+
+def test_an_unreadable_volume_can_still_be_proposed(store, rounds, studies):
+    (studies / "a.nii.gz").write_bytes(b"no image")
+    assert ask(WorstSlice(rounds), store)["id"] == "a"
+
+
+def test_slice_dice_finds_the_slice_that_monai_finds(store, rounds):
+    reference, predicted = drawn((1, 2, 9, 8), (2, 3, 8, 6)), drawn((1, 2, 9, 8), (2, 3, 8, 6))
+    predicted[2:7, 2:6, 4] = 0  # of label 1
+    predicted[2:5, 7:11, 6] = 0
+    submit(store, "a", reference, info={"label_info": [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]})
+    submit(store, "a", predicted, "original")
+    result = SliceDice(rounds)({"method": "slice_dice"}, store)["a"]
+    metric = DiceMetric(include_background=True, reduction="none", ignore_empty=False)
+    worst = {}
+    for value, name in ((1, "liver"), (2, "spleen")):
+        y, p = (torch.from_numpy(FRAMES.from_volume(v == value).copy()[:, None].astype(np.float32)) for v in (reference, predicted))
+        dice = metric(p, y)[:, 0]
+        worst[name] = int(dice.argmin())
+        assert result["structures"][name]["dice"] == pytest.approx(dice.tolist(), abs=1e-3)
+    assert {n: s["worst_slice"] for n, s in result["structures"].items()} == worst == {"liver": 4, "spleen": 6}
+    assert (result["worst_structure"], result["worst_slice"]) == ("liver", 4)
+
+
+def test_scores_survive_a_restart_and_are_not_computed_twice(store, rounds, studies, monkeypatch):
+    submit(store, "a", drawn((1, 2, 9, 8)))
+    submit(store, "a", drawn((1, 2, 8, 8)), "original")
+    method = SliceDice(rounds)
+    first = method({}, store)
+    again = LocalDatastore(str(studies), extensions=("*.nii.gz",))
+    assert again.get_image_info("a")["slice_dice"] == first["a"] and set(first) == {"a"}
+    monkeypatch.setattr(SliceDice, "_score", lambda *_: pytest.fail("scored again"))
+    assert method({}, again) == first
+
+
+def test_a_changed_label_is_scored_again(store, rounds):
+    submit(store, "a", drawn((1, 2, 9, 8)))
+    submit(store, "a", drawn((1, 2, 8, 8)), "original")
+    assert SliceDice(rounds)({}, store)["a"]["worst_slice"] == 9
+    submit(store, "a", drawn((1, 3, 9, 8)), "original")
+    assert SliceDice(rounds)({}, store)["a"]["worst_slice"] == 2
+
+
+def test_slice_dice_of_what_was_clicked(store, rounds):
+    submit(store, "a", drawn((3, 1, 9, 8)), info={"label_info": [{"name": "spleen", "idx": 3}]})
+    work(rounds, "a", 0.9)  # its mask goes from slice 1 to 10
+    result = SliceDice(rounds)({"y_pred": "session"}, store)["a"]
+    assert (result["worst_structure"], result["worst_slice"], result["checkpoint"]) == ("spleen", 10, ["embedded"])
+
+
+def test_a_label_of_another_shape_stops_nothing(store, rounds, caplog):
+    for image in "ab":
+        submit(store, image, drawn((1, 2, 9, 8)))
+    submit(store, "a", np.ones((4, 4, 4), np.uint8), "original")
+    submit(store, "b", drawn((1, 2, 8, 8)), "original")
+    assert set(SliceDice(rounds)({}, store)) == {"b"} and "Not scored: a" in caplog.text
+
+
+def test_slice_quality_repeats_what_the_last_round_said(store, rounds):
+    record = work(rounds, "a", 0.6)
+    result = SliceQuality(rounds, None, None)({}, store)["a"]
+    assert result["structures"]["spleen"]["dice"] == record["expected_dice"] and result["checkpoint"] == ["embedded"]
+    assert result["structures"]["spleen"]["volume_dice"] == record["volume_dice"] and result["worst_slice"] != 5
+
+
+def test_slice_quality_tests_a_label_by_itself(store, rounds):
+    """The engine is drawn: it gives back the bar without the slices 8 and 9."""
+    submit(store, "a", drawn((1, 2, 9, 8)), "original", {"params": {"label_info": [{"name": "liver", "idx": 1}]}})
+    painted = []
+
+    def segment(volume, prompts, options):
+        painted.append(prompts)
+        return SimpleNamespace(mask=drawn((1, 2, 7, 8)) > 0)
+
+    engine = SimpleNamespace(segment=segment, prompts=lambda volume, options, masks: masks)
+    catalog = SimpleNamespace(resolve=lambda name: ("embedded", "embedded"))
+    result = SliceQuality(rounds, catalog, lambda: engine)({}, store)["a"]
+    assert sorted(painted[0]) == [3, 6, 8] and result["structures"]["liver"]["worst_slice"] in (8, 9)
+    assert result["structures"]["liver"]["dice"][2:8] == [1.0] * 6 and result["checkpoint"] == "embedded"
+
+
+@pytest.mark.parametrize("info, expected", [
+    ({}, {}),
+    ({"label_info": [{"name": "liver", "idx": 4}]}, {4: "liver"}),
+    ({"params": {"label_info": [{"name": "liver"}, {"name": "spleen"}]}}, {1: "liver", 2: "spleen"}),
+    ({"label_info": [{"name": "liver", "id": "x"}, "?"]}, {}),
+])  # fmt: skip
+def test_names_of_a_label(store, info, expected):
+    submit(store, "a", drawn((1, 1, 1, 1)), info=info)
+    assert label_names(store, "a", "final") == expected

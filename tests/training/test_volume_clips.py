@@ -1,0 +1,111 @@
+"""Training clips of labelled volumes, from a small volume made by hand."""
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from lib.imaging.datasets import Case
+from lib.imaging.frames import Frames
+from lib.imaging.volume import Volume
+from lib.model.features import FrameFeatures
+from lib.training.curriculum import Phase
+from lib.training.volume_clips import MIN_PIXELS, VolumeSteps, to_square
+
+CUBE, BAR = 1, 4
+PHASE = Phase("clips", 60, 64, 2, 4, 1e-4, 1e-5, 0.2, objects=2)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """40 x 32 x 12 voxels of 1 x 1 x 3 mm: a cube on slices 3 to 8, a bar through all slices."""
+    folder = tmp_path_factory.mktemp("volumes")
+    labels = np.zeros((40, 32, 12), np.uint8)
+    labels[10:22, 8:20, 3:9] = CUBE
+    labels[28:36, 20:30] = BAR
+    image = np.random.default_rng(0).normal(100, 5, labels.shape) + 40 * (labels == CUBE) + 80 * (labels == BAR)
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    paths = folder / "a.nii.gz", folder / "a_label.nii.gz"
+    for path, array in zip(paths, (image.astype(np.float32), labels), strict=True):
+        nib.save(nib.Nifti1Image(array, affine), path)
+    return Case("a", *paths, {CUBE: "cube", BAR: "bar", 9: "not in this volume"})
+
+
+def only(case, *values):
+    """The case as if nothing but these labels were annotated."""
+    return Case(case.name, case.image, case.label, {v: case.labels[v] for v in values})
+
+
+def test_same_seed_same_clip(case):
+    one, two, other = (VolumeSteps(seed, PHASE, (case,)) for seed in (7, 7, 1_000_007))
+    for step in (0, 1, 40):
+        (kind, seed, a), (_, same, b), (_, _, c) = one[step], two[step], other[step]
+        assert kind == PHASE.kind_at(step) and seed == same
+        assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
+        assert not torch.equal(a.frames, c.frames)
+    assert not torch.equal(one[0][2].frames, one[2][2].frames)
+    assert len(one) == PHASE.steps
+
+
+def test_shapes_and_range(case):
+    steps = VolumeSteps(1, PHASE, (case,))
+    for step, (clips, slices) in {0: (2, 4), 1: (4, 1), 2: (2, 4)}.items():
+        clip = steps[step][2]
+        assert clip.frames.shape == (clips, slices, 64, 64) and clip.frames.dtype == torch.float32
+        assert clip.masks.shape == (clips * 2, slices, 64, 64) and clip.masks.dtype == torch.bool
+        assert clip.objects == 2
+        assert clip.frames.min() >= 0 and clip.frames.max() <= 255 and clip.frames.std() > 10
+
+
+def test_the_first_slice_always_shows_the_structure(case):
+    for cases in ((case,), (only(case, CUBE),), (only(case, CUBE), only(case, BAR))):
+        steps = VolumeSteps(3, PHASE, cases)
+        for step in range(PHASE.steps):
+            first = steps[step][2].masks[:, 0].flatten(1)
+            assert (first.sum(1) >= MIN_PIXELS).all()
+
+
+def test_some_clips_cross_the_end_of_the_structure_and_some_do_not(case):
+    steps = VolumeSteps(5, PHASE, (only(case, CUBE),))
+    ended = torch.cat([~steps[step][2].masks[:, -1].flatten(1).any(1) for step in range(0, PHASE.steps, 2)])
+    assert 0.5 < ended.float().mean() < 0.95
+
+
+def test_a_structure_through_all_slices_never_ends(case):
+    steps = VolumeSteps(5, PHASE, (only(case, BAR),))
+    assert all(steps[step][2].masks.flatten(2).any(2).all() for step in range(20))
+
+
+def test_structures_lie_where_the_image_is_brighter(case):
+    clip = VolumeSteps(2, PHASE, (only(case, BAR),))[0][2]
+    for frames, masks in zip(clip.frames, clip.masks[::2], strict=True):
+        assert frames[masks].mean() > frames[~masks].mean() + 50
+
+
+def anisotropic():
+    """Frames of 40 x 32 voxels of 1 x 2 mm, 40 x 64 mm; voxels 10-19 (10 mm) by 8-12 (10 mm) of slice 1 are labelled."""
+    labels = np.zeros((40, 32, 3), np.uint8)
+    labels[10:20, 8:13, 1] = 1
+    values = labels * 100 + np.arange(40)[:, None, None]
+    frames = Frames.of(Volume(values.astype(np.float32), np.diag([1.0, 2.0, 5.0, 1.0])), window="0,255")
+    return frames, frames.from_volume(labels)
+
+
+def test_structures_keep_their_true_aspect():
+    frames, labels = anisotropic()
+    images, masks = to_square(frames, (labels == 1)[None, [1, 0]], [1, 0], 64)
+    assert images.shape == (2, 64, 64) and masks.shape == (1, 2, 64, 64)
+    ys, xs = np.nonzero(masks[0, 0].numpy())
+    assert (xs.min(), xs.max()) == (10, 19) and (ys.min(), ys.max()) == (16, 25), "10 mm are 10 pixels in both directions"
+    assert masks[0, 0].sum() == 100 and not masks[0, 1].any()
+    assert not images[:, :, 40:].any() and images[:, :, 39].all(), "the rest of the square is empty"
+
+
+def test_the_square_is_what_the_engine_shows_to_the_network():
+    frames, labels = anisotropic()
+    engine = FrameFeatures(SimpleNamespace(image_size=96), frames, torch.device("cpu"), None, 1)
+    images, masks = to_square(frames, (labels == 1)[None, [1, 2]], [1, 2], 96)
+    assert torch.equal(images, engine.squares([1, 2]))
+    assert torch.equal(masks[0, 0], engine.mask_to_square(labels[1] == 1)[0, 0] > 0)
