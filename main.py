@@ -166,13 +166,13 @@ def _segment(options) -> None:
 
     from tqdm import tqdm
 
-    from lib.engine.request import options_of, prompts_of
+    from lib.engine.request import parse_options, parse_prompts
     from lib.engine.segmenter import Segmenter
     from lib.imaging.readers import read_volume
     from lib.imaging.writers import write_mask
 
     volume = read_volume(options.image, channel=options.channel)
-    chosen = options_of({k: getattr(options, k) for k in
+    chosen = parse_options({k: getattr(options, k) for k in
                          ("checkpoint", "device", "window", "axis", "direction", "z_range", "components")})  # fmt: skip
     pairs = [_numbers(b, 6) for b in options.box]
     region = _numbers(options.roi, 6) if options.roi else []
@@ -183,7 +183,7 @@ def _segment(options) -> None:
         "roi": [region[n] for n in (0, 3, 1, 4, 2, 5)] if region else [],
         "absent": options.absent,
     }
-    prompts = prompts_of(request, volume, chosen, painted=options.mask)
+    prompts = parse_prompts(request, volume, chosen, painted=options.mask)
     result = Segmenter().segment(volume, prompts, chosen, partial(tqdm, leave=False))
     path = write_mask(result.mask, volume, options.out)
     logging.info("%d voxels on %s; seconds: %s", result.mask.sum(), path, {k: round(v, 2) for k, v in result.seconds.items()})
@@ -213,7 +213,7 @@ def _batch(options) -> int:
 
 def _train(options) -> None:
     from lib.engine.options import Options
-    from lib.model.device import resolve
+    from lib.model.device import resolve_device
     from lib.training import estimator_calibration, object_end_calibration, validation
     from lib.training.clip_sheet import draw_sheet
     from lib.training.loop import Settings, Training
@@ -223,7 +223,7 @@ def _train(options) -> None:
         images = RealImages.read(options.images) if options.images else None
         logging.info("Drew %s", draw_sheet(options.sheet, options.seed, images=images))
         return
-    device = str(resolve(options.device))
+    device = str(resolve_device(options.device))
     volumes = validation.VolumeCheck(_cases(options.validate), Options(device=device)) if options.validate else None
 
     def check(training):
@@ -247,13 +247,13 @@ def _train(options) -> None:
 
 
 def _finetune(options) -> None:
-    from lib.model.device import resolve
+    from lib.model.device import resolve_device
     from lib.model.versions import Versions
     from lib.training.fine_tuning import FineTuning, fine_tune
 
     chosen = FineTuning(
         parts=options.parts, epochs=options.epochs, steps=options.steps, rate=options.rate, minutes=options.minutes,
-        val_share=options.val_share, seed=options.seed, device=str(resolve(options.device)), window=options.window,
+        val_share=options.val_share, seed=options.seed, device=str(resolve_device(options.device)), window=options.window,
     )  # fmt: skip
     versions = Versions(options.versions, options.checkpoint)
     fine_tune(_cases(options.data), versions, versions.folder / "runs", chosen)
@@ -263,10 +263,10 @@ def _calibrate(options) -> None:
     from lib.engine.options import Options
     from lib.imaging.datasets import find_cases
     from lib.model import checkpoints
-    from lib.model.device import resolve
+    from lib.model.device import resolve_device
     from lib.training import estimator_calibration, object_end_calibration
 
-    checkpoint, device = checkpoints.find(options.checkpoint), str(resolve(options.device))
+    checkpoint, device = checkpoints.find(options.checkpoint), str(resolve_device(options.device))
     checkpoints.verify(checkpoint)
     if options.data:
         chosen = Options(checkpoint=options.checkpoint, device=device, window=options.window)

@@ -59,20 +59,20 @@ class App:
         return self.segmenter.segment(volume, self.segmenter.prompts(volume, chosen, **prompts), chosen).mask
 
 
-def prompts_for(kind: str, app: App, case, volume, frames, truth) -> tuple[dict, list[int]]:
+def prompts_for(kind: str, app: App, case, volume, frames, reference) -> tuple[dict, list[int]]:
     """Prompts, and the slices they are on. Clicks correct this engine's masks."""
     def clicks(t, count):
         def predict(prompts):
             return frames.from_volume(app.segment(case, volume, frames, prompts, propagate=False))[t]
 
-        return simulated_annotator.clicks_on(predict, frames, truth, t, count)
+        return simulated_annotator.clicks_on_slice(predict, frames, reference, t, count)
 
-    largest = simulated_annotator.largest_slice(truth)
+    largest = simulated_annotator.largest_slice(reference)
     if kind == "box":
-        return simulated_annotator.box_on(frames, truth, largest), [largest]
+        return simulated_annotator.box_on_slice(frames, reference, largest), [largest]
     if kind == "clicks5":
         return clicks(largest, 5), [largest]
-    slices = simulated_annotator.slices_at(truth, SHARES[kind])
+    slices = simulated_annotator.slices_at_shares(reference, SHARES[kind])
     each = [clicks(t, 3) for t in slices]
     return {k: [v for p in each for v in p[k]] for k in ("positive", "negative")}, slices
 
@@ -86,9 +86,9 @@ def measure(engines, app, case, kinds):
         mask = labels == value
         if mask.sum() < MIN_VOXELS:
             continue
-        truth = frames.from_volume(mask)
+        reference = frames.from_volume(mask)
         for kind in kinds:
-            prompts, slices = prompts_for(kind, app, case, volume, frames, truth)
+            prompts, slices = prompts_for(kind, app, case, volume, frames, reference)
             for engine in engines:
                 start = time.perf_counter()
                 out = engine.segment(case, volume, frames, prompts)

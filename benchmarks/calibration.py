@@ -1,4 +1,4 @@
-"""Can one believe what the network says of its own masks? Predicted against true slice IoU, and presence against truth.
+"""Can one believe what the network says of its own masks? Predicted against true slice IoU, and presence against reference.
 
 For every label of at least 50 voxels the prompts of `accuracy.py`: five clicks on one slice, a box, three slices of three clicks. All
 slices that were not annotated count, those without the label too. Prints the correlation, draws reliability diagrams.
@@ -38,18 +38,18 @@ def rows_of(app: App, case) -> list[dict]:
     frames = Frames.of(volume, window=app.options.window, axis=app.options.axis)
     rows = []
     for value, name in case.labels.items():
-        truth = frames.from_volume(labels == value)
-        if truth.sum() < MIN_VOXELS:
+        reference = frames.from_volume(labels == value)
+        if reference.sum() < MIN_VOXELS:
             continue
         for kind in PROMPTS:
-            prompts, slices = prompts_for(kind, app, case, volume, frames, truth)
+            prompts, slices = prompts_for(kind, app, case, volume, frames, reference)
             result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
             mask = frames.from_volume(result.mask)
             filled = mask.any((1, 2))
-            expected, true = result.expected_iou, slice_iou(mask, truth)
+            expected, true = result.expected_iou, slice_iou(mask, reference)
             rows += [
                 {"case": case.name, "label": name, "prompt": kind, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
-                 "presence": float(result.present[t]), "there": bool(truth[t].any()), "filled": bool(filled[t])}
+                 "presence": float(result.present[t]), "there": bool(reference[t].any()), "filled": bool(filled[t])}
                 for t in range(len(frames)) if t not in slices
             ]  # fmt: skip
     return rows

@@ -43,12 +43,12 @@ def slicer_client(address: str, folder: Path):
 
 
 def make_studies(folder: Path) -> None:
-    """Images in `folder`, labels in `folder/truth`."""
-    (folder / "truth").mkdir(parents=True)
+    """Images in `folder`, labels in `folder/reference`."""
+    (folder / "reference").mkdir(parents=True)
     for seed in (*SUBMITTED, *HELD_BACK):
         volume, labels = phantom.abdomen(seed)
         nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / f"phantom_{seed}.nii.gz")
-        nib.save(nib.Nifti1Image(labels, volume.affine), folder / "truth" / f"phantom_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(labels, volume.affine), folder / "reference" / f"phantom_{seed}.nii.gz")
 
 
 def measure(client, studies: Path, params: dict) -> list[dict]:
@@ -57,22 +57,22 @@ def measure(client, studies: Path, params: dict) -> list[dict]:
     for seed in HELD_BACK:
         name = f"phantom_{seed}"
         volume = read_volume(studies / f"{name}.nii.gz")
-        labels = np.asarray(nib.load(studies / "truth" / f"{name}.nii.gz").dataobj)
+        labels = np.asarray(nib.load(studies / "reference" / f"{name}.nii.gz").dataobj)
         frames = Frames.of(volume)
         for label, value in tqdm(phantom.LABELS.items(), desc=name):
-            truth = frames.from_volume(labels == value)
-            if not truth.any():
+            reference = frames.from_volume(labels == value)
+            if not reference.any():
                 continue
-            t = simulated_annotator.largest_slice(truth)
+            t = simulated_annotator.largest_slice(reference)
 
             def ask(model, prompts, name=name, volume=volume, frames=frames, t=t):
                 fields = {"foreground": prompts["positive"], "background": prompts["negative"], **params}
                 path, answer = client.infer(model, name, {**fields, "slice": t} if model == "sam2_slice" else fields)
                 return frames.from_volume(np.asarray(nib.load(path).dataobj) > 0), answer
 
-            prompts = simulated_annotator.clicks_on(lambda p, ask=ask, t=t: ask("sam2_slice", p)[0][t], frames, truth, t, 3)
+            prompts = simulated_annotator.clicks_on_slice(lambda p, ask=ask, t=t: ask("sam2_slice", p)[0][t], frames, reference, t, 3)
             mask, answer = ask("sam2", prompts)
-            rows.append({"case": name, "label": label, "volume_dice": metrics.dice(mask, truth), "checkpoint": answer["checkpoint"]})
+            rows.append({"case": name, "label": label, "volume_dice": metrics.dice(mask, reference), "checkpoint": answer["checkpoint"]})
     return rows
 
 
@@ -96,7 +96,7 @@ def main() -> None:
         params = {"result_extension": ".nii.gz", "result_dtype": "uint8"}
         for seed in SUBMITTED:
             names = [{"name": k, "idx": v} for k, v in phantom.LABELS.items()]
-            client.save_label(f"phantom_{seed}", str(studies / "truth" / f"phantom_{seed}.nii.gz"), "final", {"label_info": names})
+            client.save_label(f"phantom_{seed}", str(studies / "reference" / f"phantom_{seed}.nii.gz"), "final", {"label_info": names})
         before = measure(client, studies, params)
         start = time.monotonic()
         client.train_start("sam2", {"max_epochs": a.epochs, "max_minutes": a.minutes, "parts": a.parts})

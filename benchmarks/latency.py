@@ -73,14 +73,14 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
     frames = Frames.of(volume)
 
     def inside(value, share, skip=0):
-        truth = frames.from_volume(labels == value)
-        filled = np.flatnonzero(truth.any((1, 2)))
+        reference = frames.from_volume(labels == value)
+        filled = np.flatnonzero(reference.any((1, 2)))
         t = int(filled[round(share * (len(filled) - 1))])
-        y, x = simulated_annotator.deepest(truth[t])
+        y, x = simulated_annotator.deepest_pixel(reference[t])
         if skip:  # another place of the same slice
-            ys, xs = np.ogrid[: truth.shape[1], : truth.shape[2]]
-            left = truth[t] & ((ys - y) ** 2 + (xs - x) ** 2 > skip**2)
-            y, x = simulated_annotator.deepest(left) or (y, x)
+            ys, xs = np.ogrid[: reference.shape[1], : reference.shape[2]]
+            left = reference[t] & ((ys - y) ** 2 + (xs - x) ** 2 > skip**2)
+            y, x = simulated_annotator.deepest_pixel(left) or (y, x)
         return [int(v) for v in frames.to_voxel(t, y, x)]
 
     np.savez_compressed(folder / f"{name}.npz", first=labels == first, second=labels == second)
@@ -106,14 +106,14 @@ class App:
     def __init__(self, options):
         from lib.engine.options import Options
         from lib.engine.segmenter import Segmenter
-        from lib.serving.active_learning.annotation_records import Rounds
-        from lib.serving.inference.checkpoint_catalog import Catalog
+        from lib.serving.active_learning.annotation_records import AnnotationRecords
+        from lib.serving.inference.checkpoint_catalog import CheckpointCatalog
         from lib.serving.inference.tasks import Sam2Task, VolumeCache
 
         self.segmenter, self.volumes = Segmenter(compiled=options.compile), VolumeCache()
         self.options = Options(checkpoint=options.checkpoint, device=options.device)
-        catalog = Catalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
-        rounds = Rounds(tempfile.mkdtemp(prefix="rounds_"))
+        catalog = CheckpointCatalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
+        rounds = AnnotationRecords(tempfile.mkdtemp(prefix="rounds_"))
         self.task = Sam2Task(self.segmenter, self.volumes, ["a"], catalog, rounds)
         self.request = {"device": options.device, "result_extension": ".nrrd", "result_compress": False}
 
@@ -178,13 +178,13 @@ class Official:
         self.peer.open(self.frames)
 
     def step(self, name, path, clicks):
-        from lib.prompts.volume_prompts import by_slice, make_prompts
+        from lib.prompts.volume_prompts import group_by_slice, make_prompts
 
         if name == "first_click_cold":
             self.open(path)
         if name.startswith("first_click"):
             self.peer.predictor.reset_state(self.peer.state)
-        prompts = by_slice(make_prompts(self.volume, positive=clicks, axis=self.frames.axis), self.frames)
+        prompts = group_by_slice(make_prompts(self.volume, positive=clicks, axis=self.frames.axis), self.frames)
         logits = self.peer.track(prompts, structure=2 if name == "second_label" else 1)
         return lambda: (self.peer.mask(logits), np.arange(len(self.frames)))
 

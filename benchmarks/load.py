@@ -83,21 +83,21 @@ def alone(address: str, volumes: dict) -> dict:
     plan = {}
     for name, (volume, labels) in tqdm(volumes.items(), desc="alone"):
         frames = Frames.of(volume)
-        truths = {label: frames.from_volume(labels == phantom.LABELS[label]) for label in STRUCTURES}
-        plan[name] = [steps_on(address, name, label, frames, truth) for label, truth in truths.items() if truth.any()]
+        references = {label: frames.from_volume(labels == phantom.LABELS[label]) for label in STRUCTURES}
+        plan[name] = [steps_on(address, name, label, frames, reference) for label, reference in references.items() if reference.any()]
     return plan
 
 
-def steps_on(address: str, image: str, label: str, frames: Frames, truth: np.ndarray) -> list[dict]:
+def steps_on(address: str, image: str, label: str, frames: Frames, reference: np.ndarray) -> list[dict]:
     """Up to ROUNDS annotated slices of a structure, bool (T, Y, X): the largest, then where most is wrong."""
-    prompts, steps, seen, shown = {"positive": [], "negative": [], "absent": []}, [], [], np.zeros_like(truth)
-    t = simulated_annotator.largest_slice(truth)
+    prompts, steps, seen, shown = {"positive": [], "negative": [], "absent": []}, [], [], np.zeros_like(reference)
+    t = simulated_annotator.largest_slice(reference)
     while len(steps) < ROUNDS:
-        click = simulated_annotator.next_click(shown[t], truth[t])
+        click = simulated_annotator.corrective_click(shown[t], reference[t])
         if click is None:
             break
         seen.append(t)
-        if truth[t].any():
+        if reference[t].any():
             prompts["positive" if click[0] else "negative"].append([int(v) for v in frames.to_voxel(t, *click[1:])])
         else:
             prompts["absent"].append(t)
@@ -108,7 +108,7 @@ def steps_on(address: str, image: str, label: str, frames: Frames, truth: np.nda
         voxels = answer.content.partition(b"\n\n")[2]  # behind the header, which holds the time
         steps.append({"params": params, "digest": hashlib.blake2b(voxels, digest_size=16).hexdigest()})
         shown = frames.from_volume(np.frombuffer(voxels, np.uint8).reshape(frames.volume.shape, order="F") > 0)
-        wrong = (shown ^ truth).sum((1, 2))
+        wrong = (shown ^ reference).sum((1, 2))
         wrong[seen] = 0
         t = int(wrong.argmax())
     return steps

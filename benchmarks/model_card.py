@@ -122,7 +122,7 @@ def main() -> None:
         machine=info["machine"], torch=info["torch"], command=info.get("command", "python main.py train"),
         images=info.get("images", ""), phases="\n".join(phases_of(info)), notes=a.notes, recipe=a.recipe.read_text().strip(),
         data_name=a.data_name, table=table(rows).strip(), first=table(first).strip(), calibration=summary + ".",
-        drop=checkpoints.traits(embedded)["presence_drop"], gain=checkpoints.traits(embedded)["presence_gain"],
+        drop=checkpoints.metadata(embedded)["presence_drop"], gain=checkpoints.metadata(embedded)["presence_gain"],
         drops="\n".join(f"| {d} | {x[0]:.3f} | {x[1]:.2f} |" for d, x in presence.items()),
     ))  # fmt: skip
 

@@ -38,14 +38,14 @@ from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
-from lib.quality.next_slice import STRATEGIES, Scene, against_reference, random  # noqa: E402
+from lib.quality.next_slice import STRATEGIES, RoundState, random, slice_errors  # noqa: E402
 
 MIN_VOXELS = 50
 SEEDS = 3  # of the random strategy
-ANNOTATORS = {"clicks": simulated_annotator.by_clicks(3), "clicks5": simulated_annotator.by_clicks(5), "box": simulated_annotator.by_box, "paint": simulated_annotator.by_painting}
+ANNOTATORS = {"clicks": simulated_annotator.click_annotator(3), "clicks5": simulated_annotator.click_annotator(5), "box": simulated_annotator.box_annotator, "paint": simulated_annotator.painting_annotator}
 GENERATED_FROM = 9000  # seeds of generated volumes that nothing was fitted on
 SCORES = {
-    "oracle": lambda s: against_reference(s.mask, s.truth)[0],
+    "oracle": lambda s: slice_errors(s.mask, s.reference)[0],
     "estimator": lambda s: s.expected_dice,
     "wrong_voxels": lambda s: -s.expected_wrong,
     "largest_gap": lambda s: -np.abs(np.arange(len(s.mask))[:, None] - sorted(s.annotated)).min(1),
@@ -69,7 +69,7 @@ def volumes_of(a) -> Iterator[tuple]:
         yield case.name, volume, {name: labels == v for v, name in case.labels.items() if (labels == v).sum() >= MIN_VOXELS}, options
 
 
-def loops(segmenter, volume, truth, options, a) -> Iterator[tuple[str, list]]:
+def loops(segmenter, volume, reference, options, a) -> Iterator[tuple[str, list]]:
     """(strategy, its rounds); the random one several times."""
     frames = Frames.of(volume, window=options.window, axis=options.axis)
 
@@ -80,12 +80,12 @@ def loops(segmenter, volume, truth, options, a) -> Iterator[tuple[str, list]]:
     for name, choose in STRATEGIES.items():
         for seed in range(SEEDS if choose is random else 1):
             pick = (lambda scene, seed=seed: random(scene, seed)) if choose is random else choose
-            yield name, list(simulated_annotator.rounds(segment, frames, truth, pick, ANNOTATORS[a.annotate], count=a.rounds))
+            yield name, list(simulated_annotator.annotation_rounds(segment, frames, reference, pick, ANNOTATORS[a.annotate], count=a.rounds))
 
 
-def judged(scene: Scene) -> Iterator[dict]:
+def judged(scene: RoundState) -> Iterator[dict]:
     """What each strategy would choose in a state, and how good that is."""
-    dice, _ = against_reference(scene.mask, scene.truth)
+    dice, _ = slice_errors(scene.mask, scene.reference)
     rest = np.setdiff1d(np.arange(len(dice)), sorted(scene.annotated))
     if not len(rest) or dice[rest].min() == 1:
         return
@@ -102,14 +102,14 @@ def judged(scene: Scene) -> Iterator[dict]:
                 }  # fmt: skip
 
 
-def measure(name, volume, truths, options, a) -> tuple[list[dict], list[dict]]:
+def measure(name, volume, references, options, a) -> tuple[list[dict], list[dict]]:
     """Rows of the states and rows of the loops of one volume."""
     segmenter = Segmenter()
     states, runs = [], []
-    for label, truth in tqdm(truths.items(), desc=name, leave=False):
+    for label, reference in tqdm(references.items(), desc=name, leave=False):
         key = {"volume": name, "label": str(label)}
         seen: set[frozenset[int]] = set()
-        for strategy, done in loops(segmenter, volume, truth, options, a):
+        for strategy, done in loops(segmenter, volume, reference, options, a):
             dice = [r.dice for r in done] + [done[-1].dice] * (a.rounds - len(done))
             reached = next((n + 1 for n, d in enumerate(dice) if d >= a.target), a.rounds + 1)
             better = [y > x for x, y in zip(dice[: len(done)], dice[1 : len(done)], strict=False)]
@@ -194,8 +194,8 @@ def main() -> None:
     if bool(a.data) == bool(a.generated):
         p.error("give either --data or --generated")
     states, runs = [], []
-    for name, volume, truths, options in tqdm(volumes_of(a), desc="volumes"):
-        more = measure(name, volume, truths, options, a)
+    for name, volume, references, options in tqdm(volumes_of(a), desc="volumes"):
+        more = measure(name, volume, references, options, a)
         states += more[0]
         runs += more[1]
     rows = summarize(states, runs)

@@ -20,8 +20,8 @@ from lib.common.errors import PromptError
 from lib.evaluation.methods.method import PLAIN, Annotations, Answer, How
 from lib.model import checkpoints, device
 from lib.model.build import CONFIG_DIRS, build_official, normalize
-from lib.model.features import FrameFeatures
-from lib.prompts.volume_prompts import SlicePrompt, by_slice, make_prompts
+from lib.model.features import SliceFeatures
+from lib.prompts.volume_prompts import SlicePrompt, group_by_slice, make_prompts
 
 
 class Builtin:
@@ -85,7 +85,7 @@ class Official:
 
     def __init__(self, options, *, legacy: bool = False):
         found = checkpoints.find(options.checkpoint)
-        self.device = device.resolve(options.device)
+        self.device = device.resolve_device(options.device)
         self.autocast = device.autocast_factory(self.device)
         self._module = sam2_video_predictor_legacy if legacy else sam2_video_predictor
         how = {"_target_": f"{self._module.__name__}.SAM2VideoPredictor", "add_all_frames_to_correct_as_cond": not legacy}
@@ -101,7 +101,7 @@ class Official:
 
     def open(self, frames) -> None:
         """Takes a volume; whatever was known of another one is forgotten."""
-        self.features = FrameFeatures(self.predictor, frames, self.device, self.autocast, 1)
+        self.features = SliceFeatures(self.predictor, frames, self.device, self.autocast, 1)
         squares = normalize(self.features.squares(range(len(frames))))
         side = self.predictor.image_size
         frames_of = patch.object(self._module, "load_video_frames", lambda **_: (squares, side, side))  # it reads files only
@@ -154,7 +154,7 @@ class Official:
             self.open(frames)
             self._case = case
         self.predictor.reset_state(self.state)
-        return self.mask(self.track(by_slice(make_prompts(volume, axis=frames.axis, **prompts), frames)))
+        return self.mask(self.track(group_by_slice(make_prompts(volume, axis=frames.axis, **prompts), frames)))
 
 
 class OfficialMethod:

@@ -60,7 +60,7 @@ class Server:
 def rounds_of(server: Server, case, value: int, label: str, volume, labels, a) -> dict:
     """{case, label, dice of each round, slices, lost: whether a kill changed what the server says}."""
     frames = Frames.of(volume)
-    truth = frames.from_volume(labels == value)
+    reference = frames.from_volume(labels == value)
     fixed = {"result_extension": ".nii.gz", "result_dtype": "uint8"}
 
     def ask(model, prompts, **more):
@@ -79,18 +79,18 @@ def rounds_of(server: Server, case, value: int, label: str, volume, labels, a) -
         return frames.from_volume(np.asarray(nib.load(path).dataobj) > 0), answer
 
     def annotate(t):
-        if not truth[t].any():
+        if not reference[t].any():
             return {"absent": [t]}
         if a.annotate == "paint":
             return {"painted": [t]}
-        return simulated_annotator.clicks_on(lambda p: ask("sam2_slice", p, slice=t)[0][t], frames, truth, t, 5)
+        return simulated_annotator.clicks_on_slice(lambda p: ask("sam2_slice", p, slice=t)[0][t], frames, reference, t, 5)
 
-    t, prompts, dice, slices, lost, proposals = simulated_annotator.largest_slice(truth), {}, [], [], False, []
+    t, prompts, dice, slices, lost, proposals = simulated_annotator.largest_slice(reference), {}, [], [], False, []
     for n in range(a.rounds):
         slices.append(t)
-        prompts = simulated_annotator.merged(prompts, annotate(t))
+        prompts = simulated_annotator.merge_prompts(prompts, annotate(t))
         mask, answer = ask("sam2", prompts)
-        dice.append(round(metrics.dice(mask, truth), 4))
+        dice.append(round(metrics.dice(mask, reference), 4))
         sample = server.client.next_sample("worst_slice", {})
         if n == a.rounds // 2:
             server.kill()

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT)]
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.volume import Volume  # noqa: E402
 from lib.model.build import build  # noqa: E402
-from lib.model.features import FrameFeatures  # noqa: E402
+from lib.model.features import SliceFeatures  # noqa: E402
 
 LEVELS = ((32, 256), (64, 128), (256, 64))  # channels and side
 
@@ -38,7 +38,7 @@ def main() -> None:
     }
     noise = np.random.default_rng(0).integers(-1000, 1000, (512, 512, a.slices), dtype=np.int16)
     frames = Frames.of(Volume(noise, np.diag([0.7, 0.7, 1.0, 1.0]), "ct"), axis=2)
-    features = FrameFeatures(model, frames, torch.device("cpu"), nullcontext, 1, half=True)
+    features = SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 1, half=True)
     for t in tqdm(range(a.slices), unit="slice"):
         features.ensure([t])
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024

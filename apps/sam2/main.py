@@ -21,18 +21,18 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
-from lib.engine.request import truth  # noqa: E402
+from lib.engine.request import parse_bool  # noqa: E402
 from lib.engine.segmenter import Segmenter  # noqa: E402
-from lib.model.device import devices  # noqa: E402
-from lib.model.feature_overflow import HOST_BYTES, Spill  # noqa: E402
-from lib.model.features import FeatureStore  # noqa: E402
-from lib.serving.active_learning.annotation_records import Rounds  # noqa: E402
+from lib.model.device import available_devices  # noqa: E402
+from lib.model.feature_overflow import HOST_BYTES, FeatureOverflow  # noqa: E402
+from lib.model.features import FeatureCache  # noqa: E402
+from lib.serving.active_learning.annotation_records import AnnotationRecords  # noqa: E402
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.app import ClearErrors, OpensAhead, ServesPages  # noqa: E402
 from lib.serving.datastore.dicom import KeepsLabels  # noqa: E402
 from lib.serving.datastore.labels import parse_labels  # noqa: E402
-from lib.serving.inference.checkpoint_catalog import Catalog  # noqa: E402
+from lib.serving.inference.checkpoint_catalog import CheckpointCatalog  # noqa: E402
 from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.training import Sam2Train  # noqa: E402
 
@@ -49,12 +49,12 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
             labels=parse_labels(conf.get("labels")),
         )  # fmt: skip
         # MONAI Label would start a process for each scoring method at every Next Sample; what the strategies need is known already.
-        self._auto_update_scoring = truth(conf.get("auto_scoring", "false"))
+        self._auto_update_scoring = parse_bool(conf.get("auto_scoring", "false"))
 
     def init_infers(self):
         channel = self.conf.get("channel")
-        spill = Spill(HOST_BYTES if devices()[0] != "cpu" else 0, self.conf.get("cache"))
-        segmenter = Segmenter(FeatureStore(spill=spill), compiled=truth(self.conf.get("compile", "false")))
+        spill = FeatureOverflow(HOST_BYTES if available_devices()[0] != "cpu" else 0, self.conf.get("cache"))
+        segmenter = Segmenter(FeatureCache(spill=spill), compiled=parse_bool(self.conf.get("compile", "false")))
         volumes = VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         tasks = (("sam2", Sam2Task, 3), ("sam2_slice", Sam2Task, 2), ("sam2_scribbles", Sam2Scribbles, 3))
@@ -66,9 +66,9 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
     def init_trainers(self):
         return {"sam2": Sam2Train(self._catalog().versions, self.conf.get("window", "auto"))}
 
-    def _catalog(self) -> Catalog:
+    def _catalog(self) -> CheckpointCatalog:
         folder = self.conf.get("versions", Path(self.app_dir, "model", "versions"))
-        return Catalog.of(self.conf.get("checkpoint", "embedded"), folder)
+        return CheckpointCatalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
         own = {"worst_slice": WorstSlice(self.rounds), "worst_volume": WorstVolume(self.rounds), "any_volume": Random(), "first": First()}
@@ -83,11 +83,11 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
         return {m.name: m for m in methods}
 
     @cached_property
-    def rounds(self) -> Rounds:
+    def rounds(self) -> AnnotationRecords:
         """The state of volumes in work, kept beside the datastore."""
         folder = self.conf.get("rounds")
         if not folder:
             digest = hashlib.blake2b(str(self.studies).encode(), digest_size=8).hexdigest()
             local = Path(self.studies)
             folder = local / "sam2_rounds" if local.is_dir() else Path(self.app_dir, "model", "rounds", digest)
-        return Rounds(folder)
+        return AnnotationRecords(folder)

@@ -21,7 +21,7 @@ from lib.imaging.volume import Volume
 from lib.prompts.volume_prompts import Prompts, make_prompts
 
 
-def options_of(request: dict, *, propagate: bool = True) -> Options:
+def parse_options(request: dict, *, propagate: bool = True) -> Options:
     """Options of a request; unknown fields are ignored, lists (a drop-down not touched) mean their first entry.
 
     Raises:
@@ -32,7 +32,7 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         v = v[0] if isinstance(v, (list, tuple)) and v and name != "z_range" else v
         return default if v is None or v == "" or v == [] else v
 
-    components = "largest" if truth(value("largest_cc", False)) else str(value("components", "annotated"))
+    components = "largest" if parse_bool(value("largest_cc", False)) else str(value("components", "annotated"))
     return Options(
         checkpoint=str(value("checkpoint", "embedded")),
         device=str(value("device", "auto")),
@@ -42,13 +42,13 @@ def options_of(request: dict, *, propagate: bool = True) -> Options:
         z_range=_z_range(value("z_range", None)),
         components=components,
         propagate=propagate,
-        focus=truth(value("focus", True)),
+        focus=parse_bool(value("focus", True)),
         stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
         stride=int(_number("stride", "a number of slices", value("stride", 0))),
     )
 
 
-def prompts_of(
+def parse_prompts(
     request: dict, volume: Volume, options: Options, *, painted: str | None = None, saved: np.ndarray | None = None
 ) -> Prompts:
     """Prompts of a request.
@@ -62,14 +62,14 @@ def prompts_of(
         PromptError: see `lib.prompts.volume_prompts.make_prompts`, and fields that are not lists of numbers.
     """
     axis = resolve_axis(volume, options.axis)
-    roi = roi_of(request, volume)
+    roi = parse_roi(request, volume)
     boxes = list(_list(request, "boxes"))
     positive, negative = _list(request, "foreground"), _list(request, "background")
     if not options.propagate and roi is not None and not positive:
         boxes.append(_box_on_slice(roi, request.get("slice"), axis))
     if not options.propagate:
         roi = None
-    path = painted or upload_of(request)
+    path = painted or uploaded_label_path(request)
     mask = saved if path is None else read_mask(path, volume) > 0
     masks = _painted(mask, [_integer(t, "mask_slices") for t in _list(request, "mask_slices")], axis)
     return make_prompts(
@@ -79,7 +79,7 @@ def prompts_of(
     )  # fmt: skip
 
 
-def truth(value) -> bool:
+def parse_bool(value) -> bool:
     """A tick box as clients send it: true, 1, "true", "on", ..."""
     return str(value).strip().lower() in ("1", "true", "yes", "on", "y", "t")
 
@@ -116,7 +116,7 @@ def _integer(value, name: str) -> int:
         raise PromptError(f"The field {name!r} must hold whole numbers; got {value!r}.") from e
 
 
-def roi_of(request: dict, volume: Volume):
+def parse_roi(request: dict, volume: Volume):
     """Corner pair, clipped to the volume, of a request's region of interest, given as pairs per axis; all zeros or nothing mean none.
 
     Raises:
@@ -151,7 +151,7 @@ def _box_on_slice(roi, shown, axis: int):
     return low, high
 
 
-def upload_of(request: dict) -> str | None:
+def uploaded_label_path(request: dict) -> str | None:
     """Path of an uploaded label map. MONAI Label stores uploads in the temporary folder; "label" may also be a name."""
     label = request.get("label")
     temporary = Path(tempfile.gettempdir()).resolve()

@@ -41,4 +41,4 @@ class Result:
     @cached_property
     def areas(self) -> np.ndarray:
         """Pixels (T,) of the mask on each slice."""
-        return masks.areas(np.moveaxis(self.mask, self.axis, 0))
+        return masks.slice_areas(np.moveaxis(self.mask, self.axis, 0))

@@ -17,14 +17,14 @@ from lib.imaging.frames import Frames, resolve_axis
 from lib.imaging.volume import Volume
 from lib.model import checkpoints, device, worker_pool
 from lib.model.compiled import Compiler
-from lib.model.features import FeatureStore, FrameFeatures, encoder_key
+from lib.model.features import FeatureCache, SliceFeatures, encoder_key
 from lib.model.prefetch import Prefetcher
-from lib.prompts.volume_prompts import Prompts, by_slice, make_prompts
-from lib.propagation.gaps import Memo
-from lib.propagation.propagator import Stretch, Tracker
+from lib.prompts.volume_prompts import Prompts, group_by_slice, make_prompts
+from lib.propagation.gaps import ResultCache
+from lib.propagation.propagator import PropagationTask, Tracker
 from lib.propagation.tracks import Annotation, Tracks
-from lib.propagation.zoom import Part, parts_to_follow
-from lib.quality.estimator import Estimator
+from lib.propagation.zoom import Crop, tracking_crops
+from lib.quality.estimator import QualityEstimator
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Segmenter:
         compiled: whether networks are compiled in the background (`torch.compile`) as they are loaded and used.
     """
 
-    def __init__(self, store: FeatureStore | None = None, memo: Memo | None = None, compiled: bool = False):
-        self._store, self._memo = store or FeatureStore(), memo or Memo()
+    def __init__(self, store: FeatureCache | None = None, memo: ResultCache | None = None, compiled: bool = False):
+        self._store, self._memo = store or FeatureCache(), memo or ResultCache()
         self._prefetcher, self._compiler = Prefetcher(), Compiler() if compiled else None
         self._engines: dict[tuple, Engine] = {}
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class Segmenter:
             try:
                 return self._segment(volume, prompts, options, progress)
             except torch.OutOfMemoryError:
-                where = device.resolve(options.device)
+                where = device.resolve_device(options.device)
                 if where.type == "cpu":
                     raise
                 logger.warning("%s is out of memory: forgetting all features, going on with single slices.", where)
@@ -106,7 +106,7 @@ class Segmenter:
         stride, stops = stride_of(options, engine, frames), {}
         for low, high, part in followed:
             if part is not None:
-                near = frames.within(*part)
+                near = frames.cropped(*part)
                 stops.setdefault(near.key, (near, set()))[1].update(t for t in range(low, high + 1) if t % stride == 0)
         for near, slices in stops.values():
             wish(near, slices)
@@ -124,7 +124,7 @@ class Segmenter:
 
     def _segment(self, volume: Volume, prompts: Prompts, options: Options, progress: Callable) -> Result:
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        said = by_slice(prompts, frames)
+        said = group_by_slice(prompts, frames)
         low, high = slice_range(frames, prompts, options, said)
         job = Job(self._engine(options), frames, options, low, high, progress)
         with job.engine.lock:
@@ -145,40 +145,40 @@ class Segmenter:
                 mask = finish(spans, frames, prompts)
         self._store.trim()
         with job.clock("estimate"):
-            filled = masks.areas(frames.from_volume(mask)) > 0
+            filled = masks.slice_areas(frames.from_volume(mask)) > 0
             per_slice = join(spans, len(frames), filled)
         annotated = tuple(sorted({t for s in spans for t in s.annotated}))
         filled = np.union1d(np.flatnonzero(filled), annotated)
         ends = (int(filled[0]) - FURTHER, int(filled[-1]) + FURTHER)
-        followed = tuple((max(s.low, ends[0]), min(s.high, ends[1]), s.frames.part) for s in spans) if options.propagate else ()
+        followed = tuple((max(s.low, ends[0]), min(s.high, ends[1]), s.frames.crop) for s in spans) if options.propagate else ()
         return Result(mask, frames.axis, annotated, *per_slice, job.clock.seconds, sum(job.encoded), followed)
 
     def _engine(self, options: Options) -> Engine:
         checkpoint = checkpoints.find(options.checkpoint)
-        where = device.resolve(options.device)
+        where = device.resolve_device(options.device)
         key = (checkpoint, where)  # one file may serve at two image sizes
         with self._lock:
             if key not in self._engines:
                 model = checkpoints.load(checkpoint).to(where)
-                traits = checkpoints.traits(checkpoint)
+                traits = checkpoints.metadata(checkpoint)
                 drop, gain = (float(traits.get(name, 0)) for name in ("presence_drop", "presence_gain"))
                 zoom = checkpoint.image_size <= ZOOM_UP_TO
                 tracker = Tracker(model, device.autocast_factory(where), drop, zoom, gain)
                 if self._compiler:
                     self._compiler.install(tracker, where)
-                estimator = Estimator.from_json(traits.get("slice_quality", "{}"))
+                estimator = QualityEstimator.from_json(traits.get("slice_quality", "{}"))
                 self._engines[key] = Engine(key, tracker, encoder_key(model), estimator, threading.Lock())
             return self._engines[key]
 
-    def _features(self, engine: Engine, frames: Frames, options: Options) -> FrameFeatures:
-        where = device.resolve(options.device)
+    def _features(self, engine: Engine, frames: Frames, options: Options) -> SliceFeatures:
+        where = device.resolve_device(options.device)
         model = engine.tracker.model
 
         key = frames.key, engine.encoder, where.type
 
         def make():
             batch = options.batch or device.encoder_batch(where, model.image_size)
-            return FrameFeatures(
+            return SliceFeatures(
                 model, frames, where, device.autocast_factory(where), batch, self._store.limit, self._store.spill, key, half=True
             )
 
@@ -189,7 +189,7 @@ class Segmenter:
         with self._prompting(job):
             return {
                 t: self._remembered((*job.scope, t, p.key), lambda t=t, p=p: job.engine.tracker.annotate(job.features, t, p))
-                for t, p in said.items() if p.stands_alone
+                for t, p in said.items() if p.defines_structure
             }  # fmt: skip
 
     def _spans(self, job: Job) -> list[Job]:
@@ -199,22 +199,22 @@ class Segmenter:
         drawn = {t: job.drawn(t) for t in job.annotated}
         t, start = next((t, p) for t, p in job.said.items() if t in drawn and (p.mask is None or p.mask.any()))
         first = drawn[t]
-        if start.first is not start:
-            first = job.drawn(t, self._annotate(job, {t: start.first})[t])
+        if start.first_click is not start:
+            first = job.drawn(t, self._annotate(job, {t: start.first_click})[t])
         nothing = torch.zeros(job.frames.size)
         shown = {t: (p, (drawn.get(t, nothing) > 0).cpu().numpy()) for t, p in job.said.items()}
-        parts = parts_to_follow(job.frames, (start.first, (first > 0).cpu().numpy()), shown, list(drawn), job.low, job.high)
+        parts = tracking_crops(job.frames, (start.first_click, (first > 0).cpu().numpy()), shown, list(drawn), job.low, job.high)
         return [self._span(job, low, high, part, drawn) for low, high, part in parts]
 
-    def _span(self, job: Job, low: int, high: int, part: Part | None, drawn) -> Job:
+    def _span(self, job: Job, low: int, high: int, part: Crop | None, drawn) -> Job:
         """The slices low..high, within a part of the frames."""
         said, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (job.said, job.annotated))
         span = replace(job, low=low, high=high, said=said, annotated=annotated)
         if part is None:
             return span
-        span.frames = job.frames.within(*part)
+        span.frames = job.frames.cropped(*part)
         span.features = self._features(span.engine, span.frames, span.options)
-        span.said = {t: p.within(*part) for t, p in said.items()}
+        span.said = {t: p.cropped(*part) for t, p in said.items()}
         with job.clock("encode"):
             span.encode(list(said))
         with self._prompting(job):
@@ -255,7 +255,7 @@ class Segmenter:
         batch = job.options.batch or device.run_batch(job.features.device, job.engine.tracker.compiled)
         with job.clock("propagate"):
             return job.engine.tracker.propagate_all(
-                [Stretch(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
+                [PropagationTask(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
                 forward=job.options.direction != "backward", backward=job.options.direction != "forward",
                 stop_mm=job.options.stop_mm, stride=stride_of(job.options, job.engine, job.frames), batch=batch,
                 memo=self._memo, progress=lambda x: job.progress(x, desc="Propagating"),

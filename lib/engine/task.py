@@ -15,12 +15,12 @@ from lib.common.stopwatch import Stopwatch
 from lib.engine.options import Options
 from lib.imaging import masks
 from lib.imaging.frames import Frames
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 from lib.model.worker_pool import share
 from lib.prompts.volume_prompts import Prompts, SlicePrompt
 from lib.propagation.propagator import Tracker
 from lib.propagation.tracks import Annotation, Tracks
-from lib.quality.estimator import Estimator
+from lib.quality.estimator import QualityEstimator
 from lib.quality.slice_estimates import expected_quality
 
 THIN = 1 / 128  # of the field of view; slices of small networks' training were no closer
@@ -34,7 +34,7 @@ class Engine:
     name: tuple
     tracker: Tracker
     encoder: str
-    estimator: Estimator | None
+    estimator: QualityEstimator | None
     lock: threading.Lock
 
 
@@ -54,7 +54,7 @@ class Job:
     high: int
     progress: Callable
     clock: Stopwatch = field(default_factory=Stopwatch)
-    features: FrameFeatures | None = None
+    features: SliceFeatures | None = None
     said: dict[int, SlicePrompt] = field(default_factory=dict)
     annotated: dict[int, Annotation] = field(default_factory=dict)
     tracks: Tracks | None = None
@@ -86,9 +86,9 @@ def stride_of(options: Options, engine: Engine, frames: Frames) -> int:
 
 def finish(spans: Sequence[Job], frames: Frames, prompts: Prompts) -> np.ndarray:
     """The mask bool (I, J, K): thresholds at full resolution, keeps the wanted components, obeys clicks and region."""
-    whole = masks.empty((len(frames), *frames.size))
+    whole = masks.empty_mask((len(frames), *frames.size))
     for span in spans:
-        _threshold(span, whole if span.frames.part is None else whole[:, span.frames.part[0], span.frames.part[1]])
+        _threshold(span, whole if span.frames.crop is None else whole[:, span.frames.crop[0], span.frames.crop[1]])
     for t, painted in prompts.masks.items():  # as painted, not as resampled
         whole[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
     mask = frames.to_volume(whole)

@@ -12,9 +12,9 @@ import numpy as np
 from lib.common.atomic_files import write_text
 from lib.common.errors import PromptError, UserError
 from lib.engine.options import Options
-from lib.engine.request import prompts_of
+from lib.engine.request import parse_prompts
 from lib.engine.segmenter import Segmenter
-from lib.imaging.datasets import ENDINGS, Case, stem
+from lib.imaging.datasets import ENDINGS, Case, image_name
 from lib.imaging.frames import resolve_axis
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
@@ -36,9 +36,9 @@ def find_work(studies: str | Path, prompts: str | Path) -> list[Case]:
     for folder in (studies, prompts):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
-    files = {stem(p) if p.suffix != ".json" else p.stem: p for p in sorted(prompts.iterdir()) if _is_prompts(p)}
+    files = {image_name(p) if p.suffix != ".json" else p.stem: p for p in sorted(prompts.iterdir()) if _is_prompts(p)}
     images = [p for p in sorted(studies.iterdir()) if p.name.lower().endswith(ENDINGS)]
-    found = [Case(stem(p), p, files[stem(p)], {}) for p in images if stem(p) in files and files[stem(p)] != p]
+    found = [Case(image_name(p), p, files[image_name(p)], {}) for p in images if image_name(p) in files and files[image_name(p)] != p]
     if not found:
         raise UserError(f"No image in {studies} has prompts in {prompts}: NAME.json or a label map NAME.nii.gz is needed for each.")
     return found
@@ -56,7 +56,7 @@ def read_prompts(path: Path, volume: Volume, options: Options) -> dict[str, Prom
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text())
-            found = {str(name): prompts_of(dict(request), volume, options) for name, request in content.items()}
+            found = {str(name): parse_prompts(dict(request), volume, options) for name, request in content.items()}
         except UserError:
             raise
         except (OSError, ValueError, TypeError, AttributeError) as e:

@@ -84,7 +84,7 @@ def evaluate(options: Namespace, methods: dict[str, Callable[[], Callable]]) -> 
     from lib.evaluation.report import write_report
     from lib.evaluation.run import Store, run, work_for
     from lib.model import checkpoints
-    from lib.model.device import resolve
+    from lib.model.device import resolve_device
 
     names = _split(options.method)
     unknown = [n for n in names if n not in methods]
@@ -100,7 +100,7 @@ def evaluate(options: Namespace, methods: dict[str, Callable[[], Callable]]) -> 
         raise OptionError("--limit must be at least 1.")
     data = read_dataset(options.data, options.download)
     cases = chosen(data.cases, _split(options.cases), options.limit)
-    resolve(options.device)
+    resolve_device(options.device)
     execute = executor(options.engine, options.address, options.workers)
     store = Store(options.out, settings, str(Path(options.data).resolve()), options.resume)
     work = work_for(settings, [methods[n]() for n in names], Options(checkpoint=options.checkpoint, device=options.device))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.common.errors import UserError
-from lib.imaging.datasets import Case, find_cases, stem
+from lib.imaging.datasets import Case, find_cases, image_name
 
 MSD = re.compile(r"Task(\d\d)_\w+")
 
@@ -50,8 +50,8 @@ def btcv(folder: Path) -> list[Case]:
 def abdomen1k(folder: Path) -> list[Case]:
     """AbdomenCT-1K: Case_00001_0000.nii.gz in any folders, Case_00001.nii.gz in Mask (or mask, labelsTr)."""
     images = sorted(folder.glob("Case_?????_0000.nii.gz")) + sorted(folder.glob("*/Case_?????_0000.nii.gz"))
-    masks = {stem(p): p for name in ("Mask", "mask", "labelsTr") for p in (folder / name).glob("Case_?????.nii.gz")}
-    return _pairs(images, lambda p: masks.get(stem(p).removesuffix("_0000")), ABDOMEN1K_LABELS)
+    masks = {image_name(p): p for name in ("Mask", "mask", "labelsTr") for p in (folder / name).glob("Case_?????.nii.gz")}
+    return _pairs(images, lambda p: masks.get(image_name(p).removesuffix("_0000")), ABDOMEN1K_LABELS)
 
 
 def flare22(folder: Path) -> list[Case]:
@@ -73,7 +73,7 @@ def brats2020(folder: Path) -> list[Case]:
 def ctorg(folder: Path) -> list[Case]:
     """CT-ORG: volume-0.nii(.gz) and labels-0.nii(.gz) in one folder."""
     images = [p for level in ("", "*/") for p in folder.glob(f"{level}volume-*.nii*")]
-    images.sort(key=lambda p: int(re.sub(r"\D", "", stem(p)) or 0))
+    images.sort(key=lambda p: int(re.sub(r"\D", "", image_name(p)) or 0))
     return _pairs(images, lambda p: p.with_name(p.name.replace("volume-", "labels-", 1)), CTORG_LABELS)
 
 
@@ -124,7 +124,7 @@ def chosen(cases: list[Case], names: tuple[str, ...] = (), limit: int | None = N
 def _pairs(images: list[Path], label_of: Callable[[Path], Path | None], labels: dict[int, str]) -> list[Case]:
     """Images that have a label."""
     pairs = [(p, label_of(p)) for p in images]
-    return [Case(stem(p), p, label, dict(labels)) for p, label in pairs if label is not None and label.is_file()]
+    return [Case(image_name(p), p, label, dict(labels)) for p, label in pairs if label is not None and label.is_file()]
 
 
 def _fetch(folder: Path, download: bool) -> None:

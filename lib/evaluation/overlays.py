@@ -21,14 +21,14 @@ def cut(title: str, step: Step) -> dict:
     every = -(-max(target.frames.size) // MOST)
     small = (slice(None), slice(None, None, every), slice(None, None, every))
     arrays = {
-        "image": target.frames.windowed(slices)[small], "truth": target.truth[slices][small], "mask": mask[slices][small],
+        "image": target.frames.windowed(slices)[small], "reference": target.reference[slices][small], "mask": mask[slices][small],
         "index": target.index[slices],
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     aspect = target.frames.pixel_mm[0] / target.frames.pixel_mm[1]
     text = base64.b64encode(buffer.getvalue()).decode()
-    return {"title": title, "dice": round(dice(mask, target.truth), 4), "aspect": aspect, "arrays": text}
+    return {"title": title, "dice": round(dice(mask, target.reference), 4), "aspect": aspect, "arrays": text}
 
 
 def sheet(shown: list[dict], path, most: int = 3) -> None:
@@ -41,10 +41,10 @@ def sheet(shown: list[dict], path, most: int = 3) -> None:
     figure = Figure(figsize=(3.2 * len(SHARES), 3.2 * len(rows)))
     for r, (name, one) in enumerate(rows):
         with np.load(io.BytesIO(base64.b64decode(one["arrays"]))) as arrays:
-            for c, (image, truth, mask, index) in enumerate(zip(*(arrays[k] for k in ("image", "truth", "mask", "index")), strict=True)):
+            for c, (image, reference, mask, index) in enumerate(zip(*(arrays[k] for k in ("image", "reference", "mask", "index")), strict=True)):
                 axes = figure.add_subplot(len(rows), len(SHARES), r * len(SHARES) + c + 1)
                 axes.imshow(image, cmap="gray", vmin=0, vmax=255, aspect=one["aspect"])
-                for drawn, colour in ((truth, "lime"), (mask, "orange")):
+                for drawn, colour in ((reference, "lime"), (mask, "orange")):
                     if drawn.any():
                         axes.contour(drawn, [0.5], colors=colour, linewidths=1)
                 axes.set_title(f"{name}: {one['title']}\nDice {one['dice']:.2f}, slice {index}", fontsize=7)

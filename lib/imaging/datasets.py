@@ -40,20 +40,20 @@ def read_cases(folder: str | Path) -> list[Case]:
 def _case(folder: Path, row: dict, common: dict) -> Case:
     image = folder / row["image"]
     names = {int(k): str(v) for k, v in row.get("labels", common).items() if int(k) != 0}
-    return Case(stem(image), image, folder / row["label"], names)
+    return Case(image_name(image), image, folder / row["label"], names)
 
 
-def stem(path: str | Path) -> str:
+def image_name(path: str | Path) -> str:
     """File name without the ending of an image format; names may hold dots, as UIDs do.
 
-    >>> stem("1.2.826.0.1.nii.gz"), stem("a/case_1.seg.nrrd"), stem("folder/series.7")
+    >>> image_name("1.2.826.0.1.nii.gz"), image_name("a/case_1.seg.nrrd"), image_name("folder/series.7")
     ('1.2.826.0.1', 'case_1', 'series.7')
     """
     name = Path(path).name
     return next((name[: -len(e)] for e in ENDINGS if name.lower().endswith(e)), name)
 
 
-def case_of(image: str | Path, label: str | Path) -> Case:
+def case_from_files(image: str | Path, label: str | Path) -> Case:
     """A labelled image whose structures have no names but their values.
 
     Raises:
@@ -61,7 +61,7 @@ def case_of(image: str | Path, label: str | Path) -> Case:
     """
     image, label = Path(image), Path(label)
     values = np.unique(read_mask(label, read_volume(image)))
-    return Case(stem(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
+    return Case(image_name(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
 
 
 def find_cases(folder: str | Path) -> list[Case]:
@@ -77,8 +77,8 @@ def find_cases(folder: str | Path) -> list[Case]:
             raise UserError(f"{folder}/dataset.json lists no training case.")
         return cases
     labels = sorted(p for p in (folder / "labels" / "final").glob("*") if p.name.lower().endswith(ENDINGS))
-    images = {stem(p): p for p in sorted(folder.glob("*")) if p.name.lower().endswith(ENDINGS)}
-    cases = [case_of(images[stem(p)], p) for p in labels if stem(p) in images]
+    images = {image_name(p): p for p in sorted(folder.glob("*")) if p.name.lower().endswith(ENDINGS)}
+    cases = [case_from_files(images[image_name(p)], p) for p in labels if image_name(p) in images]
     if not cases:
         raise UserError(f"{folder} holds neither a dataset.json (Decathlon layout) nor labels/final with labels of its images.")
     return cases

@@ -97,7 +97,7 @@ class Frames:
     volume: Volume
     axis: int
     bounds: tuple[float, float]
-    part: tuple[slice, slice] | None = None
+    crop: tuple[slice, slice] | None = None
 
     @classmethod
     def of(cls, volume: Volume, *, window: str = "auto", axis: str | int = "auto") -> "Frames":
@@ -112,9 +112,9 @@ class Frames:
     def stack(self) -> np.ndarray:
         """View (T, Y, X) of the voxels, not windowed."""
         stack = self.from_volume(self.volume.array)
-        return stack if self.part is None else stack[:, self.part[0], self.part[1]]
+        return stack if self.crop is None else stack[:, self.crop[0], self.crop[1]]
 
-    def within(self, rows: slice, columns: slice) -> "Frames":
+    def cropped(self, rows: slice, columns: slice) -> "Frames":
         """Whole frames cut to a part, with the same window."""
         return Frames(self.volume, self.axis, self.bounds, (rows, columns))
 
@@ -140,7 +140,7 @@ class Frames:
     @property
     def key(self) -> tuple:
         """What the frames are a function of."""
-        part = self.part and tuple((s.start, s.stop) for s in self.part)
+        part = self.crop and tuple((s.start, s.stop) for s in self.crop)
         return self.volume.key, self.axis, self.bounds, part
 
     def windowed(self, indices) -> np.ndarray:
@@ -151,7 +151,7 @@ class Frames:
 
     def thumbnails(self, side: int) -> np.ndarray:
         """All frames, small: uint8 (T, side, side), longer physical side filling the square, the rest 0."""
-        height, width = fit(self.size, self.pixel_mm, side)
+        height, width = fitted_size(self.size, self.pixel_mm, side)
         rows, columns = (((np.arange(2 * n) + 0.5) * size / (2 * n)).astype(int) for n, size in zip((height, width), self.size, strict=True))
         low, high = self.bounds
         out = np.zeros((len(self), side, side), np.uint8)
@@ -183,10 +183,10 @@ class Frames:
         return array.transpose(self.axis, y, x)
 
 
-def fit(size: tuple[int, int], pixel_mm: tuple[float, float], side: int) -> tuple[int, int]:
+def fitted_size(size: tuple[int, int], pixel_mm: tuple[float, float], side: int) -> tuple[int, int]:
     """Height and width in a square of `side` pixels of a slice of `size` (Y, X), longer physical side filling it.
 
-    >>> fit((512, 512), (0.7, 0.7), 256), fit((100, 200), (2.0, 1.0), 256), fit((50, 200), (1.0, 1.0), 256)
+    >>> fitted_size((512, 512), (0.7, 0.7), 256), fitted_size((100, 200), (2.0, 1.0), 256), fitted_size((50, 200), (1.0, 1.0), 256)
     ((256, 256), (256, 256), (64, 256))
     """
     extent = np.array(size) * np.array(pixel_mm)

@@ -14,7 +14,7 @@ from lib.common.errors import OptionError
 COMPONENTS = ("annotated", "largest", "all")
 
 
-def empty(shape: tuple[int, ...]) -> np.ndarray:
+def empty_mask(shape: tuple[int, ...]) -> np.ndarray:
     """A mask of False only, which takes memory where it is filled, in pages of 2 MB where Linux has them: a mask of 300 slices has
     20,000 of the usual pages, and each takes time when it is first touched."""
     size = math.prod(shape)
@@ -26,14 +26,14 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(memory, bool).reshape(shape)
 
 
-def areas(mask: np.ndarray) -> np.ndarray:
+def slice_areas(mask: np.ndarray) -> np.ndarray:
     """Pixels (T,) of each slice of bool (T, Y, X); slice by slice, which is many times as fast as a sum."""
     return np.array([np.count_nonzero(m) for m in mask])
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """Where bool (T, Y, X) is not empty; None if it is empty. Quick when few of the slices are filled."""
-    filled = np.flatnonzero(areas(mask))
+    filled = np.flatnonzero(slice_areas(mask))
     if not len(filled):
         return None
     depth = slice(int(filled[0]), int(filled[-1]) + 1)
@@ -71,7 +71,7 @@ def keep_components(mask: np.ndarray, which: str, annotated: Sequence[int]) -> n
     return np.stack([wanted[slice_] for slice_ in parts])  # all at once would need a copy in 64 bits
 
 
-def depth(mask: np.ndarray) -> np.ndarray:
+def edge_distance(mask: np.ndarray) -> np.ndarray:
     """Distance in pixels of each pixel of bool (Y, X) to the outside; the image's edge counts as outside."""
     out = np.zeros(mask.shape)
     box = bounding_box(mask[None])
@@ -80,15 +80,15 @@ def depth(mask: np.ndarray) -> np.ndarray:
     return out
 
 
-def deepest(mask: np.ndarray) -> tuple[int, int] | None:
+def deepest_pixel(mask: np.ndarray) -> tuple[int, int] | None:
     """(y, x) farthest from the mask's edge, the first of equals in reading order; None if the mask is empty."""
     if not mask.any():
         return None
-    y, x = np.unravel_index(int(depth(mask).argmax()), mask.shape)
+    y, x = np.unravel_index(int(edge_distance(mask).argmax()), mask.shape)
     return int(y), int(x)
 
 
-class Borders:
+class BorderStrength:
     """How clearly the borders of masks are edges of an image (Y, X), whatever the image's range."""
 
     def __init__(self, image: np.ndarray):

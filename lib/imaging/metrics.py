@@ -20,8 +20,8 @@ def slice_dice(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return np.where(total > 0, 2 * (a & b).sum(others) / np.maximum(total, 1), 1.0)
 
 
-def empty_fp_share(predicted: np.ndarray, truth: np.ndarray, axis: int) -> float:
-    """Of the slices where `truth` is empty, the share where `predicted` is not; NaN if there is no such slice."""
+def empty_fp_share(predicted: np.ndarray, reference: np.ndarray, axis: int) -> float:
+    """Of the slices where `reference` is empty, the share where `predicted` is not; NaN if there is no such slice."""
     others = tuple(x for x in range(3) if x != axis)
-    empty = ~truth.any(others)
+    empty = ~reference.any(others)
     return float(predicted.any(others)[empty].mean()) if empty.any() else float("nan")

@@ -19,11 +19,11 @@ from lib.imaging.volume import Volume, make_volume
 logger = logging.getLogger(__name__)
 
 _POSITION = ["ImagePositionPatient", "ImageOrientationPatient"]
-NIFTI = (".nii", ".nii.gz")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 MAX_MEGAVOXELS = 1100  # 1024 x 1024 x 1024; the environment variable SAM2_MAX_MEGAVOXELS sets another limit
 # What nibabel and SimpleITK raise on damaged files.
-DAMAGED = (
+READ_ERRORS = (
     OSError, EOFError, zlib.error, RuntimeError, ValueError, OverflowError,
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
 )  # fmt: skip
@@ -45,9 +45,9 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         if path.is_dir():
             return _from_itk(_read_series(path), path.name, channel)
         name = path.name.lower()
-        if name.endswith(NIFTI):
+        if name.endswith(NIFTI_ENDINGS):
             return _read_nifti(path, channel)
-        if name.endswith(ITK):
+        if name.endswith(ITK_ENDINGS):
             if name.endswith((".mha", ".mhd")):
                 _check_dimensions(path)
             _check_alone(path)
@@ -57,7 +57,7 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         raise
     except MemoryError as e:
         raise VolumeError(f"{path.name} does not fit into memory.") from e
-    except DAMAGED as e:
+    except READ_ERRORS as e:
         logger.warning("Reading %s failed: %s", path, e)
         raise VolumeError(f"{path.name} could not be read: it is damaged, incomplete or not a medical image.") from e
 

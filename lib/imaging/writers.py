@@ -34,7 +34,7 @@ def write_mask(
         OSError: the disk is full or not writable.
     """
     path = Path(path)
-    ending = extension(path.name)
+    ending = mask_extension(path.name)
     try:
         kind = np.dtype(dtype)
     except TypeError as e:
@@ -61,10 +61,10 @@ def write_mask(
     return path
 
 
-def extension(name: str) -> str:
+def mask_extension(name: str) -> str:
     """The format's ending of a file name.
 
-    >>> extension("liver.seg.nrrd"), extension("a.nii.gz")
+    >>> mask_extension("liver.seg.nrrd"), mask_extension("a.nii.gz")
     ('.seg.nrrd', '.nii.gz')
 
     Raises:

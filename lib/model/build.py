@@ -65,7 +65,7 @@ def build_official(name: str, **overrides) -> SAM2VideoPredictor:
     return instantiate(config, _recursive_=True).eval()
 
 
-def keep_heads_exact(model: SAM2Base) -> SAM2Base:
+def keep_decoder_in_float32(model: SAM2Base) -> SAM2Base:
     """The same model; under autocast its prompt encoder and mask decoder compute in full precision nevertheless.
 
     In bfloat16 a click is placed to a few pixels only, and a mask's border moves: per-slice Dice 0.998 against full precision,

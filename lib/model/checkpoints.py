@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.common.atomic_files import write_text
 from lib.common.errors import CheckpointError
-from lib.model.build import build, keep_heads_exact, read_config
+from lib.model.build import build, keep_decoder_in_float32, read_config
 from lib.model.kernels import quicken
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def find(name: str | Path) -> Checkpoint:
         raise CheckpointError(f"Unknown checkpoint {file!r}: use {', '.join(KNOWN)}, or the path of a .pt or .safetensors file.")
     config, _, size = rest.partition("@")
     if not config and path.suffix == ".safetensors":
-        metadata = _metadata(path)
+        metadata = _read_metadata(path)
         config, size = metadata.get("config", ""), metadata.get("image_size", "")
         size = size or next((k.image_size for k in KNOWN.values() if k.config == config), 0)
     if not config:
@@ -118,7 +118,7 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
         logger.warning("%s", e)
         raise CheckpointError(f"{checkpoint.path.name} does not hold weights of {checkpoint.config}.") from e
     logger.info("Loaded checkpoint %s from %s.", checkpoint.name, checkpoint.path)
-    return quicken(keep_heads_exact(model))
+    return quicken(keep_decoder_in_float32(model))
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -185,21 +185,21 @@ def set_metadata(path: Path, **values: str) -> None:
     """Changes what a safetensors file says of itself, or what is said of another one in a JSON file beside it; complete or not at
     all."""
     if path.suffix != ".safetensors":
-        write_text(_beside(path), json.dumps({**_metadata(path), **values}))
+        write_text(_beside(path), json.dumps({**_read_metadata(path), **values}))
         return
     temporary = path.with_suffix(".tmp")
-    save_file(load_file(path), temporary, metadata={**_metadata(path), **values})
+    save_file(load_file(path), temporary, metadata={**_read_metadata(path), **values})
     os.replace(temporary, path)
 
 
-def traits(checkpoint: Checkpoint) -> dict[str, str]:
+def metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """What was measured of a checkpoint and written into its file, or beside it; empty where nothing was.
 
     presence_drop: how far the object score may fall before an object counts as lost, see `lib.training.object_end_calibration`.
     presence_gain: how much more where the mask still looks as it did, see `lib.propagation.object_end`.
     slice_quality: fitted estimate (JSON), see `lib.quality.estimator.Estimator`.
     """
-    metadata = _metadata(checkpoint.path)
+    metadata = _read_metadata(checkpoint.path)
     return {k: metadata[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in metadata}
 
 
@@ -207,7 +207,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _metadata(path: Path) -> dict:
+def _read_metadata(path: Path) -> dict:
     if path.suffix != ".safetensors":
         try:
             return json.loads(_beside(path).read_text())

@@ -18,7 +18,7 @@ import torch
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model import device, worker_pool
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.propagator import Tracker
 
@@ -115,7 +115,7 @@ class Part:
 def _warm_up(tracker: Tracker, where: torch.device) -> None:
     """Tracks what is not there through a small empty volume, in all kinds of runs, until all that tracking calls is compiled."""
     frames = Frames.of(Volume(np.zeros((64, 64, 24), np.int16), np.eye(4), "warm-up"), window="0,1", axis=2)
-    features = FrameFeatures(tracker.model, frames, where, device.autocast_factory(where), 4)
+    features = SliceFeatures(tracker.model, frames, where, device.autocast_factory(where), 4)
     square = np.zeros((64, 64), bool)
     square[24:40, 24:40] = True
     painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), square)

@@ -12,7 +12,7 @@ from lib.model import kernels
 from lib.model.worker_pool import CORES
 
 
-def devices() -> list[str]:
+def available_devices() -> list[str]:
     """Device names usable here, best first."""
     found = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
@@ -20,7 +20,7 @@ def devices() -> list[str]:
     return [*found, "cpu"]
 
 
-def resolve(name: str | None) -> torch.device:
+def resolve_device(name: str | None) -> torch.device:
     """A device from an option value; None, "" and "auto" mean the best one. "cuda" without a GPU means the CPU, because
     clients send it as their default.
 
@@ -29,11 +29,11 @@ def resolve(name: str | None) -> torch.device:
     """
     name = (name or "auto").strip().lower()
     if name == "auto":
-        return torch.device(devices()[0])
+        return torch.device(available_devices()[0])
     if name == "cuda":
-        return torch.device(next((d for d in devices() if d.startswith("cuda")), "cpu"))
-    if name not in devices():
-        raise OptionError(f"There is no device {name!r} here: use one of {', '.join(devices())}.")
+        return torch.device(next((d for d in available_devices() if d.startswith("cuda")), "cpu"))
+    if name not in available_devices():
+        raise OptionError(f"There is no device {name!r} here: use one of {', '.join(available_devices())}.")
     return torch.device(name)
 
 
@@ -66,7 +66,7 @@ def run_batch(device: torch.device, compiled: bool = False) -> int:
     return 2 if CORES <= 2 and not compiled and kernels.available() else 1
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Returns what this process has freed to the system, as the C library of Linux does not by itself; elsewhere nothing.
 
     Takes some milliseconds. After encoding 300 slices it is 60 MB.

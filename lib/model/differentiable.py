@@ -13,7 +13,7 @@ from lib.model.build import normalize
 
 
 @dataclass
-class FrameFeatures:
+class ClipFeatures:
     """Encoder output for one frame of every clip: stride 16, 8 and 4 maps (B, C, h, w), and the position code."""
 
     coarse: torch.Tensor
@@ -46,14 +46,14 @@ class Prediction:
         return self.masks[torch.arange(len(self.masks), device=self.masks.device), self.chosen][:, None]
 
 
-def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[FrameFeatures]:
+def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[ClipFeatures]:
     """Features of frames (B, T, H, W) in [0, 255], one entry for each of the T slices, each clip `objects` times."""
     b, t = frames.shape[:2]
     out = model.forward_image(normalize(frames.flatten(0, 1)))
     levels = [x.view(b, t, *x.shape[1:]) for x in out["backbone_fpn"][-3:]]
     position = out["vision_pos_enc"][-1].view(b, t, *out["vision_pos_enc"][-1].shape[1:])
     return [
-        FrameFeatures(
+        ClipFeatures(
             levels[2][:, i].repeat_interleave(objects, 0),
             [x[:, i].repeat_interleave(objects, 0) for x in levels[:2]],
             position[:, i].repeat_interleave(objects, 0),
@@ -62,7 +62,7 @@ def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[FrameFeat
     ]
 
 
-def decode(model, features: FrameFeatures, conditioned: torch.Tensor, prompt, mask_logits=None, multimask=False):
+def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mask_logits=None, multimask=False):
     """Masks for one frame.
 
     Args:
@@ -90,12 +90,12 @@ def decode(model, features: FrameFeatures, conditioned: torch.Tensor, prompt, ma
     return Prediction(masks.float(), ious.float(), score.float(), chosen, model.obj_ptr_proj(token))
 
 
-def unconditioned(model, features: FrameFeatures) -> torch.Tensor:
+def unconditioned(model, features: ClipFeatures) -> torch.Tensor:
     """Features of a frame that no memory informs."""
     return features.coarse + model.no_mem_embed.view(1, -1, 1, 1)
 
 
-def condition(model, features: FrameFeatures, frame: int, memories: dict) -> torch.Tensor:
+def condition(model, features: ClipFeatures, frame: int, memories: dict) -> torch.Tensor:
     """Features after memory attention; `memories` is SAM 2's output dictionary (cond / non_cond frame outputs)."""
     return model._prepare_memory_conditioned_features(
         frame_idx=frame,
@@ -109,7 +109,7 @@ def condition(model, features: FrameFeatures, frame: int, memories: dict) -> tor
     )
 
 
-def remember(model, features: FrameFeatures, mask_logits: torch.Tensor, pointer: torch.Tensor, present: torch.Tensor):
+def remember(model, features: ClipFeatures, mask_logits: torch.Tensor, pointer: torch.Tensor, present: torch.Tensor):
     """Memory entry of a frame.
 
     Args:
@@ -133,7 +133,7 @@ def remember(model, features: FrameFeatures, mask_logits: torch.Tensor, pointer:
     return {"maskmem_features": memory, "maskmem_pos_enc": position, "obj_ptr": pointer}
 
 
-def mask_prompt(model, features: FrameFeatures, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def mask_prompt(model, features: ClipFeatures, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A painted mask (B, H, W) as SAM 2 takes it: logits of +-10 (B, 1, H, W) and the object pointer it gives."""
     target = masks[:, None].float()
     logits = model.mask_downsample(target)

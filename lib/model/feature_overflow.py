@@ -17,7 +17,7 @@ HOST_BYTES = 8 << 30
 FOLDER_BYTES = 50 << 30
 
 
-class Spill:
+class FeatureOverflow:
     """Keeps tensors by key; what was used longest ago goes to the folder, or is forgotten.
 
     Files are named by a digest of their key, which holds the content of the volume: they are found again after a restart, and under

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib.imaging.frames import Frames, fit
+from lib.imaging.frames import Frames, fitted_size
 from lib.model import worker_pool
 from lib.model.build import normalize
-from lib.model.device import give_back_memory
-from lib.model.feature_overflow import Spill
+from lib.model.device import release_memory
+from lib.model.feature_overflow import FeatureOverflow
 from lib.propagation import appearance
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def encoder_key(model) -> str:
     return digest.hexdigest()
 
 
-class FrameFeatures:
+class SliceFeatures:
     """Encoder output of the slices of one volume, computed on demand in batches.
 
     A slice is resized so that its longer physical side fills the model's square (true aspect), the rest is padded.
@@ -54,12 +54,12 @@ class FrameFeatures:
     """
 
     def __init__(self, model, frames: Frames, device: torch.device, autocast, batch: int, limit: int = STORE_BYTES,
-                 spill: Spill | None = None, key: tuple = (), half: bool = False):  # fmt: skip
+                 spill: FeatureOverflow | None = None, key: tuple = (), half: bool = False):  # fmt: skip
         self._spill, self._key, self.half = spill, key, half
         self.model, self.frames, self.device, self.autocast, self.batch = model, frames, device, autocast, batch
         self.limit = limit
         self.side = model.image_size
-        self.height, self.width = fit(frames.size, frames.pixel_mm, self.side)
+        self.height, self.width = fitted_size(frames.size, frames.pixel_mm, self.side)
         self._slices: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._busy: set[int] = set()  # slices that are being encoded
@@ -79,7 +79,7 @@ class FrameFeatures:
     def thumbnail_valid(self) -> torch.Tensor:
         """Where a thumbnail is no padding: bool (appearance.SIDE, appearance.SIDE)."""
         valid = torch.zeros(appearance.SIDE, appearance.SIDE, dtype=torch.bool, device=self.device)
-        height, width = fit(self.frames.size, self.frames.pixel_mm, appearance.SIDE)
+        height, width = fitted_size(self.frames.size, self.frames.pixel_mm, appearance.SIDE)
         valid[:height, :width] = True
         return valid
 
@@ -178,7 +178,7 @@ class FrameFeatures:
             if much:
                 self._made = 0
         if much:  # takes some milliseconds, for which nobody shall wait
-            give_back_memory()
+            release_memory()
         return made
 
     def gather(self, indices) -> tuple[list[torch.Tensor], list[torch.Tensor], list[tuple[int, int]]]:
@@ -249,17 +249,17 @@ def _reached(weights: torch.Tensor, sources: torch.Tensor) -> slice:
 
 
 @dataclass
-class FeatureStore:
+class FeatureCache:
     """Least recently used volumes go first when `limit` bytes are exceeded, to `spill` if there is one; the newest always stays."""
 
     limit: int = STORE_BYTES
-    spill: Spill | None = None
+    spill: FeatureOverflow | None = None
 
     def __post_init__(self):
-        self._entries: OrderedDict[tuple, FrameFeatures] = OrderedDict()
+        self._entries: OrderedDict[tuple, SliceFeatures] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple, make) -> FrameFeatures:
+    def get(self, key: tuple, make) -> SliceFeatures:
         """The entry of `key`, made by `make()` if it is new."""
         with self._lock:
             if key not in self._entries:

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import contextmanager
 
-from lib.model.device import give_back_memory
-from lib.model.features import FrameFeatures
+from lib.model.device import release_memory
+from lib.model.features import SliceFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +20,12 @@ class Prefetcher:
     """
 
     def __init__(self):
-        self._todo: deque[tuple[FrameFeatures, list[int]]] = deque()
+        self._todo: deque[tuple[SliceFeatures, list[int]]] = deque()
         self._condition = threading.Condition()
         self._requests = 0
         self._thread: threading.Thread | None = None
 
-    def wish(self, features: FrameFeatures, slices: Iterable[int]) -> None:
+    def wish(self, features: SliceFeatures, slices: Iterable[int]) -> None:
         """Encodes `slices` in this order when there is time; replaces an earlier wish for the same volume."""
         with self._condition:
             self._todo = deque(job for job in self._todo if job[0] is not features)
@@ -70,7 +70,7 @@ class Prefetcher:
             made = features.ensure(slices[: features.batch])
             rest = slices[features.batch :]
             if made and not rest:  # once for a volume; between clicks, the next one would have to ask for it again
-                give_back_memory()
+                release_memory()
         except Exception:  # the request that needs the slice will say what is wrong
             if program.is_alive():
                 logger.exception("Encoding in the background failed")

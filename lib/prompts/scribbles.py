@@ -14,7 +14,7 @@ MOST = 8  # on one slice, of each kind
 LAYERS = ("foreground_scribbles", "background_scribbles")
 
 
-def layers(labels: np.ndarray, info: list[dict], selected: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_layers(labels: np.ndarray, info: list[dict], selected: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segment, strokes inside and strokes outside (bool, shape of `labels`) of an uploaded label map.
 
     Args:
@@ -28,7 +28,7 @@ def layers(labels: np.ndarray, info: list[dict], selected: str) -> tuple[np.ndar
     return tuple(labels == ids[name] if ids.get(name) is not None else nothing for name in (selected, *LAYERS))
 
 
-def prompts_of_layers(
+def prompts_from_layers(
     segment: np.ndarray, inside: np.ndarray, outside: np.ndarray, frames: Frames, last: np.ndarray | None = None, annotated=()
 ) -> dict:
     """Keywords of `lib.prompts.volume_prompts.make_prompts`: painted slices and clicks.
@@ -56,7 +56,7 @@ def prompts_of_layers(
         prompts["masks"][int(t)] = frames.to_volume(stack).take(t, frames.axis)
     for t in sorted(by_strokes):
         for name, layer in (("positive", inside[t]), ("negative", outside[t])):
-            prompts[name] += [frames.to_voxel(t, y, x) for y, x in points_of(layer)]
+            prompts[name] += [frames.to_voxel(t, y, x) for y, x in points_along_strokes(layer)]
     return prompts
 
 
@@ -67,7 +67,7 @@ def _goes_on(segment: np.ndarray, last: np.ndarray, strokes: np.ndarray) -> bool
     return bool(2 * (same & filled).sum() >= filled.sum())
 
 
-def points_of(strokes: np.ndarray) -> list[tuple[int, int]]:
+def points_along_strokes(strokes: np.ndarray) -> list[tuple[int, int]]:
     """Pixels (y, x) along the strokes of bool (Y, X): of each the one nearest its centre, then those farthest from all before."""
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     out: list[tuple[int, int]] = []

@@ -8,47 +8,47 @@ import numpy as np
 from lib.engine.result import Result
 from lib.imaging import metrics
 from lib.imaging.frames import Frames
-from lib.imaging.masks import deepest, depth
-from lib.quality.next_slice import Scene
+from lib.imaging.masks import deepest_pixel, edge_distance
+from lib.quality.next_slice import RoundState
 
 MIN_DEPTH = 1.42  # pixels; a thinner error region gets no click
 
 
-def next_click(predicted: np.ndarray, truth: np.ndarray) -> tuple[bool, int, int] | None:
+def corrective_click(predicted: np.ndarray, reference: np.ndarray) -> tuple[bool, int, int] | None:
     """The corrective click (positive, y, x) at the deepest point of what is missed or marked in excess.
 
     Missed wins a tie. None when nothing thicker than MIN_DEPTH is wrong.
     """
-    missed, extra = depth(truth & ~predicted), depth(predicted & ~truth)
+    missed, extra = edge_distance(reference & ~predicted), edge_distance(predicted & ~reference)
     if max(missed.max(), extra.max()) < MIN_DEPTH:
         return None
     positive = bool(missed.max() >= extra.max())
-    y, x = np.unravel_index(int((missed if positive else extra).argmax()), truth.shape)
+    y, x = np.unravel_index(int((missed if positive else extra).argmax()), reference.shape)
     return positive, int(y), int(x)
 
 
-def largest_slice(truth: np.ndarray) -> int:
+def largest_slice(reference: np.ndarray) -> int:
     """Index of the slice of bool (T, Y, X) with the most foreground, the first of equals."""
-    return int(truth.sum((1, 2)).argmax())
+    return int(reference.sum((1, 2)).argmax())
 
 
-def slices_at(truth: np.ndarray, shares=(0.2, 0.5, 0.8)) -> list[int]:
+def slices_at_shares(reference: np.ndarray, shares=(0.2, 0.5, 0.8)) -> list[int]:
     """Non-empty slices of bool (T, Y, X) at shares of the object's extent; equal ones once."""
-    filled = np.flatnonzero(truth.any((1, 2)))
+    filled = np.flatnonzero(reference.any((1, 2)))
     return sorted({int(filled[round(s * (len(filled) - 1))]) for s in shares})
 
 
-def clicks_on(predict: Callable[[dict], np.ndarray], frames: Frames, truth: np.ndarray, t: int, count: int) -> dict:
+def clicks_on_slice(predict: Callable[[dict], np.ndarray], frames: Frames, reference: np.ndarray, t: int, count: int) -> dict:
     """Up to `count` clicks (voxels) on slice t: one inside, then each where the answer to those before is most wrong.
 
     Args:
         predict: prompts {"positive": voxels, "negative": voxels} -> bool (Y, X), the mask of slice t.
-        truth: bool (T, Y, X).
+        reference: bool (T, Y, X).
     """
-    y, x = deepest(truth[t])
+    y, x = deepest_pixel(reference[t])
     prompts = {"positive": [frames.to_voxel(t, y, x)], "negative": []}
     while len(prompts["positive"]) + len(prompts["negative"]) < count:
-        click = next_click(predict(prompts), truth[t])
+        click = corrective_click(predict(prompts), reference[t])
         if click is None:
             break
         voxel = frames.to_voxel(t, *click[1:])
@@ -58,9 +58,9 @@ def clicks_on(predict: Callable[[dict], np.ndarray], frames: Frames, truth: np.n
     return prompts
 
 
-def box_on(frames: Frames, truth: np.ndarray, t: int) -> dict:
+def box_on_slice(frames: Frames, reference: np.ndarray, t: int) -> dict:
     """The tight box of slice t as prompts."""
-    ys, xs = np.nonzero(truth[t])
+    ys, xs = np.nonzero(reference[t])
     return {"boxes": [[frames.to_voxel(t, f(ys), f(xs)) for f in (np.min, np.max)]]}
 
 
@@ -69,49 +69,49 @@ Segment = Callable[[dict, bool], Result]  # prompts, whether to propagate
 Annotator = Callable[[Segment, Frames, np.ndarray, int, np.ndarray], dict]
 
 
-def by_clicks(count: int) -> Annotator:
+def click_annotator(count: int) -> Annotator:
     """Annotates a slice by up to `count` clicks, or as empty."""
-    def annotate(segment, frames, truth, t, shown):
-        if not truth[t].any():
+    def annotate(segment, frames, reference, t, shown):
+        if not reference[t].any():
             return {"absent": [t]}
-        return clicks_on(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, truth, t, count)
+        return clicks_on_slice(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, reference, t, count)
 
     return annotate
 
 
-def by_corrections(count: int) -> Annotator:
+def correction_annotator(count: int) -> Annotator:
     """Annotates a slice as one does who looks at its mask: up to `count` clicks, each where that is most wrong (one inside where
     nothing is), or as empty."""
-    def annotate(segment, frames, truth, t, shown):
-        if not truth[t].any():
+    def annotate(segment, frames, reference, t, shown):
+        if not reference[t].any():
             return {"absent": [t]}
         prompts: dict = {"positive": [], "negative": []}
         for _ in range(count):
-            click = next_click(shown, truth[t])
+            click = corrective_click(shown, reference[t])
             voxel = click and frames.to_voxel(t, *click[1:])
             if click is None or voxel in (*prompts["positive"], *prompts["negative"]):
                 break
             prompts["positive" if click[0] else "negative"].append(voxel)
             shown = frames.from_volume(segment(prompts, True).mask)[t]
-        return prompts if any(prompts.values()) else {"positive": [frames.to_voxel(t, *deepest(truth[t]))]}
+        return prompts if any(prompts.values()) else {"positive": [frames.to_voxel(t, *deepest_pixel(reference[t]))]}
 
     return annotate
 
 
-def by_box(segment, frames: Frames, truth: np.ndarray, t: int, shown) -> dict:
+def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int, shown) -> dict:
     """Annotates a slice by its tight box, or as empty."""
-    return box_on(frames, truth, t) if truth[t].any() else {"absent": [t]}
+    return box_on_slice(frames, reference, t) if reference[t].any() else {"absent": [t]}
 
 
-def by_painting(segment, frames: Frames, truth: np.ndarray, t: int, shown) -> dict:
+def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int, shown) -> dict:
     """Annotates a slice by its reference mask."""
     stack = np.zeros((len(frames), *frames.size), bool)
-    stack[t] = truth[t]
+    stack[t] = reference[t]
     return {"masks": {t: frames.to_volume(stack).take(t, frames.axis)}}
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class AnnotationRound:
     """One annotated slice more.
 
     Attributes:
@@ -120,40 +120,40 @@ class Round:
 
     slice: int
     prompts: dict
-    scene: Scene
+    scene: RoundState
     dice: float
 
 
-def rounds(
-    segment: Segment, frames: Frames, truth: np.ndarray, choose: Callable[[Scene], int | None], annotate: Annotator, *,
+def annotation_rounds(
+    segment: Segment, frames: Frames, reference: np.ndarray, choose: Callable[[RoundState], int | None], annotate: Annotator, *,
     count: int = 8, first: int | None = None,
-) -> Iterator[Round]:  # fmt: skip
+) -> Iterator[AnnotationRound]:  # fmt: skip
     """The loop of He et al. 2024 (section 2.3): annotate a slice, propagate, choose the next one by what came out.
 
     Args:
-        truth: bool (T, Y, X), not empty.
+        reference: bool (T, Y, X), not empty.
         choose: the next slice, or None to stop; see `lib.quality.next_slice`.
         count: annotated slices at most. first: where to start, default the largest slice.
     """
     prompts: dict = {}
-    t = largest_slice(truth) if first is None else first
+    t = largest_slice(reference) if first is None else first
     annotated: list[int] = []
-    mask = np.zeros_like(truth)
+    mask = np.zeros_like(reference)
     while t is not None and len(annotated) < count:
         annotated.append(t)
 
         def with_earlier(more, propagate, earlier=prompts):
-            return segment(merged(earlier, more), propagate)
+            return segment(merge_prompts(earlier, more), propagate)
 
-        prompts = merged(prompts, annotate(with_earlier, frames, truth, t, mask[t]))
+        prompts = merge_prompts(prompts, annotate(with_earlier, frames, reference, t, mask[t]))
         result = segment(prompts, True)
         mask = frames.from_volume(result.mask)
-        scene = Scene(frames, truth, result, mask, frozenset(annotated))
-        yield Round(t, prompts, scene, metrics.dice(mask, truth))
+        scene = RoundState(frames, reference, result, mask, frozenset(annotated))
+        yield AnnotationRound(t, prompts, scene, metrics.dice(mask, reference))
         t = choose(scene)
 
 
-def merged(first: dict, second: dict) -> dict:
+def merge_prompts(first: dict, second: dict) -> dict:
     """Prompts of both."""
     out = dict(first)
     for name, more in second.items():

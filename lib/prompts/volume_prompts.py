@@ -55,23 +55,23 @@ class SlicePrompt:
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def within(self, rows: slice, columns: slice) -> "SlicePrompt":
+    def cropped(self, rows: slice, columns: slice) -> "SlicePrompt":
         """The same in a part of the frame."""
         points = self.points - np.array([columns.start, rows.start])
         return SlicePrompt(points, self.labels, None if self.mask is None else self.mask[rows, columns])
 
     @property
-    def first(self) -> "SlicePrompt":
+    def first_click(self) -> "SlicePrompt":
         """The first click alone, if there is neither a box nor a painting."""
         only_clicks = self.mask is None and (self.labels < 2).all()
         return SlicePrompt(self.points[:1], self.labels[:1]) if only_clicks and len(self.labels) > 1 else self
 
-    def without_last(self) -> "SlicePrompt":
+    def without_last_click(self) -> "SlicePrompt":
         """What was said before the last click."""
         return SlicePrompt(self.points[:-1], self.labels[:-1], self.mask)
 
     @property
-    def stands_alone(self) -> bool:
+    def defines_structure(self) -> bool:
         """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""
         return self.mask is not None or bool((self.labels > 0).any())
 
@@ -112,7 +112,7 @@ def make_prompts(
     return prompts
 
 
-def by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
+def group_by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
     """Prompts of each annotated frame, keys in the order in which they were made, standing-alone ones first.
 
     Raises:

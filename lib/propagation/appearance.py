@@ -14,7 +14,7 @@ _SMOOTH = (0.05, 0.25, 0.4, 0.25, 0.05)  # neighbouring bins lend each other cou
 _PRIOR = 0.02  # share of counts that are spread over all bins
 
 
-def table_of(image: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def intensity_likelihood(image: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """For each of 32 bins of intensity, how probable it is inside rather than around: float (32,) in [0, 1], 0.5 = no idea.
 
     Args:
@@ -35,7 +35,7 @@ def table_of(image: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor) -> to
     return shares[0] / (shares[0] + shares[1])
 
 
-def contrast(tables: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def inside_outside_contrast(tables: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """How much more the inside of each mask looks like the inside than its surroundings do: float (N,) in [-1, 1].
 
     Args:
@@ -52,7 +52,7 @@ def contrast(tables: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, va
     return torch.where(masks.flatten(1).any(1) & around.flatten(1).any(1), inside - outside, 0.0)
 
 
-def correlation(a: torch.Tensor, b: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def image_correlation(a: torch.Tensor, b: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Pearson's, of two images each (N, h, w), within two pixels of the masks: float (N,), 0 where there is nothing."""
     near = _grown(masks, 2).flatten(1).float()
     count = near.sum(1, keepdim=True).clamp_min(1)
@@ -61,7 +61,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor, masks: torch.Tensor) -> torch.
     return (x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1) + 1e-3).sqrt()
 
 
-def shrink(logits: torch.Tensor) -> torch.Tensor:
+def shrink_masks(logits: torch.Tensor) -> torch.Tensor:
     """Masks bool (N, SIDE, SIDE) of logits (N, h, w) of any size."""
     if logits.shape[-1] != SIDE:
         logits = F.interpolate(logits[:, None].float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[:, 0]

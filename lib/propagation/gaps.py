@@ -13,7 +13,7 @@ MEMO_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Run:
+class GapPass:
     """Fills the `length` slices beyond the annotated slice `near` in direction `step`, going through those whose index is a
     multiple of `stride` (so that all runs share features); `far` is the other end or None."""
 
@@ -39,7 +39,7 @@ Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
-class Memo:
+class ResultCache:
     """Results by all they depend on; least recently used ones go first when `limit` bytes are exceeded.
 
     This is the whole state between requests: a second click finds what the first one left, whoever made it.
@@ -73,7 +73,7 @@ class Memo:
             self.bytes = 0
 
 
-def plan(annotated, low, high, forward, backward, annotations, stride: int = 1) -> list[Run]:
+def plan_passes(annotated, low, high, forward, backward, annotations, stride: int = 1) -> list[GapPass]:
     """Runs that fill the gaps; nothing runs outward from a slice annotated as empty."""
     def empty(t):
         return annotations[t].object_score <= 0
@@ -81,19 +81,19 @@ def plan(annotated, low, high, forward, backward, annotations, stride: int = 1) 
     runs = []
     first, last = annotated[0], annotated[-1]
     if backward and first > low and not empty(first):
-        runs.append(Run(first, -1, first - low, None, stride))
+        runs.append(GapPass(first, -1, first - low, None, stride))
     if forward and last < high and not empty(last):
-        runs.append(Run(last, 1, high - last, None, stride))
+        runs.append(GapPass(last, 1, high - last, None, stride))
     for a, b in zip(annotated, annotated[1:], strict=False):
         if b - a > 1 and not (empty(a) and empty(b)):
             if forward:
-                runs.append(Run(a, 1, b - a - 1, b, stride))
+                runs.append(GapPass(a, 1, b - a - 1, b, stride))
             if backward:
-                runs.append(Run(b, -1, b - a - 1, a, stride))
+                runs.append(GapPass(b, -1, b - a - 1, a, stride))
     return runs
 
 
-def merge(run, runs, results, out) -> None:
+def blend_into(run, runs, results, out) -> None:
     """Writes a run's result into the `Tracks` `out`; where the opposite run of the gap exists, the two are blended by distance."""
     logits, iou, score, agreement = out.logits, out.iou, out.object_score, out.agreement
     index = run.slices
@@ -119,7 +119,7 @@ def merge(run, runs, results, out) -> None:
     agreement[index] = torch.where(total > 0, 2 * inside / total.clamp_min(1), 1.0)
 
 
-def outcome(run: Run, rows: list, start: tuple) -> Outcome:
+def pass_outputs(run: GapPass, rows: list, start: tuple) -> Outcome:
     """What a run gave at its stops and, by interpolation, between them; stops that it did not come to are without the object.
 
     Args:

@@ -11,7 +11,7 @@ from lib.propagation import appearance
 BESIDE = 2  # slices beside an annotation, where the object is surely there
 
 
-class Ends:
+class ObjectEndDetector:
     """Judges a batch of runs, step by step.
 
     The object counts as lost where its score falls by more than `drop` below that of the slices beside the annotation, or by more
@@ -27,10 +27,10 @@ class Ends:
         self._near = torch.zeros(len(starts), device=features.device)
         if gain:
             valid = features.thumbnail_valid
-            tables = [appearance.table_of(features.thumbnails[t], appearance.shrink(x[None])[0], valid) for t, x in starts]
+            tables = [appearance.intensity_likelihood(features.thumbnails[t], appearance.shrink_masks(x[None])[0], valid) for t, x in starts]
             self._tables = torch.stack(tables)
 
-    def of(self, rows: list[int]) -> "Ends":
+    def of(self, rows: list[int]) -> "ObjectEndDetector":
         """For these runs only."""
         some = copy(self)
         some._near = self._near[rows]
@@ -51,5 +51,5 @@ class Ends:
         allowed = self._near - self._drop
         if self._gain:
             f = self._features
-            allowed = allowed - self._gain * appearance.contrast(self._tables, f.thumbnails[slices], appearance.shrink(logits), f.thumbnail_valid)
+            allowed = allowed - self._gain * appearance.inside_outside_contrast(self._tables, f.thumbnails[slices], appearance.shrink_masks(logits), f.thumbnail_valid)
         return torch.minimum(scores, scores - allowed.to(scores))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.model.memory_entries import rows_of
-from lib.propagation.gaps import Run
-from lib.propagation.object_end import Ends
+from lib.propagation.gaps import GapPass
+from lib.propagation.object_end import ObjectEndDetector
 
 
 @dataclass
@@ -18,9 +18,9 @@ class Group:
         step: how many are done.
     """
 
-    jobs: list[tuple[int, Run]]
+    jobs: list[tuple[int, GapPass]]
     memories: dict
-    judge: Ends
+    judge: ObjectEndDetector
     absent: list[int]
     made: list[list]
     step: int = 0

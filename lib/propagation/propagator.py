@@ -16,15 +16,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 from lib.model.memory_entries import memory_of, stack
 from lib.model.worker_pool import Ticks, also, side_by_side, soon, spare
 from lib.prompts.volume_prompts import SlicePrompt
-from lib.propagation.gaps import ABSENT, Memo, Outcome, Run, merge, outcome, plan
-from lib.propagation.object_end import Ends
+from lib.propagation.gaps import ABSENT, GapPass, Outcome, ResultCache, blend_into, pass_outputs, plan_passes
+from lib.propagation.object_end import ObjectEndDetector
 from lib.propagation.pass_batch import Group
 from lib.propagation.tracks import Annotation, Tracks
-from lib.propagation.zoom import agreement, closer_look
+from lib.propagation.zoom import agreement, refine_zoomed
 
 FAR_END = 10**6  # virtual time of a gap's far end: beyond reach of pointers that look into the past only
 RECENT = 16  # looks at slices that are kept: clicks come one after the other
@@ -32,7 +32,7 @@ _AHEAD = 2  # slices that a run has encoded before it comes to them
 
 
 @dataclass(frozen=True, eq=False)
-class Stretch:
+class PropagationTask:
     """Slices low..high (both included) of a structure, to be filled from those that are annotated.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stretch:
         prepare: called with slice indices shortly before they are needed; default: encodes them.
     """
 
-    features: FrameFeatures
+    features: SliceFeatures
     annotated: dict[int, Annotation]
     low: int
     high: int
@@ -74,7 +74,7 @@ class Tracker:
         self._turns: dict[tuple, dict] = {}
 
     @torch.inference_mode()
-    def annotate(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> Annotation:
+    def annotate(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> Annotation:
         """Decodes a slice from its prompt alone (no memory).
 
         Several clicks are given all at once, again on the mask that this gives, and one after the other; the answer that
@@ -89,7 +89,7 @@ class Tracker:
                 out["pred_masks"] = features.from_slices(fine[None], out["pred_masks"].shape[-1])
             return self._annotation(features, t, out, from_points=True, key=(t, prompt.key), fine=fine)
 
-    def seen(self, features: FrameFeatures, t: int, prompt: SlicePrompt) -> torch.Tensor:
+    def seen(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> torch.Tensor:
         """Logits (Y, X) that the user sees for this prompt."""
         out, fine = self._looks(features, t, prompt)
         return features.to_slices(out["pred_masks"][0])[0] if fine is None else fine
@@ -99,12 +99,12 @@ class Tracker:
         key = features.frames.key, t, prompt.key
         if key not in self._recent:
             out = self._decode(features, t, prompt)
-            _keep(self._recent, key, (out, closer_look(self, features, t, prompt, out["pred_masks"]) if self.zoom else None))
+            _keep(self._recent, key, (out, refine_zoomed(self, features, t, prompt, out["pred_masks"]) if self.zoom else None))
         out, fine = self._recent[key]
         return dict(out), fine
 
     @torch.inference_mode()
-    def adopt(self, features: FrameFeatures, t: int, prompt: SlicePrompt, fine: torch.Tensor, key: tuple) -> Annotation:
+    def adopt(self, features: SliceFeatures, t: int, prompt: SlicePrompt, fine: torch.Tensor, key: tuple) -> Annotation:
         """A slice whose mask is known from other frames of it: logits (Y, X) of these frames' pixels."""
         with self._autocast():
             if prompt.mask is not None:
@@ -130,7 +130,7 @@ class Tracker:
 
         parts = [prompt]
         while key(parts[-1]) not in self._turns and len(parts[-1].labels) > 1:
-            parts.append(parts[-1].without_last())
+            parts.append(parts[-1].without_last_click())
         out = self._turns.get(key(parts[-1]))
         for part in reversed(parts[:-1] if out else parts):
             out = self._step(features, [t], prompt=part, start=out and out["pred_masks"].clamp(-32, 32))
@@ -138,7 +138,7 @@ class Tracker:
         return dict(out)
 
     @torch.inference_mode()
-    def correct(self, features: FrameFeatures, t: int, prompt: SlicePrompt, annotated, tracks: Tracks) -> Annotation:
+    def correct(self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated, tracks: Tracks) -> Annotation:
         """Decodes clicks on a slice that already has a tracked mask: they mend that mask.
 
         Args:
@@ -156,14 +156,14 @@ class Tracker:
             key = (t, prompt.key, annotated[nearest].key, drawn)
             return self._annotation(features, t, out, from_points=True, key=key)
 
-    def propagate(self, features: FrameFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
+    def propagate(self, features: SliceFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
         """Fills the slices low..high from the annotated ones; see `propagate_all`."""
-        return self.propagate_all([Stretch(features, annotated, low, high)], **options)[0]
+        return self.propagate_all([PropagationTask(features, annotated, low, high)], **options)[0]
 
     @torch.inference_mode()
     def propagate_all(
-        self, stretches: Sequence[Stretch], *, forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1,
-        batch: int = 32, memo: Memo | None = None, progress: Callable = lambda iterable: iterable,
+        self, stretches: Sequence[PropagationTask], *, forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1,
+        batch: int = 32, memo: ResultCache | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
         """Fills slices of a volume from annotated ones, of several structures or parts of it together.
 
@@ -175,7 +175,7 @@ class Tracker:
             memo: known outcomes of runs.
         """
         patience = max(3, math.ceil(stop_mm / stretches[0].features.frames.slice_mm / stride)) if stop_mm else 0
-        plans = [plan(sorted(s.annotated), s.low, s.high, forward, backward, s.annotated, stride) for s in stretches]
+        plans = [plan_passes(sorted(s.annotated), s.low, s.high, forward, backward, s.annotated, stride) for s in stretches]
         jobs = {(n, run): self._key(stretches[n], run, patience) for n, runs in enumerate(plans) for run in runs}
         results = {job: memo.get(key) for job, key in jobs.items()} if memo else {}
         todo = sorted((job for job in jobs if results.get(job) is None), key=lambda job: -len(job[1].stops))
@@ -195,31 +195,31 @@ class Tracker:
 
     # ----------------------------------------------------------------------------------------------------------------
     @staticmethod
-    def _key(stretch: Stretch, run: Run, patience: int) -> tuple:
+    def _key(stretch: PropagationTask, run: GapPass, patience: int) -> tuple:
         far = None if run.far is None else stretch.annotated[run.far].key
         return (*stretch.scope, run, stretch.annotated[run.near].key, far, patience if run.far is None else 0)
 
     @staticmethod
-    def _assemble(stretch: Stretch, runs, results) -> Tracks:
+    def _assemble(stretch: PropagationTask, runs, results) -> Tracks:
         tracks = Tracks.of(stretch.annotated, len(stretch.features.frames), stretch.features.device)
         for run in runs:
-            merge(run, runs, results, tracks)
+            blend_into(run, runs, results, tracks)
         return tracks
 
     @torch.inference_mode()  # which belongs to a thread
-    def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
+    def _run_batch(self, stretches, jobs, patience, ticks) -> Generator[int, None, dict[tuple[int, GapPass], Outcome]]:
         """Begins runs of one kind (outer, or inner) through the same frames, longest first, and goes on with them; see `_go`."""
         ends = [stretches[n].annotated[run.near] for n, run in jobs]
         cond = {0: stack([a.memory for a in ends])}
         if jobs[0][1].far is not None:
             cond[FAR_END] = stack([stretches[n].annotated[run.far].memory for n, run in jobs])
         starts = [(run.near, a.logits[0, 0]) for (_, run), a in zip(jobs, ends, strict=True)]
-        judge = Ends(stretches[jobs[0][0]].features, self.drop, self.gain, starts)
+        judge = ObjectEndDetector(stretches[jobs[0][0]].features, self.drop, self.gain, starts)
         memories = {"cond_frame_outputs": cond, "non_cond_frame_outputs": {}}
         return (yield from self._go(stretches, Group(jobs, memories, judge, [0] * len(jobs), [[] for _ in jobs]), patience, ticks))
 
     @torch.inference_mode()  # which belongs to a thread
-    def _go(self, stretches, group: Group, patience, ticks) -> Generator[int, None, dict[tuple[int, Run], Outcome]]:
+    def _go(self, stretches, group: Group, patience, ticks) -> Generator[int, None, dict[tuple[int, GapPass], Outcome]]:
         """Steps runs together; yields how many steps are left at most. A lane that is free takes half of the runs over."""
         stretch, outer = stretches[group.jobs[0][0]], group.jobs[0][1].far is None
         features, prepare = stretch.features, stretch.prepare or stretch.features.ensure
@@ -232,7 +232,7 @@ class Tracker:
             for i in set(range(len(group.jobs))) - set(alive):
                 n, run = group.jobs[i]
                 end = stretches[n].annotated[run.near]
-                done[n, run] = outcome(run, group.made[i], (end.logits[0, 0], end.iou, end.object_score))
+                done[n, run] = pass_outputs(run, group.made[i], (end.logits[0, 0], end.iou, end.object_score))
             if not alive:
                 return done
             ticks.next()

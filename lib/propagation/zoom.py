@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from lib.imaging.frames import Frames
-from lib.imaging.masks import Borders, bounding_box
-from lib.model.features import FrameFeatures
+from lib.imaging.masks import BorderStrength, bounding_box
+from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 
 
@@ -37,30 +37,30 @@ FOLLOW = Zoom(2.0, (0.25, 0.35, 0.5, 0.7))
 MANY = 8  # clicks on a slice: with more, going through them one by one takes long and brings nothing
 
 
-def agreement(features: FrameFeatures, prompt: SlicePrompt, logits: torch.Tensor) -> float:
+def agreement(features: SliceFeatures, prompt: SlicePrompt, logits: torch.Tensor) -> float:
     """Share of the clicks that a mask (1, 1, h, w) is right about."""
     return _agreement(prompt, features.to_slices(logits[0])[0])
 
 
-def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, logits: torch.Tensor) -> torch.Tensor | None:
+def refine_zoomed(tracker, features: SliceFeatures, t: int, prompt: SlicePrompt, logits: torch.Tensor) -> torch.Tensor | None:
     """Better logits (Y, X) of slice t, or None where a closer look brings nothing.
 
     Args:
         tracker: whose `_step` is used. logits: (1, 1, h, w), from the first look.
     """
     first = features.to_slices(logits[0])[0]
-    where = surroundings(features.frames, [(prompt, (first > 0).cpu().numpy())], LOOK)
+    where = surrounding_crop(features.frames, [(prompt, (first > 0).cpu().numpy())], LOOK)
     if where is None:
         return None
     rows, columns = where
-    whole = features.frames.part
+    whole = features.frames.crop
     down, right = (whole[0].start, whole[1].start) if whole else (0, 0)
-    frames = features.frames.within(
+    frames = features.frames.cropped(
         slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
     )  # fmt: skip
-    near = FrameFeatures(tracker.model, frames, features.device, features.autocast, 1)
+    near = SliceFeatures(tracker.model, frames, features.device, features.autocast, 1)
     start = near.from_slices(first[None, rows, columns], logits.shape[-1]).clamp(-32, 32)
-    part = prompt.within(rows, columns)
+    part = prompt.cropped(rows, columns)
     out = tracker._step(near, [t], prompt=part, start=start)
     seen, look = first[rows, columns], near.to_slices(out["pred_masks"][0])[0]
     answers = [(seen + look) / 2]
@@ -69,7 +69,7 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
         looks = [near.to_slices(c[None])[0] for c in out["candidates"][0]]
         answers += [(seen + look) / 2 for look in looks] + looks
     elif clicks <= MANY:
-        before = tracker.seen(features, t, prompt.without_last())[rows, columns]
+        before = tracker.seen(features, t, prompt.without_last_click())[rows, columns]
         start = near.from_slices(before[None], logits.shape[-1]).clamp(-32, 32)
         mended = near.to_slices(tracker._step(near, [t], prompt=part, start=start)["pred_masks"][0])[0]
         answers += [mended, (before + mended) / 2]
@@ -80,16 +80,16 @@ def closer_look(tracker, features: FrameFeatures, t: int, prompt: SlicePrompt, l
 
 def _clearest(image: np.ndarray, prompt: SlicePrompt, answers: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of several logits (Y, X) those that agree best with the clicks; among equals, those whose border is clearest in the image."""
-    borders = Borders(image)
+    borders = BorderStrength(image)
     return max(answers, key=lambda a: (_agreement(prompt, a), borders.contrast((a > 0).cpu().numpy())))
 
 
-Part = tuple[slice, slice]
+Crop = tuple[slice, slice]
 
 
-def parts_to_follow(
+def tracking_crops(
     frames: Frames, first: "Shown", shown: Mapping[int, "Shown"], ends: Sequence[int], low: int, high: int
-) -> list[tuple[int, int, Part | None]]:
+) -> list[tuple[int, int, Crop | None]]:
     """(first slice, last slice, rows and columns in which to track there, or None for whole frames) of the slices low..high,
     which spread from annotated ones; neighbours share the slice where they meet.
 
@@ -100,12 +100,12 @@ def parts_to_follow(
     Args:
         first: the first prompt and what it shows. shown: the same of all slices with prompts. ends: slices that others spread from.
     """
-    part, wanted = surroundings(frames, [first], FOLLOW), surroundings(frames, list(shown.values()), FOLLOW)
+    part, wanted = surrounding_crop(frames, [first], FOLLOW), surrounding_crop(frames, list(shown.values()), FOLLOW)
     whole = slice(0, frames.size[0]), slice(0, frames.size[1])
     sides = [max((s.stop - s.start) * mm for s, mm in zip(p or whole, frames.pixel_mm, strict=True)) for p in (part, wanted)]
     if part is None or part == wanted or sides[0] > 2 * sides[1] or low == high:
         return [(low, high, part if sides[0] <= 2 * sides[1] else wanted)]
-    spans: list[tuple[int, int, Part | None]] = []
+    spans: list[tuple[int, int, Crop | None]] = []
     for a, b in pairwise(sorted({low, *ends, high})):
         box = _extent(frames, [s for t, s in shown.items() if a <= t <= b])
         fits = part if box is None or _well_within(box, part, frames.size) else wanted
@@ -116,7 +116,7 @@ def parts_to_follow(
     return spans
 
 
-def surroundings(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Part | None:
+def surrounding_crop(frames: Frames, said: Sequence["Shown"], how: "Zoom") -> Crop | None:
     """Rows and columns of a square (in mm) round masks and prompts, or None if that is most of the frame.
 
     Sides and places come in steps, so that small changes mostly leave it where it is.
@@ -149,7 +149,7 @@ def _extent(frames: Frames, said: Sequence["Shown"]) -> tuple[np.ndarray, np.nda
     return np.clip(points.min(0), 0, last), np.clip(points.max(0), 0, last) + 1
 
 
-def _well_within(box, part: Part, size: tuple[int, int]) -> bool:
+def _well_within(box, part: Crop, size: tuple[int, int]) -> bool:
     """Whether a box keeps clear of the part's edges, where these are not those of the frame."""
     for low, high, p, n in zip(*box, part, size, strict=True):
         clear = (p.stop - p.start) / 12

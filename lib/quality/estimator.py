@@ -22,13 +22,13 @@ _BETTER = {
 _RATE = 0.07
 
 
-def slice_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def slice_iou(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """IoU (T,) of each slice of bool (T, Y, X); both empty = 1, one empty = 0."""
-    both, either = (predicted & truth).sum((1, 2)), (predicted | truth).sum((1, 2))
+    both, either = (predicted & reference).sum((1, 2)), (predicted | reference).sum((1, 2))
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
-def outward(total: int, annotated) -> list[tuple[int, int]]:
+def neighbours_outward(total: int, annotated) -> list[tuple[int, int]]:
     """(slice, its neighbour towards the nearest annotated slice) for all slices that are not annotated, nearest first."""
     t, annotated = np.arange(total), np.asarray(sorted(annotated))
     nearest = annotated[np.abs(t[:, None] - annotated).argmin(1)]
@@ -36,17 +36,17 @@ def outward(total: int, annotated) -> list[tuple[int, int]]:
     return [(int(k), int(k - np.sign(k - nearest[k]))) for k in order if k != nearest[k]]
 
 
-def in_force(filled: np.ndarray, annotated) -> np.ndarray:
+def mask_source(filled: np.ndarray, annotated) -> np.ndarray:
     """Index (T,) of the slice whose mask each slice has, or would have had, had tracking not ended: its own if it is `filled`
     (bool (T,)), else the last one on the way from the nearest annotated slice."""
     source = np.arange(len(filled))
-    for k, inner in outward(len(filled), annotated):
+    for k, inner in neighbours_outward(len(filled), annotated):
         if not filled[k]:
             source[k] = source[inner]
     return source
 
 
-def signals(
+def compute_signals(
     masks: np.ndarray, *, pixel_mm: float, slice_mm: float, annotated, predicted_iou: np.ndarray, present: np.ndarray,
     agreement: np.ndarray, alike: np.ndarray, same: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
@@ -68,10 +68,10 @@ def signals(
     size = float(np.sqrt(drawn.mean())) if len(drawn) else 10.0
     nearest = annotated[np.abs(t[:, None] - annotated).argmin(1)]
     distance = np.abs(t - nearest) * slice_mm / size
-    source = in_force(area > 0, annotated)
+    source = mask_source(area > 0, annotated)
     overlap, change = np.ones(len(masks)), np.zeros(len(masks))
     worst_iou, worst_alike, least_same = np.clip(predicted_iou, 0, 1).astype(float), alike.astype(float), same.astype(float)
-    for k, inner in outward(len(masks), annotated):
+    for k, inner in neighbours_outward(len(masks), annotated):
         total = masks[k].sum() + masks[inner].sum()
         overlap[k] = 2 * (masks[k] & masks[inner]).sum() / total if total else 1.0
         change[k] = change[inner] + 1 - overlap[k]
@@ -92,7 +92,7 @@ def signals(
     ], 1).astype(float)  # fmt: skip
 
 
-def heads(predicted_iou: np.ndarray, present: np.ndarray, filled: np.ndarray, agreement: np.ndarray) -> np.ndarray:
+def predicted_quality(predicted_iou: np.ndarray, present: np.ndarray, filled: np.ndarray, agreement: np.ndarray) -> np.ndarray:
     """IoU (T,) expected without anything fitted, from the network's own heads and what its two directions say.
 
     Where there is a mask, it is right if the object is there, and then as good as predicted, but no better than the directions
@@ -166,7 +166,7 @@ class Boosting:
 
 
 @dataclass(frozen=True)
-class Estimator:
+class QualityEstimator:
     """Expected IoU from `signals`, fitted for one checkpoint: one model where there is a mask, one where there is none."""
 
     filled: Boosting
@@ -177,7 +177,7 @@ class Estimator:
         return np.clip(np.where(filled, self.filled(x), self.empty(x)), 0, 1)
 
     @classmethod
-    def fit(cls, x: np.ndarray, filled: np.ndarray, iou: np.ndarray) -> "Estimator":
+    def fit(cls, x: np.ndarray, filled: np.ndarray, iou: np.ndarray) -> "QualityEstimator":
         """From slices whose true IoU is known."""
         return cls(Boosting.fit(x[filled], iou[filled], [_BETTER.get(s, 0) for s in SIGNALS]), Boosting.fit(x[~filled], iou[~filled]))
 
@@ -185,7 +185,7 @@ class Estimator:
         return json.dumps({"signals": SIGNALS, **asdict(self)}, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Estimator | None":
+    def from_json(cls, text: str) -> "QualityEstimator | None":
         """None if it was fitted on other signals, by another release."""
         content = json.loads(text)
         if tuple(content.get("signals", ())) != SIGNALS:

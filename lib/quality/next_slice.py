@@ -13,25 +13,25 @@ import numpy as np
 from lib.engine.result import Result
 from lib.imaging import metrics
 from lib.imaging.frames import Frames
-from lib.imaging.masks import areas, deepest
-from lib.quality.estimator import in_force
+from lib.imaging.masks import deepest_pixel, slice_areas
+from lib.quality.estimator import mask_source
 
 MARGIN_SLICES, MARGIN_MM = 2, 5.0
 TIE = 0.005  # estimates this close together are equal
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class RoundState:
     """The state after a round.
 
     Attributes:
-        mask: bool (T, Y, X), the answer. truth: the same of the reference, or None. annotated: indices of annotated slices.
+        mask: bool (T, Y, X), the answer. reference: the same of the reference, or None. annotated: indices of annotated slices.
         result: what the engine said of the mask; None for engines that say nothing.
         shift: is added to the expected Dice of slices that are not annotated, see `learned_shift`.
     """
 
     frames: Frames
-    truth: np.ndarray | None
+    reference: np.ndarray | None
     result: Result | None
     mask: np.ndarray
     annotated: frozenset[int]
@@ -40,7 +40,7 @@ class Scene:
     @cached_property
     def area(self) -> np.ndarray:
         """Pixels (T,) of the mask of each slice."""
-        return areas(self.mask)
+        return slice_areas(self.mask)
 
     @property
     def expected_dice(self) -> np.ndarray:
@@ -54,7 +54,7 @@ class Scene:
     def expected_wrong(self) -> np.ndarray:
         """Pixels (T,) expected to be wrong: of a mask as much missed as in excess, of an empty slice a mask as last seen."""
         area = self.area
-        last = area[in_force(area > 0, sorted(self.annotated))]
+        last = area[mask_source(area > 0, sorted(self.annotated))]
         dice = self.expected_dice
         return np.where(area > 0, 2 * area * (1 - dice), last * (1 - dice))
 
@@ -77,12 +77,12 @@ class Scene:
         return int(filled[0]), int(filled[-1])
 
 
-def against_reference(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def slice_errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dice and number of wrong pixels (T,) of each slice; every slice counts, both empty = 1, one empty = 0 (He et al. 2024)."""
-    return metrics.slice_dice(mask, truth, 0), (mask ^ truth).sum((1, 2))
+    return metrics.slice_dice(mask, reference, 0), (mask ^ reference).sum((1, 2))
 
 
-def worst(dice: np.ndarray, wrong: np.ndarray, allowed: np.ndarray, tie: float = 0.0) -> int | None:
+def pick_worst_slice(dice: np.ndarray, wrong: np.ndarray, allowed: np.ndarray, tie: float = 0.0) -> int | None:
     """Of the slices `allowed`, the one of lowest Dice; among those within `tie` of it, that of most wrong pixels, then the first."""
     if not len(allowed):
         return None
@@ -90,30 +90,30 @@ def worst(dice: np.ndarray, wrong: np.ndarray, allowed: np.ndarray, tie: float =
     return int(equal[wrong[equal].argmax()])
 
 
-def oracle(scene: Scene) -> int | None:
+def oracle(scene: RoundState) -> int | None:
     """He et al. 2024: the lowest Dice with the reference, ties by wrong pixels; None when every slice is right."""
-    dice, wrong = against_reference(scene.mask, scene.truth)
+    dice, wrong = slice_errors(scene.mask, scene.reference)
     allowed = scene.candidates()
-    return worst(dice, wrong, allowed[wrong[allowed] > 0])
+    return pick_worst_slice(dice, wrong, allowed[wrong[allowed] > 0])
 
 
-def estimator(scene: Scene) -> int | None:
+def estimator(scene: RoundState) -> int | None:
     """The lowest expected Dice, ties by expected wrong pixels."""
-    return worst(scene.expected_dice, scene.expected_wrong, scene.candidates(), TIE)
+    return pick_worst_slice(scene.expected_dice, scene.expected_wrong, scene.candidates(), TIE)
 
 
-def wrong_voxels(scene: Scene) -> int | None:
+def wrong_voxels(scene: RoundState) -> int | None:
     """The most pixels expected to be wrong."""
-    return worst(-scene.expected_wrong, scene.expected_wrong, scene.candidates())
+    return pick_worst_slice(-scene.expected_wrong, scene.expected_wrong, scene.candidates())
 
 
-def largest_gap(scene: Scene) -> int | None:
+def largest_gap(scene: RoundState) -> int | None:
     """The middle of the longest stretch without annotation, between the ends of the mask."""
     low, high = scene.extent()
     return _nearest(scene, _middle_of_gap([low - 1, *scene.annotated, high + 1]))
 
 
-def uniform(scene: Scene) -> int | None:
+def uniform(scene: RoundState) -> int | None:
     """Ends of the mask first, then always the middle of the longest stretch: an even spread."""
     low, high = scene.extent()
     for end in (low, high):
@@ -122,19 +122,19 @@ def uniform(scene: Scene) -> int | None:
     return _nearest(scene, _middle_of_gap(list(scene.annotated)))
 
 
-def largest_area(scene: Scene) -> int | None:
+def largest_area(scene: RoundState) -> int | None:
     """The largest mask."""
-    return worst(-scene.area, scene.area, scene.candidates())
+    return pick_worst_slice(-scene.area, scene.area, scene.candidates())
 
 
-def random(scene: Scene, seed: int = 0) -> int | None:
+def random(scene: RoundState, seed: int = 0) -> int | None:
     """Any slice; the same for the same annotations and seed."""
     allowed = scene.candidates()
     draw = np.random.default_rng([seed, *sorted(scene.annotated)])
     return int(draw.choice(allowed)) if len(allowed) else None
 
 
-STRATEGIES: dict[str, Callable[[Scene], int | None]] = {
+STRATEGIES: dict[str, Callable[[RoundState], int | None]] = {
     s.__name__: s for s in (oracle, estimator, wrong_voxels, largest_gap, uniform, largest_area, random)
 }
 
@@ -155,14 +155,14 @@ class Proposal:
     reason: str
 
 
-def propose(scene: Scene, choose: Callable[[Scene], int | None] = estimator) -> Proposal | None:
+def propose_next_slice(scene: RoundState, choose: Callable[[RoundState], int | None] = estimator) -> Proposal | None:
     """The next slice and what to do there; None if there is no slice left."""
     t = choose(scene)
     if t is None:
         return None
     dice, result = float(scene.expected_dice[t]), scene.result
-    source = int(in_force(scene.area > 0, sorted(scene.annotated))[t])
-    centre = deepest(scene.mask[source])
+    source = int(mask_source(scene.area > 0, sorted(scene.annotated))[t])
+    centre = deepest_pixel(scene.mask[source])
     point = None if centre is None else scene.frames.to_voxel(t, *centre)
     if not scene.mask[t].any():
         return Proposal(t, dice, "click", point, "The mask may have ended too early.")
@@ -173,7 +173,7 @@ def propose(scene: Scene, choose: Callable[[Scene], int | None] = estimator) -> 
     return Proposal(t, dice, "click" if dice > 0.5 else "box", point, "The mask is probably the worst here.")
 
 
-def learned_shift(expected: list[float], true: list[float]) -> float:
+def learned_dice_shift(expected: list[float], true: list[float]) -> float:
     """Mean error of earlier expectations, shrunk towards 0: what corrections say of the estimates in this volume."""
     return float(np.subtract(true, expected).sum() / (len(true) + 2)) if true else 0.0
 
@@ -185,6 +185,6 @@ def _middle_of_gap(points: list[int]) -> int:
     return (points[n] + points[min(n + 1, len(points) - 1)]) // 2
 
 
-def _nearest(scene: Scene, t: int) -> int | None:
+def _nearest(scene: RoundState, t: int) -> int | None:
     allowed = scene.candidates()
     return int(allowed[np.abs(allowed - t).argmin()]) if len(allowed) else None

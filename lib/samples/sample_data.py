@@ -24,18 +24,18 @@ def make_samples(folder: Path) -> None:
     cases = {"icbm152_t1": (icbm152, BRAIN_LABELS, "MR"), "ct_phantom": (phantom.abdomen, phantom.LABELS, "CT")}
     training = []
     for name, (make, labels, modality) in cases.items():
-        image, reference = folder / "nifti" / f"{name}.nii.gz", folder / "reference" / f"{name}.nii.gz"
+        image, label = folder / "nifti" / f"{name}.nii.gz", folder / "reference" / f"{name}.nii.gz"
         series = folder / "dicom" / name
         training.append({
-            "image": f"./nifti/{image.name}", "label": f"./reference/{reference.name}",
+            "image": f"./nifti/{image.name}", "label": f"./reference/{label.name}",
             "labels": {str(v): k for k, v in labels.items()},
         })  # fmt: skip
-        if image.exists() and reference.exists() and (series / "complete").exists():
+        if image.exists() and label.exists() and (series / "complete").exists():
             continue
         logger.info("Making sample %s.", name)
-        volume, truth = make()
+        volume, reference = make()
         _save(volume.array, volume.affine, image)
-        _save(truth, volume.affine, reference)
+        _save(reference, volume.affine, label)
         write_dicom(volume, series, modality=modality, description=name)
         (series / "complete").touch()
     text = json.dumps({"name": "samples", "training": training}, indent=1)

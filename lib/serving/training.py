@@ -8,8 +8,8 @@ from fastapi import HTTPException
 from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.common.errors import UserError
-from lib.imaging.datasets import Case, case_of
-from lib.model.device import devices, resolve
+from lib.imaging.datasets import Case, case_from_files
+from lib.model.device import available_devices, resolve_device
 from lib.model.versions import Versions
 from lib.training.fine_tuning import FineTuning, fine_tune
 from lib.training.trainable_parts import PARTS
@@ -38,7 +38,7 @@ class Sam2Train(TrainTask):
             "learning_rate": 2e-4,
             "val_split": 0.25,
             "parts": list(PARTS),
-            "device": devices(),
+            "device": available_devices(),
         }
 
     def stats(self) -> dict:
@@ -81,7 +81,7 @@ class Sam2Train(TrainTask):
             parts=value("parts", defaults["parts"], str), epochs=value("max_epochs", 8, int),
             steps=value("steps_per_epoch", 60, int), minutes=value("max_minutes", 0, float),
             rate=value("learning_rate", 2e-4, float), val_share=value("val_split", 0.25, float),
-            device=str(resolve(value("device", "auto", str))), window=self._window,
+            device=str(resolve_device(value("device", "auto", str))), window=self._window,
         )  # fmt: skip
 
     def _report(self, stats: dict) -> None:
@@ -96,7 +96,7 @@ def usable_cases(datastore) -> list[Case]:
     cases = []
     for row in datastore.datalist():
         try:
-            case = case_of(row["image"], row["label"])
+            case = case_from_files(row["image"], row["label"])
         except UserError as e:
             logger.warning("Left out %s: %s", Path(row["label"]).name, e)
             continue

@@ -16,7 +16,7 @@ from lib.imaging.volume import Volume
 from lib.model import checkpoints
 from lib.prompts import simulated_annotator
 from lib.quality import next_slice
-from lib.quality.estimator import Estimator, slice_iou
+from lib.quality.estimator import QualityEstimator, slice_iou
 from lib.training.object_end_calibration import generated_volume
 
 logger = logging.getLogger(__name__)
@@ -49,20 +49,20 @@ def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], option
     for n, (volume, labels, structures) in enumerate(tqdm(made, desc="slice quality", total=total)):
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         for m, value in enumerate(structures):
-            truth, clicks = labels == value, simulated_annotator.by_clicks(5 if m % 2 else 3)
+            reference, clicks = labels == value, simulated_annotator.click_annotator(5 if m % 2 else 3)
             for choose in (next_slice.oracle, next_slice.random):
-                for done in simulated_annotator.rounds(_engine(segmenter, volume, options), frames, truth, choose, clicks, count=_ROUNDS):
+                for done in simulated_annotator.annotation_rounds(_engine(segmenter, volume, options), frames, reference, choose, clicks, count=_ROUNDS):
                     mask, other = done.scene.mask, np.setdiff1d(np.arange(len(frames)), sorted(done.scene.annotated))
-                    rows.append((n, done.scene.result.signals[other], mask.any((1, 2))[other], slice_iou(mask, truth)[other]))
+                    rows.append((n, done.scene.result.signals[other], mask.any((1, 2))[other], slice_iou(mask, reference)[other]))
     fitted, held = ([r[1:] for r in rows if (r[0] < 0.75 * total) == first] for first in (True, False))
     for part in (fitted, held):
         filled = np.concatenate([r[1] for r in part]) if part else np.zeros(0, bool)
         if not part or min(filled.sum(), (~filled).sum()) < (_FEWEST if part is fitted else 1):
             raise UserError("There are too few slices with and without a mask to learn from: give more labelled volumes.")
     x, filled, iou = (np.concatenate(c) for c in zip(*held, strict=True))
-    said = Estimator.fit(*(np.concatenate(c) for c in zip(*fitted, strict=True)))(x, filled)
+    said = QualityEstimator.fit(*(np.concatenate(c) for c in zip(*fitted, strict=True)))(x, filled)
     correlation = float(np.corrcoef(said, iou)[0, 1])
-    estimator = Estimator.fit(*(np.concatenate(c) for c in zip(*(r[1:] for r in rows), strict=True)))
+    estimator = QualityEstimator.fit(*(np.concatenate(c) for c in zip(*(r[1:] for r in rows), strict=True)))
     checkpoints.set_metadata(path, slice_quality=estimator.to_json())
     logger.info("Slice quality: correlation %.3f on volumes not fitted on.", correlation)
     return correlation

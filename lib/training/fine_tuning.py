@@ -104,7 +104,7 @@ def fine_tune(
         check_every=options.steps,
     )  # fmt: skip
     check = VolumeCheck(held, Options(device=options.device, window=options.window), clicks=options.clicks, most=options.most)
-    watch = _Watch(check, run, options, report, checkpoints.traits(base), learn, held)
+    watch = _Watch(check, run, options, report, checkpoints.metadata(base), learn, held)
     watch.begin(f"{base.path}@{base.config}@{base.image_size}")
     training = Training(
         settings, (phase,), check=watch.epoch, stop=watch.is_over, data=partial(_steps, cases=learn, window=options.window)

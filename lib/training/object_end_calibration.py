@@ -22,7 +22,7 @@ from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 from lib.model import checkpoints
-from lib.model.features import FeatureStore
+from lib.model.features import FeatureCache
 from lib.prompts import simulated_annotator
 from lib.training.clip_generator import ClipGenerator
 
@@ -60,7 +60,7 @@ def fit(path: Path, made: Sequence[tuple[Volume, np.ndarray, list[int]]], option
     Returns:
         {(drop, gain): (mean volume Dice, share of empty slices with a mask)}.
     """
-    store, out = FeatureStore(), {}
+    store, out = FeatureCache(), {}
     for drop, gain in tqdm(limits, desc="presence"):
         checkpoints.set_metadata(path, presence_drop=str(drop), presence_gain=str(gain))
         segmenter, dice, false = Segmenter(store), [], []
@@ -68,11 +68,11 @@ def fit(path: Path, made: Sequence[tuple[Volume, np.ndarray, list[int]]], option
             frames = Frames.of(volume, window=options.window, axis=options.axis)
             for value in structures:
                 t = simulated_annotator.largest_slice(labels == value)
-                truth = frames.to_volume(labels == value)
-                painted = np.take(truth, t, frames.axis)
+                reference = frames.to_volume(labels == value)
+                painted = np.take(reference, t, frames.axis)
                 mask = segmenter.segment(volume, segmenter.prompts(volume, options, masks={t: painted}), options).mask
-                dice.append(metrics.dice(mask, truth))
-                false.append(metrics.empty_fp_share(mask, truth, frames.axis))
+                dice.append(metrics.dice(mask, reference))
+                false.append(metrics.empty_fp_share(mask, reference, frames.axis))
         figures = out[drop, gain] = float(np.mean(dice)), float(np.nanmean(false))
         logger.info("Drop %.1f, gain %.1f: volume Dice %.3f, empty slices with a mask %.2f.", drop, gain, *figures)
     drop, gain = max(out, key=lambda pair: out[pair][0])

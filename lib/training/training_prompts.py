@@ -55,7 +55,7 @@ def corrective_click(prompt: dict | None, predicted: torch.Tensor, masks: torch.
 
     Args:
         predicted: bool (B, H, W).
-        masks: bool (B, H, W), the truth. Where nothing is wrong the click falls inside (or, if empty, outside) of it.
+        masks: bool (B, H, W), the reference. Where nothing is wrong the click falls inside (or, if empty, outside) of it.
     """
     missed, extra = depth(masks & ~predicted), depth(predicted & ~masks)
     positive = missed.amax((1, 2)) >= extra.amax((1, 2))

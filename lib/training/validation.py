@@ -14,7 +14,7 @@ from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.model.build import build
-from lib.model.features import FeatureStore
+from lib.model.features import FeatureCache
 from lib.prompts import simulated_annotator
 from lib.training.clip_generator import ClipGenerator
 from lib.training.clip_training import ClipTrainer
@@ -66,15 +66,15 @@ def on_volumes(
         if not mask.any():
             continue
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        truth = frames.from_volume(mask)
-        t = simulated_annotator.largest_slice(truth)
+        reference = frames.from_volume(mask)
+        t = simulated_annotator.largest_slice(reference)
 
         def segment(prompts, propagate, volume=volume):
             chosen = Options(**{**options.__dict__, "propagate": propagate})
             return segmenter.segment(volume, segmenter.prompts(volume, chosen, **prompts), chosen).mask
 
-        prompts = simulated_annotator.clicks_on(
-            lambda p, t=t, frames=frames, segment=segment: frames.from_volume(segment(p, False))[t], frames, truth, t, clicks
+        prompts = simulated_annotator.clicks_on_slice(
+            lambda p, t=t, frames=frames, segment=segment: frames.from_volume(segment(p, False))[t], frames, reference, t, clicks
         )
         out = segment(prompts, True)
         rows.append({
@@ -89,7 +89,7 @@ class VolumeCheck:
 
     def __init__(self, cases: Sequence[Case], options: Options, *, clicks: int = 3, most: int = 0, seed: int = 0):
         self.cases, self.options, self._how = cases, options, {"clicks": clicks, "most": most, "seed": seed}
-        self._store = FeatureStore()
+        self._store = FeatureCache()
 
     def __call__(self, checkpoint: str | Path) -> dict[str, float]:
         options = Options(**{**self.options.__dict__, "checkpoint": str(checkpoint)})

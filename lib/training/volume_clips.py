@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from lib.common.errors import UserError
 from lib.imaging.datasets import Case
-from lib.imaging.frames import Frames, fit
+from lib.imaging.frames import Frames, fitted_size
 from lib.imaging.readers import read_mask, read_volume
 from lib.training.clip_generator import Clip
 from lib.training.curriculum import Drawn, Phase
@@ -64,7 +64,7 @@ class VolumeSteps(Dataset):
             shown = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
             if shown[0]:
                 targets[~shown] = targets[0].clone()  # structures that are not on the first slice
-                return _vary(draw, image, targets, fit(frames.size, frames.pixel_mm, self.phase.size))
+                return _vary(draw, image, targets, fitted_size(frames.size, frames.pixel_mm, self.phase.size))
         raise UserError(
             "No structure in the labels is large enough to learn from: each is empty or under "
             f"{MIN_PIXELS} of {self.phase.size} x {self.phase.size} pixels."
@@ -92,7 +92,7 @@ def to_square(frames: Frames, masks: np.ndarray, index, side: int) -> tuple[torc
     Args:
         masks: bool (N, T, Y, X).
     """
-    size = fit(frames.size, frames.pixel_mm, side)
+    size = fitted_size(frames.size, frames.pixel_mm, side)
     image = torch.from_numpy(frames.windowed(index)).float()[:, None]
     image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[:, 0].clamp(0, 255)
     targets = torch.from_numpy(np.ascontiguousarray(masks)).float()

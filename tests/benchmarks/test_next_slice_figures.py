@@ -20,18 +20,18 @@ def bench():
 
 
 def test_regret_and_top3_count_from_the_worst_slice_without_annotation(bench):
-    truth = squares(*[6] * 12)
+    reference = squares(*[6] * 12)
     mask = squares(6, 6, 6, 6, 6, 6, 6, 6, 4, 6, 2, 6)  # Dice 0.615 on slice 8, 0.2 on slice 10
     iou = np.full(12, 0.9)
     iou[8] = 0.1
-    rows = {r["strategy"]: r for r in bench.judged(scene(mask, [0], iou=iou, truth=truth, slice_mm=5)) if r["strategy"] != "random"}
+    rows = {r["strategy"]: r for r in bench.judged(scene(mask, [0], iou=iou, reference=reference, slice_mm=5)) if r["strategy"] != "random"}
     assert rows["oracle"]["regret"] == 0 and rows["oracle"]["spearman"] == pytest.approx(1)
     assert rows["estimator"]["regret"] == pytest.approx(2 * 16 / 52 - 2 * 4 / 40)
     assert rows["estimator"]["top3"] == 1 and -1 < rows["estimator"]["spearman"] < 1
 
 
 def test_nothing_is_judged_when_all_is_right(bench):
-    assert list(bench.judged(scene(squares(6, 6, 6, 6), [0], truth=squares(6, 6, 6, 6)))) == []
+    assert list(bench.judged(scene(squares(6, 6, 6, 6), [0], reference=squares(6, 6, 6, 6)))) == []
 
 
 def test_intervals_draw_volumes_not_states(bench):

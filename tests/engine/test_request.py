@@ -6,7 +6,7 @@ import pytest
 
 from lib.common.errors import OptionError, PromptError, VolumeError
 from lib.engine.options import Options
-from lib.engine.request import options_of, prompts_of, truth
+from lib.engine.request import parse_bool, parse_options, parse_prompts
 from lib.imaging.frames import resolve_axis, window_bounds
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_mask
@@ -16,13 +16,13 @@ CLICK = [[5, 5, 5]]
 
 
 def prompts(request, *, propagate=True, painted=None):
-    return prompts_of(request, VOLUME, options_of(request, propagate=propagate), painted=painted)
+    return parse_prompts(request, VOLUME, parse_options(request, propagate=propagate), painted=painted)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("request_", [{}, {"window": None, "axis": "", "z_range": "", "components": []}, {"unknown": 1}])
 def test_defaults(request_):
-    assert options_of(request_) == Options()
+    assert parse_options(request_) == Options()
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_defaults(request_):
     ],
 )
 def test_option(name, value, expected):
-    assert getattr(options_of({name: value}), name) == expected
+    assert getattr(parse_options({name: value}), name) == expected
 
 
 @pytest.mark.parametrize(
     ("value", "largest"), [(True, True), ("true", True), ([1], True), (False, False), ("0", False), ([], False)]
 )
 def test_largest_cc(value, largest):
-    assert options_of({"largest_cc": value}).components == ("largest" if largest else "annotated")
+    assert parse_options({"largest_cc": value}).components == ("largest" if largest else "annotated")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_largest_cc(value, largest):
     ],
 )
 def test_z_range(value, expected):
-    assert options_of({"z_range": value}).z_range == expected
+    assert parse_options({"z_range": value}).z_range == expected
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_z_range(value, expected):
 )
 def test_z_range_refused(value):
     with pytest.raises(OptionError, match="z_range must be two"):
-        options_of({"z_range": value})
+        parse_options({"z_range": value})
 
 
 @pytest.mark.parametrize("name", ["direction", "components", "axis", "window"])
 def test_unknown_option_value(name):
     with pytest.raises(OptionError, match="(?i)unknown.*'sideways'"):
-        options = options_of({name: "sideways"})
+        options = parse_options({name: "sideways"})
         resolve_axis(VOLUME, options.axis)
         window_bounds(VOLUME, options.window)
 
@@ -85,7 +85,7 @@ def test_unknown_option_value(name):
     ("value", "expected"), [(1, True), ("On", True), (" yes ", True), (0, False), (None, False), ("off", False)]
 )
 def test_truth(value, expected):
-    assert truth(value) is expected
+    assert parse_bool(value) is expected
 
 
 # --- clicks and lists ------------------------------------------------------------------------------------------------

@@ -47,10 +47,10 @@ def test_slices_are_encoded_once(segmenter, volume):
 
 
 def test_features_that_were_forgotten_change_nothing(segmenter, volume):
-    from lib.model.features import FeatureStore
+    from lib.model.features import FeatureCache
 
     clicks = {"positive": [CENTRE, (30, 34, 3)]}
-    forgetful = Segmenter(FeatureStore(limit=1))  # bytes
+    forgetful = Segmenter(FeatureCache(limit=1))  # bytes
     mask = run(forgetful, volume, **clicks).mask
     np.testing.assert_array_equal(mask, run(segmenter, volume, **clicks).mask)
 
@@ -205,15 +205,15 @@ def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
 
 
 def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, monkeypatch):
-    from lib.model.features import FrameFeatures
+    from lib.model.features import SliceFeatures
 
-    seen, original = [], FrameFeatures.__init__
+    seen, original = [], SliceFeatures.__init__
 
     def noted(self, model, frames, *rest, **named):
-        seen.append(frames.part)
+        seen.append(frames.crop)
         original(self, model, frames, *rest, **named)
 
-    monkeypatch.setattr(FrameFeatures, "__init__", noted)
+    monkeypatch.setattr(SliceFeatures, "__init__", noted)
     small, large = np.zeros((64, 64), bool), np.ones((64, 64), bool)
     small[25:36, 30:40] = True
     near = run(Segmenter(), volume, Options(components="all"), masks={6: small}).mask
@@ -314,7 +314,7 @@ def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):
         return original(self, volume, prompts, options, progress)
 
     monkeypatch.setattr(Segmenter, "_segment", full)
-    monkeypatch.setattr(device, "resolve", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    monkeypatch.setattr(device, "resolve_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
     result = run(segmenter, volume, positive=[CENTRE])
     assert tried == [(0, "auto"), (1, "auto"), (0, "cpu")] and result.mask.any()
 

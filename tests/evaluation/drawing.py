@@ -13,11 +13,11 @@ def drawn(*rows: str) -> np.ndarray:
     return np.array([[c == "#" for c in row] for row in rows])
 
 
-def target_of(truth: np.ndarray) -> Target:
+def target_of(reference: np.ndarray) -> Target:
     """A reference (T, Y, X) on a volume whose voxels hold the number of their slice."""
-    stack = np.broadcast_to(np.arange(len(truth), dtype=np.float32)[:, None, None], truth.shape)
+    stack = np.broadcast_to(np.arange(len(reference), dtype=np.float32)[:, None, None], reference.shape)
     frames = Frames(Volume(np.ascontiguousarray(stack.transpose(2, 1, 0))), 2, (0.0, 10.0))
-    return Target.of(frames, truth)
+    return Target.of(frames, reference)
 
 
 class Scripted:

@@ -46,11 +46,11 @@ def test_label_maps_where_servers_find_them(studies, balls):
     assert json.loads((out / "ball_0.json").read_text()) == {"large": 1, "small": 2}
     assert json.loads((out / "ball_1.json").read_text()) == {"label_1": 1, "label_2": 2}
     for n in (0, 1):
-        truth, found = read(balls / "labelsTr" / f"ball_{n}.nii.gz"), read(out / f"ball_{n}.nii.gz")
+        reference, found = read(balls / "labelsTr" / f"ball_{n}.nii.gz"), read(out / f"ball_{n}.nii.gz")
         for value in (1, 2):
-            both = ((truth == value) & (found == value)).sum()
-            assert 2 * both / ((truth == value).sum() + (found == value).sum()) > 0.6, (n, value)
-    np.testing.assert_array_equal(read(out / "ball_1.nii.gz")[:, :, 4], truth[:, :, 4], "a painted slice stays as it is")
+            both = ((reference == value) & (found == value)).sum()
+            assert 2 * both / ((reference == value).sum() + (found == value).sum()) > 0.6, (n, value)
+    np.testing.assert_array_equal(read(out / "ball_1.nii.gz")[:, :, 4], reference[:, :, 4], "a painted slice stays as it is")
 
 
 def test_finished_images_are_left_alone(studies, tmp_path):

@@ -123,10 +123,10 @@ def test_slices_to_show(tmp_path):
     from PIL import Image
 
     square = drawn("........", "..###...", "..###...", "..###...", "........")
-    truth = np.stack([square & False, *[square] * 5])
-    target = target_of(truth)
+    reference = np.stack([square & False, *[square] * 5])
+    target = target_of(reference)
     shown = []
-    for name, mask in (("right", truth), ("wrong", ~truth), ("empty", truth & False)):
+    for name, mask in (("right", reference), ("wrong", ~reference), ("empty", reference & False)):
         shown.append(overlays.cut(name, Step("full", 1, target, {}, PLAIN, Answer(mask), 1)))
     assert [s["dice"] for s in shown] == [1.0, 0.0, 0.0]
     overlays.sheet(shown, tmp_path / "slices.png")

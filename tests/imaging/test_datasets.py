@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib.common.errors import UserError, VolumeError
-from lib.imaging.datasets import Case, case_of, find_cases, read_cases
+from lib.imaging.datasets import Case, case_from_files, find_cases, read_cases
 
 LABELS = {"0": "background", "1": "liver", "3": "spleen"}
 
@@ -93,10 +93,10 @@ def test_a_label_of_another_shape_is_refused(tmp_path):
     image = save(tmp_path / "a.nii.gz", 7)
     label = save(tmp_path / "labels/final/a.nii.gz", 1, shape=(5, 4, 2))
     with pytest.raises(VolumeError, match="shape"):
-        case_of(image, label)
+        case_from_files(image, label)
     with pytest.raises(UserError, match="shape"):
         find_cases(tmp_path)
 
 
 def test_an_empty_label_has_no_structures(tmp_path):
-    assert case_of(save(tmp_path / "a.nii.gz", 7), save(tmp_path / "b.nii.gz")).labels == {}
+    assert case_from_files(save(tmp_path / "a.nii.gz", 7), save(tmp_path / "b.nii.gz")).labels == {}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lib.common.errors import OptionError
-from lib.imaging.frames import Frames, fit, resolve_axis, window_bounds
+from lib.imaging.frames import Frames, fitted_size, resolve_axis, window_bounds
 from lib.imaging.volume import Volume
 
 
@@ -132,7 +132,7 @@ def test_key_tells_what_the_frames_depend_on():
     ],
 )
 def test_fit(size, pixel_mm, expected):
-    assert fit(size, pixel_mm, 256) == expected
+    assert fitted_size(size, pixel_mm, 256) == expected
 
 
 def test_thumbnails_are_small_frames_of_true_aspect():

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from lib.common.errors import OptionError
 from lib.imaging import masks
-from lib.imaging.masks import Borders, keep_components
+from lib.imaging.masks import BorderStrength, keep_components
 
 # Six slices (1, 6): a blob of 5, one of 3, one of 1 that touches nothing.
 DRAWN = np.array(
@@ -83,24 +83,24 @@ NOISY_DISC = np.where(disc(16), 120.0, 60.0) + np.random.default_rng(0).normal(0
 
 @pytest.mark.parametrize("radius", [6, 10, 13, 19, 24])
 def test_the_border_on_the_edge_has_the_highest_contrast(radius):
-    assert Borders(NOISY_DISC).contrast(disc(16)) > Borders(NOISY_DISC).contrast(disc(radius)) + 0.05
+    assert BorderStrength(NOISY_DISC).contrast(disc(16)) > BorderStrength(NOISY_DISC).contrast(disc(radius)) + 0.05
 
 
 @pytest.mark.parametrize("scale, offset", [(1, 0), (0.001, 3), (50, -1000), (-1, 0)])
 def test_contrast_does_not_depend_on_the_range(scale, offset):
-    np.testing.assert_allclose(Borders(scale * NOISY_DISC + offset).contrast(disc(16)), Borders(NOISY_DISC).contrast(disc(16)), atol=0.01)
+    np.testing.assert_allclose(BorderStrength(scale * NOISY_DISC + offset).contrast(disc(16)), BorderStrength(NOISY_DISC).contrast(disc(16)), atol=0.01)
 
 
 @pytest.mark.parametrize("image, mask", [
     (NOISY_DISC, disc(16) & False), (NOISY_DISC, disc(16) | True), (np.zeros((64, 64), np.uint8), disc(16)),
 ])  # fmt: skip
 def test_no_border_or_no_edge_is_no_contrast(image, mask):
-    assert Borders(image).contrast(mask) == 0
+    assert BorderStrength(image).contrast(mask) == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1), (0, 4, 5), (9, 512, 512)])
 def test_an_empty_mask_can_be_filled(shape):
-    mask = masks.empty(shape)
+    mask = masks.empty_mask(shape)
     assert mask.shape == shape and mask.dtype == bool and not mask.any()
     mask[-1:] = True
     assert mask.sum() == mask[-1:].size
@@ -112,4 +112,4 @@ def test_depth_is_the_distance_to_the_outside_wherever_the_mask_lies(seed):
     mask = np.zeros(rng.integers(4, 20, 2), bool)
     y, x = (rng.integers(0, n) for n in mask.shape)
     mask[y : y + 6, x : x + 9] = rng.random(mask[y : y + 6, x : x + 9].shape) < 0.8
-    np.testing.assert_array_equal(masks.depth(mask), ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1])
+    np.testing.assert_array_equal(masks.edge_distance(mask), ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1])

@@ -40,7 +40,7 @@ def test_slice_dice(axis):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("predicted", "truth", "share"),
+    ("predicted", "reference", "share"),
     [
         ((SQUARE, FAR, EMPTY, SQUARE), (SQUARE, EMPTY, EMPTY, EMPTY), 2 / 3),
         ((EMPTY, EMPTY), (SQUARE, EMPTY), 0.0),
@@ -48,6 +48,6 @@ def test_slice_dice(axis):
         ((SQUARE, EMPTY), (SQUARE, FAR), None),  # no empty slice: undefined
     ],
 )
-def test_empty_fp_share(predicted, truth, share, axis):
-    out = empty_fp_share(np.stack(predicted, axis), np.stack(truth, axis), axis)
+def test_empty_fp_share(predicted, reference, share, axis):
+    out = empty_fp_share(np.stack(predicted, axis), np.stack(reference, axis), axis)
     assert np.isnan(out) if share is None else out == pytest.approx(share)

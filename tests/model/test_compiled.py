@@ -9,10 +9,10 @@ import torch
 from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
 from lib.imaging import metrics
-from lib.imaging.masks import deepest
+from lib.imaging.masks import deepest_pixel
 from lib.model.compiled import OFTEN, PARTS, Compiler, Part
 from lib.model.worker_pool import side_by_side
-from lib.propagation.gaps import Memo
+from lib.propagation.gaps import ResultCache
 from lib.samples import phantom
 
 CPU = torch.device("cpu")
@@ -89,8 +89,8 @@ def test_a_compiled_network_draws_the_same():
     volume, labels = phantom.abdomen(3, shape=(96, 96, 24), spacing_mm=(4.0, 4.0, 8.0))
     liver = labels == phantom.LABELS["liver"]
     t = int(liver.sum((0, 1)).argmax())
-    y, x = deepest(liver[:, :, t].T)
-    segmenter = Segmenter(memo=Memo(limit=0), compiled=True)  # nothing is remembered
+    y, x = deepest_pixel(liver[:, :, t].T)
+    segmenter = Segmenter(memo=ResultCache(limit=0), compiled=True)  # nothing is remembered
     prompts = segmenter.prompts(volume, Options(), positive=[(x, y, t)])
     before = segmenter.segment(volume, prompts, Options()).mask
     assert segmenter.wait(300)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from lib.model.device import give_back_memory
+from lib.model.device import release_memory
 
 
 def resident_bytes() -> int:
@@ -19,5 +19,5 @@ def test_freed_memory_goes_back_to_the_system():
     last = np.ones(60_000, np.uint8)  # above them, so that the heap cannot simply shrink
     before = resident_bytes()
     blocks.clear()
-    give_back_memory()
+    release_memory()
     assert resident_bytes() < before - 80e6 and last.all()

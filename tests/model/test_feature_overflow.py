@@ -9,8 +9,8 @@ import torch
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model import checkpoints
-from lib.model.feature_overflow import Spill
-from lib.model.features import FeatureStore, FrameFeatures
+from lib.model.feature_overflow import FeatureOverflow
+from lib.model.features import FeatureCache, SliceFeatures
 
 
 def tensors(value: float):
@@ -22,7 +22,7 @@ def same(kept, value):
 
 
 def test_the_oldest_is_forgotten_first():
-    spill = Spill(host=80)
+    spill = FeatureOverflow(host=80)
     for n in (1, 2, 3):
         spill.put(("a", n), tensors(n))
         spill.get(("a", 1))
@@ -32,14 +32,14 @@ def test_the_oldest_is_forgotten_first():
 
 
 def test_nothing_is_kept_without_memory_or_folder():
-    spill = Spill(host=0)
+    spill = FeatureOverflow(host=0)
     spill.put(("a",), tensors(1))
     assert spill.get(("a",)) is None
 
 
 def test_files_outlive_the_process_and_damaged_ones_are_removed(tmp_path):
-    Spill(host=0, folder=tmp_path / "cache").put(("a", 1), tensors(1))
-    again = Spill(host=0, folder=tmp_path / "cache")
+    FeatureOverflow(host=0, folder=tmp_path / "cache").put(("a", 1), tensors(1))
+    again = FeatureOverflow(host=0, folder=tmp_path / "cache")
     assert same(again.get(("a", 1)), 1) and again.get(("b", 1)) is None
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:-9])
@@ -47,7 +47,7 @@ def test_files_outlive_the_process_and_damaged_ones_are_removed(tmp_path):
 
 
 def test_the_folder_is_bounded(tmp_path):
-    spill = Spill(host=0, folder=tmp_path, folder_limit=500)
+    spill = FeatureOverflow(host=0, folder=tmp_path, folder_limit=500)
     for n in range(8):
         spill.put(("a", n), tensors(n))
     files = list(tmp_path.iterdir())
@@ -60,7 +60,7 @@ def test_a_full_disk_costs_no_request(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.model.feature_overflow.save_file", full)
-    spill = Spill(host=0, folder=tmp_path)
+    spill = FeatureOverflow(host=0, folder=tmp_path)
     spill.put(("a",), tensors(1))
     assert spill.get(("a",)) is None and not list(tmp_path.iterdir())
 
@@ -70,8 +70,8 @@ def test_spilled_slices_come_back_as_they_were_without_encoding(tmp_path, folder
     model = checkpoints.load(checkpoints.find("embedded"))
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 5), dtype=np.int16)
     frames = Frames.of(Volume(noise), axis=2, window="0,255")
-    spill = Spill(host=0 if folder else 1 << 30, folder=tmp_path if folder else None)
-    features = FrameFeatures(model, frames, torch.device("cpu"), nullcontext, 2, limit=1, spill=spill, key=("v",))
+    spill = FeatureOverflow(host=0 if folder else 1 << 30, folder=tmp_path if folder else None)
+    features = SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 2, limit=1, spill=spill, key=("v",))
     first = [features.gather([t])[0] for t in range(5)]
     assert len(features.missing(range(5))) == 4
     assert features.ensure([0]) == 0, "taken back, not encoded"
@@ -82,13 +82,13 @@ def test_spilled_slices_come_back_as_they_were_without_encoding(tmp_path, folder
 
 def test_volumes_that_make_room_are_put_aside():
     model = checkpoints.load(checkpoints.find("embedded"))
-    store = FeatureStore(limit=1, spill=Spill(host=1 << 30))
+    store = FeatureCache(limit=1, spill=FeatureOverflow(host=1 << 30))
     for name, seed in (("a", 0), ("b", 1)):
         noise = np.random.default_rng(seed).integers(0, 255, (32, 32, 2), dtype=np.int16)
         frames = Frames.of(Volume(noise), axis=2, window="0,255")
 
         def make(frames=frames, name=name):
-            return FrameFeatures(model, frames, torch.device("cpu"), nullcontext, 2, 1 << 30, store.spill, (name,))
+            return SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 2, 1 << 30, store.spill, (name,))
 
         store.get((name,), make).ensure([0, 1])
         store.trim()

@@ -11,7 +11,7 @@ import lib.model.features
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model import checkpoints, worker_pool
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def model():
 @pytest.fixture
 def features(model):
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 9), dtype=np.int16)
-    return FrameFeatures(model, Frames.of(Volume(noise), axis=2, window="0,255"), torch.device("cpu"), nullcontext, 3)
+    return SliceFeatures(model, Frames.of(Volume(noise), axis=2, window="0,255"), torch.device("cpu"), nullcontext, 3)
 
 
 def test_a_slice_is_encoded_once_however_many_ask(features, monkeypatch):
@@ -50,12 +50,12 @@ def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, mo
     levels = features.gather(range(9))[0]
     torch.set_num_threads(before)
     for t in range(9):
-        alone = FrameFeatures(model, features.frames, features.device, nullcontext, 1).gather([t])[0]
+        alone = SliceFeatures(model, features.frames, features.device, nullcontext, 1).gather([t])[0]
         assert all(torch.allclose(a[:, t], b[:, 0], atol=1e-4) for a, b in zip(levels, alone, strict=True))
 
 
 def test_features_are_kept_in_half_the_memory_and_cached_ones_equal_new_ones(features, model):
-    half = FrameFeatures(model, features.frames, features.device, nullcontext, 3, half=True)
+    half = SliceFeatures(model, features.frames, features.device, nullcontext, 3, half=True)
     new, again, exact = half.gather(range(9))[0], half.gather(range(9))[0], features.gather(range(9))[0]
     assert half.bytes == features.bytes / 2 > 0
     for a, b, c in zip(new, again, exact, strict=True):
@@ -65,7 +65,7 @@ def test_features_are_kept_in_half_the_memory_and_cached_ones_equal_new_ones(fea
 
 def test_memory_is_given_back_now_and_then(features, monkeypatch):
     given = []
-    monkeypatch.setattr(lib.model.features, "give_back_memory", lambda: given.append(len(features.missing(range(9)))))
+    monkeypatch.setattr(lib.model.features, "release_memory", lambda: given.append(len(features.missing(range(9)))))
     features.ensure([0])
     monkeypatch.setattr(lib.model.features, "GIVE_BACK", 3 * features.bytes)
     for t in range(1, 9):
@@ -85,7 +85,7 @@ def test_a_failure_to_encode_is_told_and_leaves_nothing_behind(features, monkeyp
 @pytest.mark.parametrize("side", [64, 256])
 def test_masks_are_where_logits_of_slices_are_positive(model, size, spacing, side):
     volume = Volume(np.zeros((*size, 2), np.int16), np.diag([*spacing, 3.0, 1.0]))
-    features = FrameFeatures(model, Frames.of(volume, axis=2, window="0,255"), torch.device("cpu"), nullcontext, 1)
+    features = SliceFeatures(model, Frames.of(volume, axis=2, window="0,255"), torch.device("cpu"), nullcontext, 1)
     logits = torch.full((2, side, side), -3.0)
     low, high = side // 8, side // 3
     logits[0, low:high, low : high + 4] = torch.randn((high - low, high + 4 - low), generator=torch.Generator().manual_seed(side)) + 1
@@ -100,7 +100,7 @@ def test_masks_are_where_logits_of_slices_are_positive(model, size, spacing, sid
 
 
 def test_a_mask_in_the_padding_is_no_mask(model):
-    features = FrameFeatures(model, Frames.of(Volume(np.zeros((90, 40, 2), np.int16)), axis=2), torch.device("cpu"), nullcontext, 1)
+    features = SliceFeatures(model, Frames.of(Volume(np.zeros((90, 40, 2), np.int16)), axis=2), torch.device("cpu"), nullcontext, 1)
     logits = torch.full((1, 64, 64), -3.0)
     logits[0, 50:, :] = 5.0
     found, rows, columns = features.masks(logits)

@@ -8,10 +8,10 @@ import torch
 
 from lib.imaging import metrics
 from lib.imaging.frames import Frames
-from lib.imaging.masks import deepest
+from lib.imaging.masks import deepest_pixel
 from lib.model import checkpoints, kernels
-from lib.model.build import build, keep_heads_exact
-from lib.model.features import FrameFeatures
+from lib.model.build import build, keep_decoder_in_float32
+from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.propagator import Tracker
 from lib.samples import phantom
@@ -25,7 +25,7 @@ def both():
     embedded = checkpoints.find("embedded")
     usual = build(CONFIG)
     usual.load_state_dict({k: v.float() for k, v in checkpoints.read_weights(embedded.path).items()})
-    return checkpoints.load(embedded), keep_heads_exact(usual)
+    return checkpoints.load(embedded), keep_decoder_in_float32(usual)
 
 
 def close(a, b):
@@ -79,10 +79,10 @@ def test_the_same_masks_all_along_a_volume(both):
     """What differs in the last digit of one slice does not add up."""
     volume, labels = phantom.abdomen(3, shape=(96, 96, 24), spacing_mm=(4, 4, 5))
     frames, t = Frames.of(volume), 12
-    y, x = deepest(Frames.of(volume).from_volume(labels == phantom.LABELS["liver"])[t])
+    y, x = deepest_pixel(Frames.of(volume).from_volume(labels == phantom.LABELS["liver"])[t])
     found = []
     for model in both:
-        features = FrameFeatures(model, frames, torch.device("cpu"), nullcontext, 2)
+        features = SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 2)
         tracker = Tracker(model, nullcontext)
         click = SlicePrompt(np.array([[x, y]], float), np.array([1], np.int32))
         found.append(tracker.propagate(features, {t: tracker.annotate(features, t, click)}, low=0, high=23).logits > 0)
@@ -96,10 +96,10 @@ def test_runs_come_out_the_same_to_the_last_digit_alone_together_and_taken_over(
     """Who shares a core with whom depends on the time that others take; what users get must not."""
     volume, labels = phantom.abdomen(3, shape=(96, 96, 24), spacing_mm=(4, 4, 5))
     frames = Frames.of(volume)
-    features, tracker = FrameFeatures(both[0], frames, torch.device("cpu"), nullcontext, 2), Tracker(both[0], nullcontext, 2.0, gain=1.0)
+    features, tracker = SliceFeatures(both[0], frames, torch.device("cpu"), nullcontext, 2), Tracker(both[0], nullcontext, 2.0, gain=1.0)
     annotated, asked, found = {}, [], []
     for t in (9, 15):
-        y, x = deepest(frames.from_volume(labels == phantom.LABELS["liver"])[t])
+        y, x = deepest_pixel(frames.from_volume(labels == phantom.LABELS["liver"])[t])
         annotated[t] = tracker.annotate(features, t, SlicePrompt(np.array([[x, y]], float), np.array([1], np.int32)))
     for batch, taken_over in ((1, 0), (2, 0), (2, 3)):
         asked.clear()

@@ -38,7 +38,7 @@ def test_wishes_are_encoded_in_their_order():
 
 def test_freed_memory_is_given_back_when_a_volume_is_encoded(monkeypatch):
     prefetcher, slices, given_back = Prefetcher(), Slices(), []
-    monkeypatch.setattr("lib.model.prefetch.give_back_memory", lambda: given_back.append(len(slices.done)))
+    monkeypatch.setattr("lib.model.prefetch.release_memory", lambda: given_back.append(len(slices.done)))
     prefetcher.wish(slices, range(20))
     assert prefetcher.wait(5) and given_back == [20]
     prefetcher.wish(slices, range(20))

@@ -4,7 +4,7 @@ import pytest
 from lib.common.errors import PromptError
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.prompts.volume_prompts import by_slice, make_prompts
+from lib.prompts.volume_prompts import group_by_slice, make_prompts
 
 VOLUME = Volume(np.zeros((10, 12, 8), np.int16))
 INSIDE = [(5, 5, 5)]
@@ -18,7 +18,7 @@ def painted(*voxels, shape=(10, 12)):
 
 
 def sliced(axis=2, **prompts):
-    return by_slice(make_prompts(VOLUME, axis=axis, **prompts), Frames.of(VOLUME, window="0,1", axis=axis))
+    return group_by_slice(make_prompts(VOLUME, axis=axis, **prompts), Frames.of(VOLUME, window="0,1", axis=axis))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_refused(prompts, message):
 def test_slices_count_along_the_axis(axis, shape, last):
     prompts = make_prompts(VOLUME, masks={last: painted((1, 2), shape=shape)}, absent=[0, 0], axis=axis)
     assert (list(prompts.masks), prompts.absent) == ([last], (0,))
-    said = by_slice(prompts, Frames.of(VOLUME, window="0,1", axis=axis))
+    said = group_by_slice(prompts, Frames.of(VOLUME, window="0,1", axis=axis))
     assert np.argwhere(said[last].mask).tolist() == [[2, 1]]  # (y, x)
     assert not said[0].mask.any()
     with pytest.raises(PromptError, match="no slice"):
@@ -141,7 +141,7 @@ def test_grouping():
     assert said[6].labels.tolist() == [2, 3, 1, 1, 0]
     assert (said[0].points.tolist(), said[0].labels.tolist()) == ([[3, 4]], [1])
     assert (said[1].points.tolist(), said[1].labels.tolist()) == ([[9, 9]], [0])
-    assert {t for t, p in said.items() if p.stands_alone} == {7, 2, 6, 0}
+    assert {t for t, p in said.items() if p.defines_structure} == {7, 2, 6, 0}
 
 
 @pytest.mark.parametrize(
@@ -185,4 +185,4 @@ def test_clicks_on_a_painted_slice_belong_to_the_painting():
 def test_contradictions_on_one_slice_are_refused(prompts):
     volume = Volume(np.zeros((8, 8, 6), np.int16))
     with pytest.raises(PromptError, match="keep one"):
-        by_slice(make_prompts(volume, **prompts), Frames.of(volume, axis=2))
+        group_by_slice(make_prompts(volume, **prompts), Frames.of(volume, axis=2))

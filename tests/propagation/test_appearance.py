@@ -21,8 +21,8 @@ def square(low: int, high: int) -> torch.Tensor:
 
 
 def contrast_of(annotated: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, valid=ALL) -> float:
-    table = appearance.table_of(annotated, square(20, 40), valid)
-    return float(appearance.contrast(table[None], image[None], mask[None], valid)[0])
+    table = appearance.intensity_likelihood(annotated, square(20, 40), valid)
+    return float(appearance.inside_outside_contrast(table[None], image[None], mask[None], valid)[0])
 
 
 def test_the_annotated_slice_itself_is_most_alike():
@@ -47,7 +47,7 @@ def test_without_contrast_on_the_annotated_slice_there_is_no_evidence():
 def test_empty_masks_say_nothing():
     bright, nothing = slice_with(200, 50), torch.zeros_like(ALL)
     assert contrast_of(bright, bright, nothing) == 0
-    assert appearance.table_of(bright, nothing, ALL).tolist() == [0.5] * 32
+    assert appearance.intensity_likelihood(bright, nothing, ALL).tolist() == [0.5] * 32
 
 
 def test_padding_is_no_surroundings():
@@ -55,7 +55,7 @@ def test_padding_is_no_surroundings():
     valid[:, 40:] = False
     grey = slice_with(90, 90)
     grey[:, 40:] = 0  # padding beside the square
-    table = appearance.table_of(grey, square(20, 40), valid)
+    table = appearance.intensity_likelihood(grey, square(20, 40), valid)
     assert float(table[90 * 32 // 256]) == pytest.approx(0.5, abs=0.05)
 
 
@@ -64,11 +64,11 @@ def test_correlation_within_the_mask():
     a, b = (torch.randint(0, 255, (appearance.SIDE, appearance.SIDE), generator=generator, dtype=torch.uint8) for _ in range(2))
     mask = square(20, 40)
     images, others = torch.stack([a, a, a, a]), torch.stack([a, 255 - a, b, a])
-    found = appearance.correlation(images, others, torch.stack([mask, mask, mask, torch.zeros_like(mask)]))
+    found = appearance.image_correlation(images, others, torch.stack([mask, mask, mask, torch.zeros_like(mask)]))
     assert found.tolist() == pytest.approx([1, -1, 0, 0], abs=0.15)
 
 
 def test_masks_of_any_size_become_small_ones():
     logits = torch.full((1, 256, 256), -5.0)
     logits[:, 80:160, 80:160] = 5
-    assert torch.equal(appearance.shrink(logits)[0], square(20, 40))
+    assert torch.equal(appearance.shrink_masks(logits)[0], square(20, 40))

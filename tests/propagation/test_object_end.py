@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from lib.propagation import appearance
-from lib.propagation.object_end import Ends
+from lib.propagation.object_end import ObjectEndDetector
 
 LOGITS = torch.full((appearance.SIDE, appearance.SIDE), -5.0)
 LOGITS[20:40, 20:40] = 5
@@ -20,7 +20,7 @@ def features():
 
 def judged(drop, gain, scores, slices=(2, 5)):
     """Whether the object is there, for runs with these scores (after 4.0 beside the annotation)."""
-    ends = Ends(features(), drop, gain, [(0, LOGITS), (0, LOGITS)])
+    ends = ObjectEndDetector(features(), drop, gain, [(0, LOGITS), (0, LOGITS)])
     for step in (1, 2):
         assert ends.judge(step, list(slices)) is None
         ends.note(step, torch.tensor([4.0, 4.0]))
@@ -41,12 +41,12 @@ def test_a_negative_score_is_always_absent():
 
 
 def test_official_networks_are_not_judged():
-    ends = Ends(features(), 0.0, 0.0, [(0, LOGITS)])
+    ends = ObjectEndDetector(features(), 0.0, 0.0, [(0, LOGITS)])
     assert ends.judge(7, [3]) is None
 
 
 def test_runs_that_ended_are_left_out():
-    ends = Ends(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
+    ends = ObjectEndDetector(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
     for step in (1, 2):
         ends.note(step, torch.tensor([8.0, 4.0]))
     ends = ends.of([1])

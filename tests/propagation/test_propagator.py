@@ -12,10 +12,10 @@ from scipy import ndimage
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model import checkpoints
-from lib.model.build import build, build_official, keep_heads_exact, normalize
-from lib.model.features import FeatureStore, FrameFeatures
+from lib.model.build import build, build_official, keep_decoder_in_float32, normalize
+from lib.model.features import FeatureCache, SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
-from lib.propagation.propagator import ABSENT, Stretch, Tracker
+from lib.propagation.propagator import ABSENT, PropagationTask, Tracker
 
 CONFIG = "sam2_hiera_nano_256.yaml"
 SLICES = 7
@@ -26,7 +26,7 @@ def model():
     """Computed by SAM 2's own routines, so that differences are the tracker's own; for the quicker ones see test_kernels."""
     usual = build(CONFIG)
     usual.load_state_dict({k: v.float() for k, v in checkpoints.read_weights(checkpoints.EMBEDDED).items()})
-    return keep_heads_exact(usual)
+    return keep_decoder_in_float32(usual)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def features(model):
     ball = ((x - 120) / 40) ** 2 + ((y - 100) / 40) ** 2 + ((z - 3) / 3.5) ** 2 < 1
     array = 60 + 120 * ball + 25 * ndimage.gaussian_filter(rng.normal(size=ball.shape), (6, 6, 1)) * 10
     volume = Volume(np.clip(array, 0, 255).astype(np.uint8))
-    return FrameFeatures(model, Frames(volume, 2, (0.0, 255.0)), torch.device("cpu"), nullcontext, 1)
+    return SliceFeatures(model, Frames(volume, 2, (0.0, 255.0)), torch.device("cpu"), nullcontext, 1)
 
 
 def click(x, y, label=1):
@@ -111,7 +111,7 @@ def test_structures_together_equal_each_alone(model, features):
     tracker = Tracker(model, nullcontext, drop=0.4, gain=4.0)
     structures = [{3: tracker.annotate(features, 3, click(120, 100))},
                   {t: tracker.annotate(features, t, click(40, 200)) for t in (1, 5)}]  # fmt: skip
-    together = tracker.propagate_all([Stretch(features, a, 0, 6) for a in structures])
+    together = tracker.propagate_all([PropagationTask(features, a, 0, 6) for a in structures])
     for annotated, tracks in zip(structures, together, strict=True):
         alone = tracker.propagate(features, annotated, low=0, high=6)
         torch.testing.assert_close(tracks.logits, alone.logits, atol=2e-3, rtol=0)  # batches round differently
@@ -150,7 +150,7 @@ def test_one_click_more_takes_no_more_steps_than_the_one_before(model, features,
 @pytest.mark.parametrize("how", ["half precision", "features kept in half"])
 def test_half_precision_draws_the_same_masks(model, features, how):
     half = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if how == "half precision" else nullcontext
-    again = FrameFeatures(model, features.frames, torch.device("cpu"), half, 1, half=half is nullcontext)
+    again = SliceFeatures(model, features.frames, torch.device("cpu"), half, 1, half=half is nullcontext)
     drawn = []
     for autocast, of in ((nullcontext, features), (half, again)):
         tracker = Tracker(model, autocast)
@@ -192,7 +192,7 @@ def test_padding_and_aspect_map_back():
     """A slice of 100 x 200 pixels of 2 x 1 mm fills the square; one of 50 x 200 isotropic pixels fills a quarter."""
     for shape, spacing, expected in (((200, 100, 2), (1, 2, 5), (256, 256)), ((200, 50, 2), (1, 1, 5), (64, 256))):
         volume = Volume(np.zeros(shape, np.uint8), np.diag([*spacing, 1.0]))
-        f = FrameFeatures(build(CONFIG), Frames.of(volume), torch.device("cpu"), nullcontext, 1)
+        f = SliceFeatures(build(CONFIG), Frames.of(volume), torch.device("cpu"), nullcontext, 1)
         assert (f.height, f.width) == expected
         assert f.squares([0]).shape == (1, 256, 256)
         corner = np.array([[shape[0] - 0.5, shape[1] - 0.5]])  # the slice's lower right edge, x then y
@@ -211,7 +211,7 @@ def test_store_forgets_the_oldest_volume_first():
         def spill_all(self):
             pass
 
-    store = FeatureStore(limit=100)
+    store = FeatureCache(limit=100)
     first = store.get(("a",), Entry)
     store.get(("b",), Entry)
     assert store.get(("a",), Entry) is first  # used again: "b" is now the oldest

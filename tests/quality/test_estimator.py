@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from lib.quality.estimator import SIGNALS, Boosting, Estimator, heads, in_force, outward, signals, slice_iou
+from lib.quality.estimator import (
+    SIGNALS,
+    Boosting,
+    QualityEstimator,
+    compute_signals,
+    mask_source,
+    neighbours_outward,
+    predicted_quality,
+    slice_iou,
+)
 
 
 def squares(*sides):
@@ -18,7 +27,7 @@ def squares(*sides):
 def known(masks, annotated, **more):
     t = len(masks)
     given = {"predicted_iou": np.full(t, 0.8), "present": np.full(t, 0.5), "agreement": np.full(t, np.nan), "alike": np.ones(t), "same": np.ones(t)} | more
-    return signals(masks, pixel_mm=1.0, slice_mm=2.0, annotated=annotated, **given)
+    return compute_signals(masks, pixel_mm=1.0, slice_mm=2.0, annotated=annotated, **given)
 
 
 def column(table, name):
@@ -45,13 +54,13 @@ def test_change_adds_up_outward_and_the_worst_iou_stays():
 
 
 def test_outward_goes_from_the_annotated_slices_to_both_sides():
-    assert outward(5, [2]) == [(1, 2), (3, 2), (0, 1), (4, 3)]
-    assert (2, 1) in outward(5, [0, 4]) or (2, 3) in outward(5, [0, 4])
+    assert neighbours_outward(5, [2]) == [(1, 2), (3, 2), (0, 1), (4, 3)]
+    assert (2, 1) in neighbours_outward(5, [0, 4]) or (2, 3) in neighbours_outward(5, [0, 4])
 
 
 def test_the_last_mask_stays_in_force_where_tracking_has_ended():
-    assert in_force(np.array([0, 4, 4, 6, 0, 0]) > 0, [2]).tolist() == [1, 1, 2, 3, 3, 3]
-    assert in_force(np.array([0, 0, 4]) > 0, [2]).tolist() == [2, 2, 2]
+    assert mask_source(np.array([0, 4, 4, 6, 0, 0]) > 0, [2]).tolist() == [1, 1, 2, 3, 3, 3]
+    assert mask_source(np.array([0, 0, 4]) > 0, [2]).tolist() == [2, 2, 2]
 
 
 def test_the_worst_look_on_the_way_stays():
@@ -77,22 +86,22 @@ def test_nothing_anywhere_is_finite():
 
 
 def test_heads_turn_round_where_there_is_no_mask():
-    assert heads(np.array([0.8, 0.8]), np.array([0.5, 0.1]), np.array([True, False]), np.full(2, np.nan)).tolist() == [0.4, 0.9]
+    assert predicted_quality(np.array([0.8, 0.8]), np.array([0.5, 0.1]), np.array([True, False]), np.full(2, np.nan)).tolist() == [0.4, 0.9]
 
 
 def test_heads_believe_no_more_than_the_directions_agree():
     agreement = np.array([0.5, 0.9, np.nan])  # Dice: IoU 1/3, 0.82
-    assert heads(np.full(3, 0.8), np.ones(3), np.ones(3, bool), agreement).tolist() == pytest.approx([1 / 3, 0.8, 0.8])
+    assert predicted_quality(np.full(3, 0.8), np.ones(3), np.ones(3, bool), agreement).tolist() == pytest.approx([1 / 3, 0.8, 0.8])
 
 
 def test_an_estimate_is_fitted_written_and_read():
     rng = np.random.default_rng(0)
     x, filled = rng.random((2000, len(SIGNALS))), rng.random(2000) < 0.6
     iou = np.where(filled, 0.2 + 0.6 * x[:, 0], 0.9 - 0.5 * x[:, -1])
-    estimator = Estimator.fit(x, filled, iou)
+    estimator = QualityEstimator.fit(x, filled, iou)
     said = estimator(x, filled)
     assert np.abs(said - iou).mean() < 0.03 and said.min() >= 0 and said.max() <= 1
-    np.testing.assert_allclose(Estimator.from_json(estimator.to_json())(x, filled), said)
+    np.testing.assert_allclose(QualityEstimator.from_json(estimator.to_json())(x, filled), said)
 
 
 def test_trees_follow_a_function_also_where_they_were_not_fitted():
@@ -113,5 +122,5 @@ def test_what_can_only_be_good_never_lowers_the_estimate(monotone, falls):
 
 
 def test_an_estimate_of_another_release_is_not_used():
-    assert Estimator.from_json("{}") is None
-    assert Estimator.from_json('{"signals": ["distance"], "filled": {}, "empty": {}}') is None
+    assert QualityEstimator.from_json("{}") is None
+    assert QualityEstimator.from_json('{"signals": ["distance"], "filled": {}, "empty": {}}') is None

@@ -9,7 +9,14 @@ from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.quality import next_slice
-from lib.quality.next_slice import STRATEGIES, Scene, against_reference, learned_shift, propose, worst
+from lib.quality.next_slice import (
+    STRATEGIES,
+    RoundState,
+    learned_dice_shift,
+    pick_worst_slice,
+    propose_next_slice,
+    slice_errors,
+)
 
 
 def squares(*sides):
@@ -30,15 +37,15 @@ def result_of(frames, mask, annotated, iou, present=None, agreement=None):
     )  # fmt: skip
 
 
-def scene(mask, annotated, iou=None, truth=None, slice_mm=1.0, **more):
+def scene(mask, annotated, iou=None, reference=None, slice_mm=1.0, **more):
     volume = Volume(np.zeros((20, 20, len(mask)), np.float32), np.diag([1.0, 1.0, slice_mm, 1.0]))
     frames = Frames.of(volume, axis=2)
     result = result_of(frames, mask, annotated, np.ones(len(mask)) if iou is None else iou, **more)
-    return Scene(frames, truth, result, mask, frozenset(annotated))
+    return RoundState(frames, reference, result, mask, frozenset(annotated))
 
 
 def test_every_slice_counts_against_a_reference():
-    dice, wrong = against_reference(squares(4, 4, 0, 0), squares(4, 0, 4, 0))
+    dice, wrong = slice_errors(squares(4, 4, 0, 0), squares(4, 0, 4, 0))
     assert dice.tolist() == [1, 0, 0, 1] and wrong.tolist() == [0, 16, 16, 0]
 
 
@@ -49,8 +56,8 @@ def test_every_slice_counts_against_a_reference():
     ([0.500, 0.504, 0.7], [1, 9, 99], 0.005, 1),  # as good as equal
 ])  # fmt: skip
 def test_worst(dice, wrong, tie, expected):
-    assert worst(np.array(dice), np.array(wrong), np.arange(3), tie) == expected
-    assert worst(np.array(dice), np.array(wrong), np.array([], int)) is None
+    assert pick_worst_slice(np.array(dice), np.array(wrong), np.arange(3), tie) == expected
+    assert pick_worst_slice(np.array(dice), np.array(wrong), np.array([], int)) is None
 
 
 @pytest.mark.parametrize("slice_mm, annotated, expected", [
@@ -63,15 +70,15 @@ def test_candidates_keep_away_from_annotations(slice_mm, annotated, expected):
 
 
 def test_with_everything_annotated_nobody_chooses():
-    full = scene(squares(4, 4), [0, 1], truth=squares(4, 4))
-    assert all(choose(full) is None for choose in STRATEGIES.values()) and propose(full) is None
+    full = scene(squares(4, 4), [0, 1], reference=squares(4, 4))
+    assert all(choose(full) is None for choose in STRATEGIES.values()) and propose_next_slice(full) is None
 
 
 def test_oracle_takes_the_lowest_dice_and_is_content_when_all_is_right():
-    truth = squares(4, 4, 4, 4, 4, 4, 4)
-    assert next_slice.oracle(scene(squares(4, 4, 4, 4, 2, 4, 0), [0], truth=truth, slice_mm=5)) == 6
-    assert next_slice.oracle(scene(squares(4, 4, 4, 4, 2, 4, 4), [0], truth=truth, slice_mm=5)) == 4
-    assert next_slice.oracle(scene(truth, [0], truth=truth, slice_mm=5)) is None
+    reference = squares(4, 4, 4, 4, 4, 4, 4)
+    assert next_slice.oracle(scene(squares(4, 4, 4, 4, 2, 4, 0), [0], reference=reference, slice_mm=5)) == 6
+    assert next_slice.oracle(scene(squares(4, 4, 4, 4, 2, 4, 4), [0], reference=reference, slice_mm=5)) == 4
+    assert next_slice.oracle(scene(reference, [0], reference=reference, slice_mm=5)) is None
 
 
 def test_estimator_takes_the_lowest_expectation_among_equals_the_larger_error():
@@ -119,12 +126,12 @@ def test_random_is_the_same_for_the_same_seed():
 ])  # fmt: skip
 def test_a_proposal_says_what_to_do_and_where(side, iou, present, agreement, prompt, words):
     s = scene(squares(4, 4, 4, 4, 4, side), [0], iou=[1, 1, 1, 1, 1, iou], slice_mm=5, present=np.full(6, present), agreement=np.full(6, agreement))
-    p = propose(s)
+    p = propose_next_slice(s)
     assert (p.slice, p.prompt) == (5, prompt) and words in p.reason
     assert p.point[2] == 5 and 8 <= p.point[0] < 12, "on the structure, where it was last seen"
 
 
 def test_learned_shift_is_shrunk():
-    assert learned_shift([], []) == 0
-    assert learned_shift([0.9], [0.6]) == pytest.approx(-0.1)
-    assert learned_shift([0.9] * 8, [0.6] * 8) == pytest.approx(-0.24)
+    assert learned_dice_shift([], []) == 0
+    assert learned_dice_shift([0.9], [0.6]) == pytest.approx(-0.1)
+    assert learned_dice_shift([0.9] * 8, [0.6] * 8) == pytest.approx(-0.24)

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from lib.common.errors import OptionError
-from lib.imaging.masks import deepest
+from lib.imaging.masks import deepest_pixel
 from lib.samples import phantom
 from lib.serving.launch import PLUGINS, free_port, start_monailabel, start_orthanc, stop, wait_for
 
@@ -83,7 +83,7 @@ def connect(page, address, study):
 def voxel_in(labels, organ, k):
     """A voxel of an organ on slice k, or anywhere on it."""
     there = labels[:, :, k] == phantom.LABELS[organ]
-    i, j = deepest(there) if there.any() else (5, 5)
+    i, j = deepest_pixel(there) if there.any() else (5, 5)
     return [int(i), int(j), int(k)]
 
 

@@ -50,16 +50,16 @@ def server(studies, tmp_path_factory):
 
 
 def click(server, studies, image="ct_0"):
-    truth = np.asarray(nib.load(studies / f"truth_{image[-1]}.nii").dataobj) > 0
-    t = int(truth.sum((0, 1)).argmax())
-    i, j = (int(np.median(x)) for x in np.nonzero(truth[..., t]))
-    return server.client.infer("sam2", image, {"label": "liver", "foreground": [[i, j, t]], "result_extension": ".nii.gz"}), truth
+    reference = np.asarray(nib.load(studies / f"truth_{image[-1]}.nii").dataobj) > 0
+    t = int(reference.sum((0, 1)).argmax())
+    i, j = (int(np.median(x)) for x in np.nonzero(reference[..., t]))
+    return server.client.infer("sam2", image, {"label": "liver", "foreground": [[i, j, t]], "result_extension": ".nii.gz"}), reference
 
 
 def test_the_answer_and_next_sample_name_the_same_slice_also_after_a_kill(server, studies):
-    (_, answer), truth = click(server, studies)
+    (_, answer), reference = click(server, studies)
     expected = answer["expected_dice"]
-    assert len(expected) == truth.shape[2] and expected[answer["annotated_slices"][0]] == 1
+    assert len(expected) == reference.shape[2] and expected[answer["annotated_slices"][0]] == 1
     assert 0 < answer["expected_volume_dice"] <= 1
     sample = server.client.next_sample("worst_slice", {})
     assert sample["id"] == "ct_0" and sample["slice"] == answer["next_slice"]["slice"] and sample["label"] == "liver"
@@ -86,9 +86,9 @@ def test_scoring_runs_beside_the_server_and_its_results_stay(server, studies):
             assert time.monotonic() < end
             time.sleep(0.5)
         assert status["status"] == "DONE", status
-    truth, mask = (np.asarray(nib.load(p).dataobj) > 0 for p in (studies / "truth_0.nii", path))
-    both = 2 * (truth & mask).sum((0, 1)) / np.maximum(truth.sum((0, 1)) + mask.sum((0, 1)), 1)
-    both[~(truth | mask).any((0, 1))] = 1
+    reference, mask = (np.asarray(nib.load(p).dataobj) > 0 for p in (studies / "truth_0.nii", path))
+    both = 2 * (reference & mask).sum((0, 1)) / np.maximum(reference.sum((0, 1)) + mask.sum((0, 1)), 1)
+    both[~(reference | mask).any((0, 1))] = 1
     server.kill()
     server.start()
     info = server.client.datastore()["objects"]["ct_0"]["image"]["info"]

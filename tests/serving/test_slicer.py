@@ -250,10 +250,10 @@ def test_images_that_are_no_volume_get_a_sentence(slicer, studies):
 
 # --- saved and uploaded labels as prompts ----------------------------------------------------------------------------
 def test_chosen_slices_of_a_saved_label_are_prompts(slicer, label_file):
-    truth = BOX * 2
-    truth[:3, :3] = 1
+    reference = BOX * 2
+    reference[:3, :3] = 1
     names = [{"name": "corner", "idx": 1}, {"name": "box", "idx": 2}]
-    slicer.client.save_label("flipped", label_file(truth, "flipped"), "original", {"label_info": names})
+    slicer.client.save_label("flipped", label_file(reference, "flipped"), "original", {"label_info": names})
     chosen = {"mask_slices": [4], "mask_tag": "original"}
     _, mask, answer = slicer.ask("flipped", [], **chosen)
     assert answer["annotated_slices"] == [4] and dice(mask, BOX) > 0.8

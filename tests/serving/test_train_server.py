@@ -18,15 +18,15 @@ SHORT = {"max_epochs": 1, "steps_per_epoch": 2}
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     """Three small volumes with a bright ball each, and its masks beside them."""
-    folder, truth = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("truth")
+    folder, reference = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("reference")
     x, y, z = np.meshgrid(np.arange(48), np.arange(48), np.arange(8), indexing="ij")
     for n in range(3):
         ball = ((x - 20 - 3 * n) / 9) ** 2 + ((y - 24) / 9) ** 2 + ((z - 4) / 3.2) ** 2 < 1
         noise = np.random.default_rng(n).normal(0, 8, ball.shape)
         affine = np.diag([2.0, 2.0, 5.0, 1.0])
         nib.save(nib.Nifti1Image((80 + 90 * ball + noise).astype(np.int16), affine), folder / f"ball_{n}.nii.gz")
-        nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), truth / f"ball_{n}.nii.gz")
-    return folder, truth
+        nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), reference / f"ball_{n}.nii.gz")
+    return folder, reference
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from lib.common.errors import UserError
 from lib.engine.options import Options
 from lib.imaging.volume import Volume
 from lib.model import checkpoints
-from lib.quality.estimator import SIGNALS, Estimator
+from lib.quality.estimator import SIGNALS, QualityEstimator
 from lib.training import estimator_calibration
 
 T = 40
@@ -52,7 +52,7 @@ def test_what_signals_tell_is_learned_and_kept(path, monkeypatch):
     monkeypatch.setattr(estimator_calibration, "Segmenter", Engine)
     options = Options(checkpoint=str(path), axis="2", window="0,1")
     assert estimator_calibration.fit(path, made(8), options, 8) > 0.9
-    estimator = Estimator.from_json(checkpoints.traits(checkpoints.find(path))["slice_quality"])
+    estimator = QualityEstimator.from_json(checkpoints.metadata(checkpoints.find(path))["slice_quality"])
     x = np.zeros((2, len(SIGNALS)))
     x[1, COLUMN] = 1
     worse, better = estimator(x, np.ones(2, bool))
@@ -72,7 +72,7 @@ def test_beside_files_that_cannot_hold_it(tmp_path):
     checkpoint = replace(checkpoints.find("embedded"), path=path)
     checkpoints.set_metadata(path, slice_quality="{}")
     checkpoints.set_metadata(path, presence_drop="1.0")
-    assert checkpoints.traits(checkpoint) == {"slice_quality": "{}", "presence_drop": "1.0"}
+    assert checkpoints.metadata(checkpoint) == {"slice_quality": "{}", "presence_drop": "1.0"}
     (tmp_path / "x.pt.json").write_text("{")
     with pytest.raises(checkpoints.CheckpointError, match="calibrate again"):
-        checkpoints.traits(checkpoint)
+        checkpoints.metadata(checkpoint)

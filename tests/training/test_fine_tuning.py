@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib.common.errors import CheckpointError, OptionError, UserError
-from lib.imaging.datasets import Case, case_of
+from lib.imaging.datasets import Case, case_from_files
 from lib.model import checkpoints
 from lib.model.features import encoder_key
 from lib.model.versions import Versions
@@ -31,7 +31,7 @@ def cases(tmp_path_factory):
         image = np.random.default_rng(n).normal(100, 8, labels.shape) + 60 * labels
         for path, array in ((folder / f"{n}.nii", image.astype(np.float32)), (folder / f"{n}_label.nii", labels)):
             nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), path)
-        out.append(case_of(folder / f"{n}.nii", folder / f"{n}_label.nii"))
+        out.append(case_from_files(folder / f"{n}.nii", folder / f"{n}_label.nii"))
     return out
 
 
@@ -188,8 +188,8 @@ def test_where_tracking_stops_is_found_again_on_what_was_learned_from(cases, tmp
     versions = Versions(tmp_path / "versions", "embedded")
     stats = fine_tune(cases, versions, tmp_path / "runs", replace(OPTIONS, most=2))
     assert stats["accepted"] and stats["best_metric"] == max(0.3, after_fit)
-    traits = checkpoints.traits(checkpoints.find(versions.served()))
-    before = checkpoints.traits(checkpoints.find("embedded"))
+    traits = checkpoints.metadata(checkpoints.find(versions.served()))
+    before = checkpoints.metadata(checkpoints.find("embedded"))
     assert traits["presence_drop"] == (drop or before["presence_drop"]) and traits["presence_gain"] == before["presence_gain"]
     (made, limits), = fitted
     assert [structures for *_, structures in made] == [[1], [1]], "one structure of each of the two volumes learned from"

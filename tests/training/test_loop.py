@@ -60,14 +60,14 @@ def test_depth_counts_erosions():
 
 
 def test_corrective_click_goes_to_the_larger_error():
-    truth, predicted = torch.zeros(1, 20, 20, dtype=torch.bool), torch.zeros(1, 20, 20, dtype=torch.bool)
-    truth[0, 2:12, 2:12] = True  # missed
+    reference, predicted = torch.zeros(1, 20, 20, dtype=torch.bool), torch.zeros(1, 20, 20, dtype=torch.bool)
+    reference[0, 2:12, 2:12] = True  # missed
     predicted[0, 16:19, 16:19] = True  # in excess, smaller
     rng = torch.Generator().manual_seed(0)
-    click = training_prompts.corrective_click(None, predicted, truth, rng)
+    click = training_prompts.corrective_click(None, predicted, reference, rng)
     x, y = click["point_coords"][0, 0].int().tolist()
-    assert click["point_labels"].tolist() == [[1]] and truth[0, y, x]
-    click = training_prompts.corrective_click(click, truth | predicted, truth, rng)
+    assert click["point_labels"].tolist() == [[1]] and reference[0, y, x]
+    click = training_prompts.corrective_click(click, reference | predicted, reference, rng)
     x, y = click["point_coords"][0, 1].int().tolist()
     assert click["point_labels"].tolist() == [[1, 0]] and predicted[0, y, x]
 
@@ -80,12 +80,12 @@ def test_box_is_tight():
 
 
 def test_losses_prefer_the_truth():
-    truth = torch.zeros(1, 8, 8, dtype=torch.bool)
-    truth[0, 2:6, 2:6] = True
-    right = torch.where(truth, 8.0, -8.0)[:, None]
+    reference = torch.zeros(1, 8, 8, dtype=torch.bool)
+    reference[0, 2:6, 2:6] = True
+    right = torch.where(reference, 8.0, -8.0)[:, None]
     for balance in (0.0, 1.0):
-        assert mask_losses(right, truth, balance).item() < 0.05 < mask_losses(-right, truth, balance).item()
-    assert iou(right, truth).item() == 1 and iou(-right, truth).item() == 0
+        assert mask_losses(right, reference, balance).item() < 0.05 < mask_losses(-right, reference, balance).item()
+    assert iou(right, reference).item() == 1 and iou(-right, reference).item() == 0
 
 
 def test_absent_objects_train_the_object_score_only():

@@ -19,12 +19,12 @@ def test_a_generated_volume_has_structures_that_end():
 
 def test_the_best_limits_are_written_into_the_checkpoint(tmp_path, monkeypatch):
     path = shutil.copy(checkpoints.EMBEDDED, tmp_path / "copy.safetensors")
-    before = checkpoints.traits(checkpoints.find(path))
+    before = checkpoints.metadata(checkpoints.find(path))
     made = object_end_calibration.generated_volume(3, slices=10, size=48)
     monkeypatch.setattr(object_end_calibration, "generated_volume", lambda n: (made[0], made[1], made[2][:1]))
     found = object_end_calibration.calibrate(path, volumes=1, limits=((0.2, 0.0), (0.7, 4.0)))
     best = max(found, key=lambda pair: found[pair][0])
-    after = checkpoints.traits(checkpoints.find(path))
+    after = checkpoints.metadata(checkpoints.find(path))
     assert (float(after["presence_drop"]), float(after["presence_gain"])) == best
     assert after.get("slice_quality") == before.get("slice_quality")
     assert checkpoints.find(path).config == checkpoints.find("embedded").config
@@ -33,4 +33,4 @@ def test_the_best_limits_are_written_into_the_checkpoint(tmp_path, monkeypatch):
 def test_other_files_have_no_traits(tmp_path):
     path = tmp_path / "x.pt"
     path.touch()
-    assert checkpoints.traits(checkpoints.Checkpoint("x", "c", 256, path)) == {}
+    assert checkpoints.metadata(checkpoints.Checkpoint("x", "c", 256, path)) == {}

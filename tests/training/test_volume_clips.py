@@ -10,7 +10,7 @@ import torch
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 from lib.training.curriculum import Phase
 from lib.training.volume_clips import MIN_PIXELS, VolumeSteps, to_square
 
@@ -105,7 +105,7 @@ def test_structures_keep_their_true_aspect():
 
 def test_the_square_is_what_the_engine_shows_to_the_network():
     frames, labels = anisotropic()
-    engine = FrameFeatures(SimpleNamespace(image_size=96), frames, torch.device("cpu"), None, 1)
+    engine = SliceFeatures(SimpleNamespace(image_size=96), frames, torch.device("cpu"), None, 1)
     images, masks = to_square(frames, (labels == 1)[None, [1, 2]], [1, 2], 96)
     assert torch.equal(images, engine.squares([1, 2]))
     assert torch.equal(masks[0, 0], engine.mask_to_square(labels[1] == 1)[0, 0] > 0)

@@ -6,7 +6,7 @@ import torch
 from lib.engine.options import Options
 from lib.imaging.frames import Frames
 from lib.model import checkpoints, device
-from lib.model.features import FrameFeatures
+from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 
 
@@ -15,16 +15,16 @@ class Candidates:
     single click as in tracking. Has its own copy of the network, because it needs none of an engine's state."""
 
     def __init__(self, options: Options):
-        self._device = device.resolve(options.device)
+        self._device = device.resolve_device(options.device)
         self._model = checkpoints.load(checkpoints.find(options.checkpoint)).to(self._device)
         self._autocast = device.autocast_factory(self._device)
-        self._features: FrameFeatures | None = None
+        self._features: SliceFeatures | None = None
 
     @torch.inference_mode()
     def __call__(self, frames: Frames, t: int, prompt: SlicePrompt) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool (3, Y, X) in the order of the channels, and their predicted IoU (3,)."""
         if self._features is None or self._features.frames is not frames:
-            self._features = FrameFeatures(self._model, frames, self._device, self._autocast, 1)
+            self._features = SliceFeatures(self._model, frames, self._device, self._autocast, 1)
         features, model = self._features, self._model
         with self._autocast():
             levels, positions, sizes = features.gather([t])

@@ -66,7 +66,7 @@ class Method(Protocol):
 
 def ask(method: Method, frames: Frames, annotations: Annotations, how: How = PLAIN) -> Answer:
     """`method.segment`; nothing at all where no prompt says where the structure is (methods would refuse that)."""
-    if any(p.stands_alone and (p.mask is None or p.mask.any()) for p in annotations.values()):
+    if any(p.defines_structure and (p.mask is None or p.mask.any()) for p in annotations.values()):
         return method.segment(annotations, how)
     return Answer(np.zeros((len(frames), *frames.size), bool))
 

@@ -24,7 +24,7 @@ from lib.evaluation.methods.method import Annotations, How, Method, ask, box, cl
 from lib.evaluation.protocols.steps import Counting, Plan, Step
 from lib.evaluation.protocols.target import Target
 from lib.imaging.frames import Frames
-from lib.imaging.masks import depth
+from lib.imaging.masks import edge_distance
 from lib.prompts.simulated_annotator import largest_slice
 from lib.prompts.volume_prompts import SlicePrompt
 
@@ -43,14 +43,14 @@ ALL = (
 Propose = Callable[[Frames, int, SlicePrompt], tuple[np.ndarray, np.ndarray]]  # see `lib.evaluation.methods.decoder_candidates`
 
 
-def choose_slices(truth: np.ndarray, which: str) -> list[int]:
+def choose_slices(reference: np.ndarray, which: str) -> list[int]:
     """Slices of bool (T, Y, X) to prompt. Three: every n // 4-th of the n slices with foreground, without the first if there are
     more than four."""
-    filled = np.flatnonzero(truth.any((1, 2))).tolist()
+    filled = np.flatnonzero(reference.any((1, 2))).tolist()
     if which == "three":
         spread = filled[:: max(1, len(filled) // 4)]
         return spread[1:4] if len(spread) > 4 else spread[:3]
-    return [{"first": filled[0], "median": filled[len(filled) // 2], "largest": largest_slice(truth)}[which]]
+    return [{"first": filled[0], "median": filled[len(filled) // 2], "largest": largest_slice(reference)}[which]]
 
 
 def largest_components(mask: np.ndarray, count: int) -> list[np.ndarray]:
@@ -63,7 +63,7 @@ def largest_components(mask: np.ndarray, count: int) -> list[np.ndarray]:
 
 def inner_point(component: np.ndarray, rng: np.random.Generator) -> tuple[bool, int, int]:
     """A positive click on a random one of the pixels farthest from the edge."""
-    inside = depth(component)
+    inside = edge_distance(component)
     pixels = np.argwhere(inside == inside.max())
     y, x = pixels[rng.integers(len(pixels))]
     return True, int(y), int(x)
@@ -92,7 +92,7 @@ def chosen_mask(masks: np.ndarray, iou: np.ndarray, which: str) -> np.ndarray:
 
 def counting(target: Target, start: int, direction: str, plan: Plan) -> Counting:
     """Slices with foreground; those up to `start` twice, where the published code does that."""
-    weights = target.truth.any((1, 2)).astype(float)
+    weights = target.reference.any((1, 2)).astype(float)
     if plan.published and direction == "both":
         weights[: start + 1] *= 2
     return Counting(weights=weights)
@@ -104,12 +104,12 @@ def steps(method: Method, target: Target, plan: Plan, propose: Propose) -> Itera
     made: dict[tuple[int, str], list[SlicePrompt]] = {}
     for setting in plan.settings or SETTINGS:
         where, prompt, direction, mask = setting.split("/")
-        slices = choose_slices(target.truth, where)
+        slices = choose_slices(target.reference, where)
         start = slices[min(1, len(slices) - 1)]  # of three, the middle one
         annotations: Annotations = {}
         for t in sorted(slices, key=lambda t: (t != start, t)):
             if (t, prompt) not in made:
-                made[t, prompt] = slice_prompts(target.truth[t], prompt, plan.rng)
+                made[t, prompt] = slice_prompts(target.reference[t], prompt, plan.rng)
             annotations[t] = _with_mask(made[t, prompt], mask, lambda p, t=t: propose(target.frames, t, p))
         how = How(direction=direction)
         counts = counting(target, start, direction, plan)

@@ -14,16 +14,16 @@ from scipy import ndimage
 from lib.evaluation.methods.method import Annotations, Click, How, Method, clicks
 from lib.evaluation.protocols.steps import Plan, Step
 from lib.evaluation.protocols.target import Target
-from lib.quality.next_slice import against_reference, worst
+from lib.quality.next_slice import pick_worst_slice, slice_errors
 
 SETTINGS = ("full", "background removed")
 FIRST_CLICKS = 5
 SLICES = 8
 
 
-def first_voxel(truth: np.ndarray) -> tuple[int, int, int]:
+def first_voxel(reference: np.ndarray) -> tuple[int, int, int]:
     """(t, y, x) of the foreground voxel nearest the centroid of the largest 26-connected component of bool (T, Y, X)."""
-    parts, _ = ndimage.label(truth, np.ones((3, 3, 3)))
+    parts, _ = ndimage.label(reference, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     voxels = np.argwhere(parts == sizes.argmax())
@@ -44,23 +44,23 @@ def centre(region: np.ndarray, published: bool) -> tuple[int, int]:
     return int(y), int(x)
 
 
-def errors(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Missed (FN) and excess (FP) pixels of a slice, eroded."""
-    return eroded(truth & ~mask), eroded(mask & ~truth)
+    return eroded(reference & ~mask), eroded(mask & ~reference)
 
 
-def next_click(mask: np.ndarray, truth: np.ndarray, published: bool) -> Click | None:
+def next_click(mask: np.ndarray, reference: np.ndarray, published: bool) -> Click | None:
     """The next click on the first slice: at the centre of the larger error, of what is missed among equals; None: no error."""
-    missed, excess = errors(mask, truth)
+    missed, excess = errors(mask, reference)
     if not (missed.any() or excess.any()):
         return None
     positive = bool(missed.sum() >= excess.sum())
     return positive, *centre(missed if positive else excess, published)
 
 
-def correction(mask: np.ndarray, truth: np.ndarray, plan: Plan) -> list[Click]:
+def correction(mask: np.ndarray, reference: np.ndarray, plan: Plan) -> list[Click]:
     """Clicks on a later slice: one at the centre of each error, and a random one in the larger, missed among equals."""
-    missed, excess = errors(mask, truth)
+    missed, excess = errors(mask, reference)
     found = [(positive, *centre(region, plan.published)) for positive, region in ((True, missed), (False, excess)) if region.any()]
     if found:
         positive = bool(missed.sum() >= excess.sum())
@@ -70,23 +70,23 @@ def correction(mask: np.ndarray, truth: np.ndarray, plan: Plan) -> list[Click]:
     return found
 
 
-def worst_slice(mask: np.ndarray, truth: np.ndarray, published: bool) -> int:
+def worst_slice(mask: np.ndarray, reference: np.ndarray, published: bool) -> int:
     """Slice of bool (T, Y, X) with the lowest Dice; of equals the one with the most wrong pixels, then the first.
 
     Both empty is Dice 1. `published`: only slices with foreground in the reference.
     """
-    allowed = np.flatnonzero(truth.any((1, 2))) if published else np.arange(len(truth))
-    return worst(*against_reference(mask, truth), allowed)
+    allowed = np.flatnonzero(reference.any((1, 2))) if published else np.arange(len(reference))
+    return pick_worst_slice(*slice_errors(mask, reference), allowed)
 
 
 def first_clicks(method: Method, target: Target, how: How, plan: Plan) -> tuple[int, list[Click]]:
     """The first slice and the clicks on it."""
-    t, y, x = first_voxel(target.truth)
+    t, y, x = first_voxel(target.reference)
     made: list[Click] = [(True, y, x)]
     # Of `published` the fifth click is computed and not submitted, so it is not computed here.
     while len(made) < FIRST_CLICKS - plan.published:
         mask = method.segment({t: clicks(made)}, replace(how, propagate=False)).mask[t]
-        click = next_click(mask, target.truth[t], plan.published)
+        click = next_click(mask, target.reference[t], plan.published)
         if click is None:
             break
         made.append(click)
@@ -109,8 +109,8 @@ def _rounds(method: Method, target: Target, plan: Plan, setting: str) -> Iterato
         annotations: Annotations = {s: clicks(p) for s, p in points.items()}
         answer = method.segment(annotations, how)
         yield Step(setting, number, target, annotations, how, answer, t)
-        t = worst_slice(answer.mask, target.truth, plan.published)
-        found = correction(answer.mask[t], target.truth[t], plan)
+        t = worst_slice(answer.mask, target.reference, plan.published)
+        found = correction(answer.mask[t], target.reference[t], plan)
         if not found:
             return
         points[t] = points.get(t, []) + found

@@ -10,14 +10,14 @@ from lib.evaluation.methods.method import Annotations, Answer, How, Method
 from lib.evaluation.protocols.steps import Plan, Step
 from lib.evaluation.protocols.target import Target
 from lib.prompts import simulated_annotator
-from lib.prompts.volume_prompts import by_slice, make_prompts
+from lib.prompts.volume_prompts import group_by_slice, make_prompts
 from lib.quality.next_slice import STRATEGIES
 
 SETTINGS = ("3 clicks", "5 clicks", "box", "painted")
 DEFAULT = ("3 clicks",)
 SLICES = 8
 ANNOTATORS = {
-    "3 clicks": simulated_annotator.by_clicks(3), "5 clicks": simulated_annotator.by_clicks(5), "box": simulated_annotator.by_box, "painted": simulated_annotator.by_painting,
+    "3 clicks": simulated_annotator.click_annotator(3), "5 clicks": simulated_annotator.click_annotator(5), "box": simulated_annotator.box_annotator, "painted": simulated_annotator.painting_annotator,
 }  # fmt: skip
 NEEDS_ESTIMATES = ("estimator", "wrong_voxels")
 
@@ -36,15 +36,15 @@ def steps(method: Method, target: Target, plan: Plan) -> Iterator[Step]:
         answers: list[tuple[Annotations, Answer]] = []
 
         def segment(prompts: dict, propagate: bool, answers=answers) -> Result:
-            annotations = by_slice(make_prompts(frames.volume, axis=frames.axis, **prompts), frames)
+            annotations = group_by_slice(make_prompts(frames.volume, axis=frames.axis, **prompts), frames)
             answer = method.segment(annotations, How(propagate=propagate))
             answers.append((annotations, answer))
             if answer.result is None and plan.strategy in NEEDS_ESTIMATES:
                 raise OptionError(f"The strategy {plan.strategy!r} needs estimates, which {method.name!r} does not give: use oracle.")
             return answer.result or _bare(answer.mask, frames, annotations)
 
-        found = simulated_annotator.rounds(
-            segment, frames, target.truth, STRATEGIES[plan.strategy], ANNOTATORS[setting], count=SLICES
+        found = simulated_annotator.annotation_rounds(
+            segment, frames, target.reference, STRATEGIES[plan.strategy], ANNOTATORS[setting], count=SLICES
         )  # fmt: skip
         for number, one in enumerate(found, 1):
             annotations, answer = answers[-1]

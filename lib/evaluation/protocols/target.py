@@ -13,28 +13,28 @@ class Target:
     """What is to be segmented.
 
     Attributes:
-        frames: the slices. truth: bool (T, Y, X), the reference.
+        frames: the slices. reference: bool (T, Y, X), the reference.
         index: (T,) of each slice in the case's own volume, of which a protocol may leave out slices.
     """
 
     frames: Frames
-    truth: np.ndarray
+    reference: np.ndarray
     index: np.ndarray
 
     @classmethod
-    def of(cls, frames: Frames, truth: np.ndarray) -> "Target":
-        return cls(frames, truth, np.arange(len(frames)))
+    def of(cls, frames: Frames, reference: np.ndarray) -> "Target":
+        return cls(frames, reference, np.arange(len(frames)))
 
     @property
     def filled(self) -> np.ndarray:
         """Indices of the slices with foreground."""
-        return np.flatnonzero(self.truth.any((1, 2)))
+        return np.flatnonzero(self.reference.any((1, 2)))
 
     def keep(self, slices: np.ndarray) -> "Target":
         """Only those slices, as if they were neighbours; intensity window and spacing stay."""
         volume, axis = self.frames.volume, self.frames.axis
         kept = Volume(np.ascontiguousarray(volume.array.take(slices, axis)), volume.affine, volume.name)
-        return Target(Frames(kept, axis, self.frames.bounds), self.truth[slices], self.index[slices])
+        return Target(Frames(kept, axis, self.frames.bounds), self.reference[slices], self.index[slices])
 
     def scaled(self) -> "Target":
         """Every slice scaled on its own, its lowest value to 0 and its highest to 255."""
@@ -42,4 +42,4 @@ class Target:
         low, high = stack.min((1, 2), keepdims=True), stack.max((1, 2), keepdims=True)
         grey = np.rint((stack - low) * (255 / np.maximum(high - low, 1e-6))).astype(np.uint8)
         volume = Volume(self.frames.to_volume(grey), self.frames.volume.affine, self.frames.volume.name)
-        return Target(Frames(volume, self.frames.axis, (0.0, 255.0)), self.truth, self.index)
+        return Target(Frames(volume, self.frames.axis, (0.0, 255.0)), self.reference, self.index)

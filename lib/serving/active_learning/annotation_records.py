@@ -20,7 +20,7 @@ from lib.common.atomic_files import write_bytes, write_text
 from lib.engine.result import Result
 from lib.imaging import masks, metrics
 from lib.imaging.frames import Frames
-from lib.quality.next_slice import Proposal, Scene, learned_shift, propose
+from lib.quality.next_slice import Proposal, RoundState, learned_dice_shift, propose_next_slice
 
 MOST_STRUCTURES = 24  # of one volume
 MOST_LEARNED = 20
@@ -28,7 +28,7 @@ MOST_LEARNED = 20
 logger = logging.getLogger(__name__)
 
 
-class Rounds:
+class AnnotationRecords:
     """Records by image and structure.
 
     A record holds label, axis, slices, annotated, areas (pixels of the mask on each slice), expected_dice (of each slice),
@@ -57,9 +57,9 @@ class Rounds:
             known = self.of(image)
             before = known.get(structure) or {}
             learned = self._learned(before, image, structure, annotated, mask)
-            shift = learned_shift(*zip(*learned, strict=True)) if learned else 0.0
-            scene = Scene(frames, None, result, mask, annotated, shift)
-            proposal = propose(scene)
+            shift = learned_dice_shift(*zip(*learned, strict=True)) if learned else 0.0
+            scene = RoundState(frames, None, result, mask, annotated, shift)
+            proposal = propose_next_slice(scene)
             record = {
                 "label": _name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
                 "areas": [int(n) for n in scene.area], "expected_dice": [round(float(d), 3) for d in scene.expected_dice],

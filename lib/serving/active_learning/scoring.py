@@ -21,10 +21,10 @@ from lib.imaging import metrics
 from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.prompts import simulated_annotator
-from lib.quality.next_slice import against_reference, worst
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.quality.next_slice import pick_worst_slice, slice_errors
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.labels import label_names, label_path
-from lib.serving.inference.checkpoint_catalog import AUTO, Catalog
+from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class _Scoring(ScoringMethod):
 class SliceDice(_Scoring):
     """Dice of every slice of one label (tag `y_pred`, default "original"; or "session") against another (tag `y`, default "final")."""
 
-    def __init__(self, rounds: Rounds):
+    def __init__(self, rounds: AnnotationRecords):
         super().__init__("slice_dice", "Dice of each slice against a reference label")
         self._rounds = rounds
 
@@ -83,46 +83,46 @@ class SliceDice(_Scoring):
         return {**super().info(), "config": {"y": "final", "y_pred": ["original", SESSION]}}
 
     def _inputs(self, image, request, datastore):
-        reference = label_path(datastore, image, _tag(request, "y", "final"))
+        reference_path = label_path(datastore, image, _tag(request, "y", "final"))
         tag = _tag(request, "y_pred", "original")
-        if reference is None:
+        if reference_path is None:
             return None
         if tag == SESSION:
             records = self._rounds.of(image)
-            return [_stamp(reference), tag, max(r["time"] for r in records.values())] if records else None
+            return [_stamp(reference_path), tag, max(r["time"] for r in records.values())] if records else None
         prediction = label_path(datastore, image, tag)
-        return None if prediction is None else [_stamp(reference), tag, _stamp(prediction)]
+        return None if prediction is None else [_stamp(reference_path), tag, _stamp(prediction)]
 
     def _score(self, image, request, datastore):
         volume = read_volume(datastore.get_image_uri(image))
         frames = Frames.of(volume)
-        truth = frames.from_volume(read_mask(label_path(datastore, image, _tag(request, "y", "final")), volume))
+        reference = frames.from_volume(read_mask(label_path(datastore, image, _tag(request, "y", "final")), volume))
         names = label_names(datastore, image, _tag(request, "y", "final"))
         tag = _tag(request, "y_pred", "original")
         if tag == SESSION:
-            pairs = self._session(image, truth, names)
+            pairs = self._session(image, reference, names)
         else:
             predicted = frames.from_volume(read_mask(label_path(datastore, image, tag), volume))
-            values = np.union1d(np.unique(truth), np.unique(predicted))
-            pairs = {names.get(int(v), f"label_{v}"): (predicted == v, truth == v) for v in values if v > 0}
+            values = np.union1d(np.unique(reference), np.unique(predicted))
+            pairs = {names.get(int(v), f"label_{v}"): (predicted == v, reference == v) for v in values if v > 0}
         structures = {}
         for name, (mask, of) in pairs.items():
-            dice, wrong = against_reference(mask, of)
+            dice, wrong = slice_errors(mask, of)
             structures[name] = _structure(dice, wrong) | {"volume_dice": round(metrics.dice(mask, of), 4)}
         checkpoint = sorted({r["checkpoint"] for r in self._rounds.of(image).values()}) if tag == SESSION else None
         return _summary(structures, frames.axis, checkpoint=checkpoint, y=_tag(request, "y", "final"), y_pred=tag)
 
-    def _session(self, image, truth, names) -> dict:
-        """{name: (mask, reference)} of the structures that were clicked; one without a name is compared with what it covers most."""
+    def _session(self, image, reference, names) -> dict:
+        """{name: (mask, reference_path)} of the structures that were clicked; one without a name is compared with what it covers most."""
         pairs, values = {}, {name: v for v, name in names.items()}
         for structure, record in self._rounds.of(image).items():
             mask = self._rounds.mask(image, structure)
-            if mask is None or mask.shape != truth.shape:
+            if mask is None or mask.shape != reference.shape:
                 continue
-            covered = np.bincount(truth[mask & (truth > 0)], minlength=2)
+            covered = np.bincount(reference[mask & (reference > 0)], minlength=2)
             value = values.get(record["label"], int(covered.argmax()))
             if value:
-                pairs[record["label"] or names.get(value, f"label_{value}")] = mask, truth == value
+                pairs[record["label"] or names.get(value, f"label_{value}")] = mask, reference == value
         return pairs
 
 
@@ -133,7 +133,7 @@ class SliceQuality(_Scoring):
     three of its slices are given to the engine as painted ones, and what tracking makes of them is compared with the label.
     """
 
-    def __init__(self, rounds: Rounds, catalog: Catalog, segmenter: Callable[[], Segmenter], window: str = "auto"):
+    def __init__(self, rounds: AnnotationRecords, catalog: CheckpointCatalog, segmenter: Callable[[], Segmenter], window: str = "auto"):
         super().__init__("slice_quality", "Dice expected of each slice, without a reference")
         self._rounds, self._catalog, self._segmenter, self._window = rounds, catalog, segmenter, window
 
@@ -167,17 +167,17 @@ class SliceQuality(_Scoring):
         structures = {}
         for value in (int(v) for v in np.unique(labels) if v > 0):
             mask = labels == value
-            slices = simulated_annotator.slices_at(mask)
+            slices = simulated_annotator.slices_at_shares(mask)
             masks = {t: frames.to_volume(mask).take(t, frames.axis) for t in slices}
             again = frames.from_volume(segmenter.segment(volume, segmenter.prompts(volume, options, masks=masks), options).mask)
-            dice, wrong = against_reference(mask, again)
+            dice, wrong = slice_errors(mask, again)
             structures[names.get(value, f"label_{value}")] = _structure(dice, wrong) | {"volume_dice": round(metrics.dice(mask, again), 4)}
         return _summary(structures, frames.axis, checkpoint=name, tag=tag)
 
 
 def _structure(dice, wrong, allowed=None) -> dict:
     dice, wrong = np.asarray(dice, float), np.asarray(wrong)
-    t = worst(dice, wrong, np.arange(len(dice)) if allowed is None else allowed)
+    t = pick_worst_slice(dice, wrong, np.arange(len(dice)) if allowed is None else allowed)
     return {"dice": [round(float(d), 3) for d in dice], "worst_slice": t, "mean": round(float(dice.mean()), 4)}
 
 

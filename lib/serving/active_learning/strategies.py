@@ -9,9 +9,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.common.errors import UserError
 from lib.imaging.frames import Frames
-from lib.imaging.masks import deepest
+from lib.imaging.masks import deepest_pixel
 from lib.imaging.readers import read_mask, read_volume
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.labels import label_path
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ TARGET, MOST_ROUNDS = 0.9, 8
 
 
 @dataclass(frozen=True)
-class Need:
+class AnnotationRequest:
     """A structure of a volume that could be better.
 
     Attributes:
@@ -47,10 +47,10 @@ class Need:
         return {"id": self.image, **{k: v for k, v in self.__dict__.items() if k not in ("image", "time", "client")}}
 
 
-def needs_of(image: str, records: dict[str, dict]) -> list[Need]:
+def needs_of(image: str, records: dict[str, dict]) -> list[AnnotationRequest]:
     """Of the records of one image (see `lib.serving.active_learning.annotation_records`)."""
     return [
-        Need(
+        AnnotationRequest(
             image, r["label"], r["volume_dice"], len(r["annotated"]), r["time"], r["client"], r["axis"], r["slices"],
             p["slice"], p["expected_dice"], p["prompt"], p["point"], p["reason"],
         )
@@ -65,7 +65,7 @@ class _BySlices(Strategy):
         rounds: what is known of volumes in work.
     """
 
-    def __init__(self, description: str, rounds: Rounds):
+    def __init__(self, description: str, rounds: AnnotationRecords):
         super().__init__(description)
         self._rounds = rounds
 
@@ -93,7 +93,7 @@ class _BySlices(Strategy):
         return {**least.answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {least.reason}"}
 
     @abstractmethod
-    def _choose(self, mine: list[Need], todo: list[Need]) -> Need | None:
+    def _choose(self, mine: list[AnnotationRequest], todo: list[AnnotationRequest]) -> AnnotationRequest | None:
         """One of what is to do.
 
         Args:
@@ -104,7 +104,7 @@ class _BySlices(Strategy):
 class WorstSlice(_BySlices):
     """The worst slice of the volume that this client is working on, until that is good; then of the worst volume; then a new one."""
 
-    def __init__(self, rounds: Rounds):
+    def __init__(self, rounds: AnnotationRecords):
         super().__init__("Slice expected to be worst, volume by volume", rounds)
 
     def _choose(self, mine, todo):
@@ -118,7 +118,7 @@ class WorstSlice(_BySlices):
 class WorstVolume(_BySlices):
     """The volume expected to be worst of all in work, whoever works on it; then a new one."""
 
-    def __init__(self, rounds: Rounds):
+    def __init__(self, rounds: AnnotationRecords):
         super().__init__("Volume expected to be worst, at its worst slice", rounds)
 
     def _choose(self, mine, todo):
@@ -139,9 +139,9 @@ def first_proposal(image: str, datastore) -> dict:
     if found is None:
         return {**answer, "slice": len(frames) // 2, "reason": "Nothing is annotated yet: start where the structure is largest."}
     labels = frames.from_volume(found)
-    truth = labels == _largest(labels)
-    t = int(truth.sum((1, 2)).argmax())
-    point = frames.to_voxel(t, *deepest(truth[t]))
+    reference = labels == _largest(labels)
+    t = int(reference.sum((1, 2)).argmax())
+    point = frames.to_voxel(t, *deepest_pixel(reference[t]))
     return {**answer, "slice": t, "point": list(point), "reason": "Nothing is annotated yet: the largest slice of the label that is there."}
 
 

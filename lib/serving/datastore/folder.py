@@ -23,7 +23,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from lib.common.atomic_files import write_text
 from lib.common.errors import UserError, VolumeError
-from lib.imaging.readers import ITK, NIFTI, read_volume
+from lib.imaging.readers import ITK_ENDINGS, NIFTI_ENDINGS, read_volume
 from lib.imaging.volume import Volume
 from lib.serving.web.request_checks import is_name
 
@@ -284,7 +284,7 @@ def check_readable(path: str | Path) -> Volume | None:
     Raises:
         UserError: damaged or incomplete.
     """
-    if not str(path).lower().endswith((*NIFTI, *ITK)):
+    if not str(path).lower().endswith((*NIFTI_ENDINGS, *ITK_ENDINGS)):
         return None
     try:
         return read_volume(path)

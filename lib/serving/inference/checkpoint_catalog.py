@@ -11,7 +11,7 @@ AUTO = "auto"  # the best fine-tuned version of the app's checkpoint, or that ch
 
 
 @dataclass(frozen=True)
-class Catalog:
+class CheckpointCatalog:
     """Names and what they mean at this moment: a fine-tuning may add versions while the server runs.
 
     Attributes:
@@ -23,7 +23,7 @@ class Catalog:
     versions: Versions
 
     @classmethod
-    def of(cls, base: str, folder: str | Path) -> "Catalog":
+    def of(cls, base: str, folder: str | Path) -> "CheckpointCatalog":
         return cls(base, Versions(Path(folder), base))
 
     def names(self) -> list[str]:

@@ -14,7 +14,7 @@ class Cancelled(Exception):
     """The client of the running request has gone."""
 
 
-class Crowded(Exception):
+class QueueFull(Exception):
     """No place in the queue: of this client (`own`), or of all."""
 
     def __init__(self, message: str, own: bool):
@@ -33,7 +33,7 @@ def stop_if_gone() -> None:
         raise Cancelled("The client has gone.")
 
 
-class Turns:
+class RequestQueue:
     """A queue for each client; the queues are served in turn, so nobody waits for all clicks of another.
 
     Args:
@@ -67,9 +67,9 @@ class Turns:
             self.running += 1
             return
         if len(self._queues.get(client, ())) >= self.own:
-            raise Crowded(f"{self.own} requests of yours are waiting already: wait for their answers.", own=True)
+            raise QueueFull(f"{self.own} requests of yours are waiting already: wait for their answers.", own=True)
         if self.waiting >= self.places:
-            raise Crowded(f"The server is busy: {self.places} requests are waiting. Try again in a while.", own=False)
+            raise QueueFull(f"The server is busy: {self.places} requests are waiting. Try again in a while.", own=False)
         place = asyncio.get_running_loop().create_future()
         self._queues.setdefault(client, deque()).append(place)
         try:

@@ -16,7 +16,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.serving import observability
-from lib.serving.inference.request_queue import GONE, Crowded, Turns
+from lib.serving.inference.request_queue import GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
@@ -59,7 +59,7 @@ async def run(
             if await request.is_disconnected():
                 raise HTTPException(499, "The client has gone.")
         return job.result()
-    except Crowded as e:
+    except QueueFull as e:
         raise HTTPException(429 if e.own else 503, str(e), headers={"Retry-After": "5"}) from e
     finally:
         gone.set()
@@ -70,7 +70,7 @@ async def run(
             await background_tasks()  # FastAPI runs them, which remove uploaded files, after good answers only
 
 
-async def _in_turn(turns: Turns, client: str, work):
+async def _in_turn(turns: RequestQueue, client: str, work):
     async with turns.turn(client):
         return await anyio.to_thread.run_sync(_run, work, limiter=anyio.CapacityLimiter(1))
 
@@ -101,11 +101,11 @@ def _check(app, model: str, image: str, session_id: str, file, output, fields: d
         fields.pop(name, None)
 
 
-def turns_of(app) -> Turns:
+def turns_of(app) -> RequestQueue:
     """The queue of an app."""
     if not hasattr(app, "turns"):
         conf = app.conf
-        app.turns = Turns(*(int(conf.get(k, v)) for k, v in (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))))
+        app.turns = RequestQueue(*(int(conf.get(k, v)) for k, v in (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))))
     return app.turns
 
 

@@ -18,21 +18,21 @@ from tqdm import tqdm
 from lib.common.errors import PromptError
 from lib.common.stopwatch import Stopwatch
 from lib.engine.options import DIRECTIONS, Options
-from lib.engine.request import options_of, prompts_of, roi_of, truth, upload_of
+from lib.engine.request import parse_bool, parse_options, parse_prompts, parse_roi, uploaded_label_path
 from lib.engine.result import Result
 from lib.engine.segmenter import Segmenter
 from lib.imaging import masks
 from lib.imaging.frames import AXES, WINDOWS, Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
-from lib.imaging.writers import extension, write_mask
-from lib.model.device import devices
-from lib.prompts.scribbles import layers, prompts_of_layers
+from lib.imaging.writers import mask_extension, write_mask
+from lib.model.device import available_devices
+from lib.prompts.scribbles import prompts_from_layers, split_layers
 from lib.prompts.volume_prompts import Prompts, make_prompts
 from lib.serving import observability
-from lib.serving.active_learning.annotation_records import Rounds, structure_of
+from lib.serving.active_learning.annotation_records import AnnotationRecords, structure_of
 from lib.serving.datastore.labels import structure_in
-from lib.serving.inference.checkpoint_catalog import AUTO, Catalog
+from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 from lib.serving.inference.request_queue import stop_if_gone
 from lib.serving.web.http_errors import clear_errors
 
@@ -90,11 +90,11 @@ class Sam2Task(InferTask):
     kind, how = InferType.DEEPGROW, "click, box or painted slice"
 
     def __init__(
-        self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: Catalog, rounds: Rounds, *, dimension=3, window="auto"
+        self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: CheckpointCatalog, rounds: AnnotationRecords, *, dimension=3, window="auto"
     ):
         whole = dimension == 3
         config: dict[str, Any] = {
-            "device": devices(),
+            "device": available_devices(),
             "checkpoint": catalog.names(),
             "window": list(dict.fromkeys([window, *WINDOWS])),
             "axis": list(AXES),
@@ -153,7 +153,7 @@ class Sam2Task(InferTask):
         ending = _ending(request)
         chosen = request.get("checkpoint") or AUTO
         checkpoint, served = self._catalog.resolve(str(chosen[0] if isinstance(chosen, list) else chosen))
-        options = options_of({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._whole)
+        options = parse_options({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._whole)
         with clock("load"):
             volume = self._volumes.get(str(request["image"]))
         prompts = self._prompts(request, volume, options)
@@ -176,7 +176,7 @@ class Sam2Task(InferTask):
         return path, answer
 
     def _prompts(self, request: dict, volume: Volume, options: Options) -> Prompts:
-        return prompts_of(request, volume, options, saved=_saved(request, volume))
+        return parse_prompts(request, volume, options, saved=_saved(request, volume))
 
     def _note(self, volume: Volume, request: dict, options: Options, result: Result, served: str) -> dict:
         """Keeps the state of the volume, and says what to do next."""
@@ -194,7 +194,7 @@ class Sam2Scribbles(Sam2Task):
     kind, how = InferType.SCRIBBLES, "painted or scribbled slices"
 
     def _prompts(self, request, volume, options):
-        upload = upload_of(request)
+        upload = uploaded_label_path(request)
         if upload is None:
             raise PromptError("Nothing was painted: the label map of the segments and scribbles is missing in the request.")
         frames = Frames.of(volume, window=options.window, axis=options.axis)
@@ -202,10 +202,10 @@ class Sam2Scribbles(Sam2Task):
         last, record = self._rounds.mask(image, structure), self._rounds.of(image).get(structure, {})
         if last is not None and (last.shape != (len(frames), *frames.size) or record.get("axis") != frames.axis):
             last = None  # of an image that was here before under this name
-        drawn = layers(read_mask(upload, volume), request.get("label_info") or [], structure)
+        drawn = split_layers(read_mask(upload, volume), request.get("label_info") or [], structure)
         drawn = [frames.from_volume(d) for d in drawn]
-        said = prompts_of_layers(*drawn, frames, last, record.get("annotated", ()) if last is not None else ())
-        return make_prompts(volume, axis=frames.axis, roi=roi_of(request, volume), **said)
+        said = prompts_from_layers(*drawn, frames, last, record.get("annotated", ()) if last is not None else ())
+        return make_prompts(volume, axis=frames.axis, roi=parse_roi(request, volume), **said)
 
 
 def _progress(iterable, **told):
@@ -218,7 +218,7 @@ def _progress(iterable, **told):
 def _saved(request: dict, volume: Volume) -> np.ndarray | None:
     """The structure, bool (I, J, K), in the saved label that the app found; None if no slices of it are wanted."""
     found = request.get("saved_label")
-    if not found or upload_of(request):
+    if not found or uploaded_label_path(request):
         return None
     if not found["path"]:
         raise PromptError(f"No label with the tag {found['tag']!r} is saved for this image: save one, or leave out mask_slices.")
@@ -227,14 +227,14 @@ def _saved(request: dict, volume: Volume) -> np.ndarray | None:
 
 def _label(request: dict) -> str | None:
     """The name of the structure; with an uploaded painting, whose path "label" is, Slicer sends it as "selected_label_name"."""
-    name = request.get("selected_label_name" if upload_of(request) else "label")
+    name = request.get("selected_label_name" if uploaded_label_path(request) else "label")
     return name if isinstance(name, str) and name.strip() else None
 
 
 def _ending(request: dict) -> str:
     """The wanted file ending, checked before any work is done."""
     wanted = str(request.get("result_extension") or ".nii.gz")
-    return extension("mask" + (wanted if wanted.startswith(".") else "." + wanted))
+    return mask_extension("mask" + (wanted if wanted.startswith(".") else "." + wanted))
 
 
 def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
@@ -244,7 +244,7 @@ def _write(result: Result, volume: Volume, request: dict, ending: str) -> str:
     try:
         write_mask(
             result.mask, volume, path, dtype=str(request.get("result_dtype") or "uint8"),
-            compress=truth(request.get("result_compress")), label=_label(request) or "segment",
+            compress=parse_bool(request.get("result_compress")), label=_label(request) or "segment",
         )  # fmt: skip
     except BaseException:
         os.unlink(path)

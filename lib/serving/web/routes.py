@@ -88,7 +88,7 @@ def overview(request: Request) -> HTMLResponse:
     app = app_instance()
     wanted = _number("page", request.query_params.get("page", "1"))
     with clear_errors():
-        cards = volume_page.cards(app.datastore(), app.rounds)
+        cards = volume_page.volume_summaries(app.datastore(), app.rounds)
         pages = max(1, -(-len(cards) // PER_PAGE))
         n = min(max(wanted, 1), pages)
         shown = [_with_links(request, app, c) for c in cards[(n - 1) * PER_PAGE : n * PER_PAGE]]
@@ -146,7 +146,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
         t = None if asked is None else _number("slice", asked)
         grid = volume_page.grid_of(app.datastore().get_image_uri(image))  # first: this fetches the store's info, too
         info = app.datastore().get_image_info(image) or {}
-        card = volume_page.card(app.datastore(), image, app.rounds.of(image), False)
+        card = volume_page.volume_summary(app.datastore(), image, app.rounds.of(image), False)
         here = volume_page.chosen(card.structures, t, request.query_params.get("structure"))
         place = _place(image, info, here, t)
         place["viewer"] = _numbers(grid, place)
@@ -174,7 +174,7 @@ def _place(image: str, info: dict, here: volume_page.Structure | None, t: int | 
     return {**out, "reason": "" if t is not None else "Every slice of it has been annotated."}
 
 
-def _with_links(request: Request, app, card: volume_page.Card) -> dict:
+def _with_links(request: Request, app, card: volume_page.VolumeSummary) -> dict:
     """A card with addresses, and what viewers call its worst slices."""
     base, structures = _base(request), []
     grid = _grid(app, card.image) if card.structures else None

@@ -14,10 +14,10 @@ from PIL import Image
 from scipy import ndimage
 
 from lib.imaging import geometry
-from lib.imaging.frames import Frames, fit
-from lib.imaging.readers import DAMAGED, NIFTI, nifti_header, read_mask
+from lib.imaging.frames import Frames, fitted_size
+from lib.imaging.readers import NIFTI_ENDINGS, READ_ERRORS, nifti_header, read_mask
 from lib.imaging.volume import Volume
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import MOST_ROUNDS, TARGET
 from lib.serving.datastore.labels import label_names, label_path
 from lib.serving.web.viewers import Grid, as_viewed
@@ -81,7 +81,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Card:
+class VolumeSummary:
     """One volume. name: to show."""
 
     image: str
@@ -110,16 +110,16 @@ class Card:
         return ("in work", "untouched", "done", "labelled").index(self.status), self.expected or 0.0, self.name
 
 
-def cards(datastore, rounds: Rounds) -> list[Card]:
+def volume_summaries(datastore, rounds: AnnotationRecords) -> list[VolumeSummary]:
     """All volumes of a datastore: those in work, the worst first, then untouched ones, then what is done."""
     known, labelled = rounds.all(), set(datastore.get_labeled_images())
-    return sorted((card(datastore, i, known.get(i, {}), i in labelled) for i in datastore.list_images()), key=lambda c: c.order)
+    return sorted((volume_summary(datastore, i, known.get(i, {}), i in labelled) for i in datastore.list_images()), key=lambda c: c.order)
 
 
-def card(datastore, image: str, records: dict[str, dict], labelled: bool) -> Card:
+def volume_summary(datastore, image: str, records: dict[str, dict], labelled: bool) -> VolumeSummary:
     info = datastore.get_image_info(image) or {}
     scores = tuple((name, info[name]) for name in ("slice_quality", "slice_dice") if isinstance(info.get(name), dict))
-    return Card(image, str(info.get("PatientID") or image), labelled, structures_of(records, dict(scores)), scores)
+    return VolumeSummary(image, str(info.get("PatientID") or image), labelled, structures_of(records, dict(scores)), scores)
 
 
 def structures_of(records: dict[str, dict], scores: dict[str, dict]) -> tuple[Structure, ...]:
@@ -195,7 +195,7 @@ def file_name(name: str, more: str) -> str:
 def grid_of(path: str) -> Grid | None:
     """Where the voxels of a NIfTI file lie, from its header; None for other files."""
     file = Path(path)
-    if not file.name.lower().endswith(NIFTI) or not file.is_file():
+    if not file.name.lower().endswith(NIFTI_ENDINGS) or not file.is_file():
         return None
     stat = file.stat()
     return _nifti_grid(str(file), stat.st_size, stat.st_mtime_ns)
@@ -206,7 +206,7 @@ def _nifti_grid(path: str, size: int, mtime_ns: int) -> Grid | None:
     try:
         header = nifti_header(path)
         shape, affine = (*header.get_data_shape(), 1)[:3], header.get_best_affine()
-    except DAMAGED:
+    except READ_ERRORS:
         return None
     return None if len(shape) < 3 or 0 in shape else Grid(tuple(int(n) for n in shape), affine)
 
@@ -240,7 +240,7 @@ def thumbnail(frames: Frames, mask: np.ndarray | None, t: int, point=None, side:
     """
     turn = as_viewed(Grid(frames.volume.shape, frames.volume.affine), frames.axis)
     image = _turned(frames.windowed([t])[0], turn)
-    height, width = fit(image.shape, frames.pixel_mm[::-1] if turn[0] else frames.pixel_mm, side)
+    height, width = fitted_size(image.shape, frames.pixel_mm[::-1] if turn[0] else frames.pixel_mm, side)
 
     def scaled(a: np.ndarray) -> np.ndarray:
         return np.array(Image.fromarray(np.ascontiguousarray(a)).resize((width, height), Image.Resampling.BILINEAR))

@@ -44,10 +44,10 @@ def filled(answer):
 
 @pytest.mark.parametrize("prompt, good", [(INSIDE[4], 0.6), (box((11, 7), (29, 25)), 0.8), ("reference", 0.9)])
 def test_official_finds_the_ball(official, ball, prompt, good):
-    frames, truth = ball
-    prompt = painted(truth[4]) if prompt == "reference" else prompt
+    frames, reference = ball
+    prompt = painted(reference[4]) if prompt == "reference" else prompt
     answer = official.segment({4: prompt})
-    assert answer.result is None and dice(answer.mask[4], truth[4]) > good and dice(answer.mask, truth) > 0.5
+    assert answer.result is None and dice(answer.mask[4], reference[4]) > good and dice(answer.mask, reference) > 0.5
     assert filled(official.segment({4: prompt}, How(propagate=False))) == [4]
 
 
@@ -86,9 +86,9 @@ def test_clicks_one_by_one(official):
 
 @pytest.mark.parametrize("prompt", [INSIDE[4], box((11, 7), (29, 25))])
 def test_builtin_goes_forward_from_the_annotated_slice(builtin, ball, prompt):
-    frames, truth = ball
+    frames, reference = ball
     mask = builtin.segment({4: prompt}).mask
-    assert mask.shape == truth.shape and dice(mask[4], truth[4]) > 0.5 and not mask[:4].any()
+    assert mask.shape == reference.shape and dice(mask[4], reference[4]) > 0.5 and not mask[:4].any()
     assert filled(builtin.segment({4: prompt}, How(propagate=False))) == [4]
 
 

@@ -35,10 +35,10 @@ def test_settings():
     (list(range(13)), [0], [6], [3, 6, 9]),  # step 3: 0, 3, 6, 9, 12
 ])  # fmt: skip
 def test_slices(filled, first, median, three):
-    truth = truth_with(16, filled)
-    assert dong.choose_slices(truth, "first") == first
-    assert dong.choose_slices(truth, "median") == median
-    assert dong.choose_slices(truth, "three") == three
+    reference = truth_with(16, filled)
+    assert dong.choose_slices(reference, "first") == first
+    assert dong.choose_slices(reference, "median") == median
+    assert dong.choose_slices(reference, "three") == three
 
 
 def test_largest_slice():
@@ -87,38 +87,38 @@ def test_choice_of_the_mask():
     np.testing.assert_array_equal(dong.chosen_mask(masks, iou, "best"), BAR)
 
 
-def run(mode, *settings, truth):
+def run(mode, *settings, reference):
     asked = []
 
     def propose(frames, t, prompt):
         asked.append((t, prompt))
         return np.stack([SQUARE, BAR, DOT]), np.array([0.2, 0.9, 0.8])
 
-    method = Scripted(truth)
-    return asked, method, list(dong.steps(method, target_of(truth), plan(mode, *settings), propose))
+    method = Scripted(reference)
+    return asked, method, list(dong.steps(method, target_of(reference), plan(mode, *settings), propose))
 
 
 def test_a_step_has_the_chosen_mask_as_prompt():
-    truth = truth_with(6, [1, 2, 3])
-    _, method, (first, best) = run("described", "median/point/forward/first", "median/point/both/best", truth=truth)
+    reference = truth_with(6, [1, 2, 3])
+    _, method, (first, best) = run("described", "median/point/forward/first", "median/point/both/best", reference=reference)
     np.testing.assert_array_equal(first.annotations[2].mask, SQUARE)
     np.testing.assert_array_equal(best.annotations[2].mask, BAR)
     assert [how.direction for _, how in method.asked] == ["forward", "both"]
 
 
 def test_masks_of_several_boxes_are_joined():
-    asked, _, (step,) = run("described", "first/boxes/both/first", truth=np.stack([SQUARE | BAR] * 2))
+    asked, _, (step,) = run("described", "first/boxes/both/first", reference=np.stack([SQUARE | BAR] * 2))
     assert len(asked) == 2 and [t for t, _ in asked] == [0, 0]
     np.testing.assert_array_equal(step.annotations[0].mask, SQUARE)
 
 
 def test_three_slices_start_at_the_middle_one():
-    _, _, (step,) = run("published", "three/mask/both/reference", truth=truth_with(8, [1, 2, 3, 4, 5]))
+    _, _, (step,) = run("published", "three/mask/both/reference", reference=truth_with(8, [1, 2, 3, 4, 5]))
     assert list(step.annotations) == [3, 2, 4] and step.shown == 3
 
 
 def test_a_point_is_the_same_in_all_settings_of_a_slice():
-    asked, _, _ = run("described", *[s for s in dong.SETTINGS if s.startswith("largest/point")], truth=truth_with(4, [1, 2]))
+    asked, _, _ = run("described", *[s for s in dong.SETTINGS if s.startswith("largest/point")], reference=truth_with(4, [1, 2]))
     assert len({tuple(p.points.ravel()) for _, p in asked}) == 1 and len(asked) == 4
 
 
@@ -128,14 +128,14 @@ def test_a_point_is_the_same_in_all_settings_of_a_slice():
     ("published", "forward", [0, 1, 1, 1, 1, 0]),
 ])  # fmt: skip
 def test_what_counts(mode, direction, weights):
-    _, _, (step,) = run(mode, f"median/point/{direction}/first", truth=truth_with(6, [1, 2, 3, 4]))
+    _, _, (step,) = run(mode, f"median/point/{direction}/first", reference=truth_with(6, [1, 2, 3, 4]))
     assert step.counting.weights.tolist() == weights
 
 
 def test_an_empty_proposal_finds_nothing():
-    truth = truth_with(3, [1])
-    method = Scripted(truth)
+    reference = truth_with(3, [1])
+    method = Scripted(reference)
     (step,) = dong.steps(
-        method, target_of(truth), plan("described", "first/point/both/first"), lambda *_: (np.stack([EMPTY]), np.array([1.0]))
+        method, target_of(reference), plan("described", "first/point/both/first"), lambda *_: (np.stack([EMPTY]), np.array([1.0]))
     )
     assert method.asked == [] and not step.answer.mask.any()

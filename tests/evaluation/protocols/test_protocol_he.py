@@ -24,8 +24,8 @@ THIN = drawn("########", "........", "........", "........", "........", "######
 def test_first_click_is_in_the_largest_component_nearest_its_centroid():
     """Centroid of the four slices of SQUARE is (2.5, 2.5, 2.5); of the equally near voxels the first. FAR is larger on its slice,
     and smaller as a whole."""
-    truth = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, SQUARE, EMPTY, FAR | LOW])
-    assert he.first_voxel(truth) == (2, 2, 2)
+    reference = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, SQUARE, EMPTY, FAR | LOW])
+    assert he.first_voxel(reference) == (2, 2, 2)
 
 
 def test_first_click_of_a_ring_lies_on_it():
@@ -34,9 +34,9 @@ def test_first_click_of_a_ring_lies_on_it():
 
 
 def test_components_are_joined_at_corners():
-    truth = np.stack([drawn("##......", "##......", "........"), drawn("........", "........", "..##...."),
+    reference = np.stack([drawn("##......", "##......", "........"), drawn("........", "........", "..##...."),
                       drawn("........", "....##..", "....##..")])  # fmt: skip
-    assert he.first_voxel(truth) == (1, 2, 2), "8 + 2 voxels in one piece have their centroid at (1, 1.1, 2.5)"
+    assert he.first_voxel(reference) == (1, 2, 2), "8 + 2 voxels in one piece have their centroid at (1, 1.1, 2.5)"
 
 
 @pytest.mark.parametrize("region, expected", [
@@ -60,7 +60,7 @@ def test_centre(region, described, published):
     assert he.centre(region, published=True) == published
 
 
-@pytest.mark.parametrize("mask, truth, click", [
+@pytest.mark.parametrize("mask, reference, click", [
     (EMPTY, SQUARE, (True, 2, 2)),  # all of it is missed
     (SQUARE, EMPTY, (False, 2, 2)),  # all of it is too much
     (FAR, SQUARE, (True, 2, 2)),  # 4 pixels are missed, 1 is too much
@@ -70,8 +70,8 @@ def test_centre(region, described, published):
     (EMPTY, THIN, None),  # nothing is left after erosion
     (THIN, EMPTY, None),
 ])  # fmt: skip
-def test_next_click(mask, truth, click):
-    assert he.next_click(mask, truth, published=False) == click
+def test_next_click(mask, reference, click):
+    assert he.next_click(mask, reference, published=False) == click
 
 
 def test_published_clicks_are_off_centre():
@@ -105,20 +105,20 @@ def test_random_clicks_come_from_the_seed():
 
 def test_worst_slice():
     """Dice: 1 (both empty), 0 (9 wrong), 1, 0 (4 + 9 wrong), 0 (16 wrong, none in the reference)."""
-    truth = np.stack([EMPTY, FAR, SQUARE, LOW, EMPTY])
+    reference = np.stack([EMPTY, FAR, SQUARE, LOW, EMPTY])
     mask = np.stack([EMPTY, EMPTY, SQUARE, CORE, SQUARE])
-    assert he.worst_slice(mask, truth, published=False) == 4, "of three with Dice 0 the most wrong pixels"
-    assert he.worst_slice(mask, truth, published=True) == 3, "only slices with foreground"
-    assert he.worst_slice(mask[:3], truth[:3], published=False) == 1
-    assert he.worst_slice(mask[[1, 1]], truth[[1, 1]], published=False) == 0, "the first of equals"
+    assert he.worst_slice(mask, reference, published=False) == 4, "of three with Dice 0 the most wrong pixels"
+    assert he.worst_slice(mask, reference, published=True) == 3, "only slices with foreground"
+    assert he.worst_slice(mask[:3], reference[:3], published=False) == 1
+    assert he.worst_slice(mask[[1, 1]], reference[[1, 1]], published=False) == 0, "the first of equals"
     half = np.stack([SQUARE, CORE])
     assert he.worst_slice(half, np.stack([SQUARE, SQUARE]), published=False) == 1, "8 / 20 is less than 1"
 
 
-def rounds(mode, answers, truth=None):
-    truth = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY]) if truth is None else truth
+def rounds(mode, answers, reference=None):
+    reference = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY]) if reference is None else reference
     method = Scripted(*answers)
-    found = list(he.steps(method, target_of(truth), Plan(mode, np.random.default_rng(0), ("full",))))
+    found = list(he.steps(method, target_of(reference), Plan(mode, np.random.default_rng(0), ("full",))))
     return method, found
 
 
@@ -135,8 +135,8 @@ def test_clicks_of_the_first_slice(mode, count):
 
 
 def test_no_further_click_when_the_first_slice_is_right():
-    truth = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY])
-    method, found = rounds("described", [truth])
+    reference = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY])
+    method, found = rounds("described", [reference])
     assert len(found) == 1 and found[0].round == 1, "and no further slice when all are"
     assert [how.propagate for _, how in method.asked] == [False, True]
     assert found[0].annotations[2].points.tolist() == [[2, 2]]
@@ -146,9 +146,9 @@ def test_no_further_click_when_the_first_slice_is_right():
 def test_the_second_slice(mode, second):
     """First slice right; slice 1 missed (16 wrong, Dice 0), slice 4 all too much (20 wrong, Dice 0, nothing in the reference)."""
     too_much = drawn("........", ".#####..", ".#####..", ".#####..", ".#####..", "........")
-    truth = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY])
+    reference = np.stack([EMPTY, SQUARE, SQUARE, SQUARE, EMPTY])
     answer = np.stack([EMPTY, EMPTY, SQUARE, SQUARE, too_much])
-    _, found = rounds(mode, [answer, answer, truth])
+    _, found = rounds(mode, [answer, answer, reference])
     assert [s.shown for s in found] == [2, second]
     assert list(found[1].annotations) == [2, second], "in the order of annotation"
     labels = found[1].annotations[second].labels.tolist()
@@ -157,16 +157,16 @@ def test_the_second_slice(mode, second):
 
 @pytest.mark.parametrize("mode", ["described", "published"])
 def test_at_most_eight_slices(mode):
-    truth = np.stack([SQUARE] * 12)
-    _, found = rounds(mode, [np.zeros_like(truth)], truth)
+    reference = np.stack([SQUARE] * 12)
+    _, found = rounds(mode, [np.zeros_like(reference)], reference)
     assert [s.round for s in found] == list(range(1, 9)) and found[0].how == How(one_by_one=True, conditioning=mode == "described")
 
 
 def test_background_is_removed_before_propagation():
-    truth = np.stack([EMPTY, SQUARE, EMPTY, SQUARE, SQUARE, EMPTY])
-    method = Scripted(truth[[1, 3, 4]])
-    found = list(he.steps(method, target_of(truth), Plan("described", np.random.default_rng(0), ("background removed",))))
+    reference = np.stack([EMPTY, SQUARE, EMPTY, SQUARE, SQUARE, EMPTY])
+    method = Scripted(reference[[1, 3, 4]])
+    found = list(he.steps(method, target_of(reference), Plan("described", np.random.default_rng(0), ("background removed",))))
     assert len(method.frames) == 3 and found[0].target.index.tolist() == [1, 3, 4]
-    np.testing.assert_array_equal(found[0].target.truth, truth[[1, 3, 4]])
+    np.testing.assert_array_equal(found[0].target.reference, reference[[1, 3, 4]])
     # The voxels of each slice are the number of the slice in the whole volume.
     assert method.frames.stack[:, 0, 0].tolist() == [1, 3, 4]

@@ -19,17 +19,17 @@ def plan(mode, *settings, seed=0):
 
 def large(total, sizes):
     """Truth (total, 20, 20); slices of so many pixels."""
-    truth = np.zeros((total, 20, 20), bool)
+    reference = np.zeros((total, 20, 20), bool)
     for t, n in sizes.items():
-        truth[t].flat[:n] = True
-    return truth
+        reference[t].flat[:n] = True
+    return reference
 
 
 @pytest.mark.parametrize("filled, expected", [([3], 3), ([1, 2, 3], 2), ([1, 2], 2), ([0, 1, 5, 6], 5), ([0, 4, 9], 4)])
 def test_central_slice(filled, expected):
     """By the slices with foreground, so a gap does not count."""
-    truth = np.stack([SQUARE if t in filled else EMPTY for t in range(10)])
-    assert shen.central_slice(truth) == expected
+    reference = np.stack([SQUARE if t in filled else EMPTY for t in range(10)])
+    assert shen.central_slice(reference) == expected
 
 
 def test_salient_slices_have_more_than_256_pixels():
@@ -37,8 +37,8 @@ def test_salient_slices_have_more_than_256_pixels():
 
 
 def test_margin_is_5_to_9_slices_on_each_side():
-    truth = large(60, {30: 1, 33: 1})
-    kept = [shen.with_margin(truth, np.random.default_rng(seed)) for seed in range(50)]
+    reference = large(60, {30: 1, 33: 1})
+    kept = [shen.with_margin(reference, np.random.default_rng(seed)) for seed in range(50)]
     assert {30 - k[0] for k in kept} == {k[-1] - 33 for k in kept} == {5, 6, 7, 8, 9}
     assert all((np.diff(k) == 1).all() for k in kept)
     assert any(30 - k[0] != k[-1] - 33 for k in kept), "each side has its own"
@@ -69,8 +69,8 @@ LEFT, MIDDLE, EXTRA = (np.pad(np.ones((3, 3), bool), ((1, 1), (before, 9 - befor
 ])  # fmt: skip
 def test_clicks_follow_the_answers(mode, answers, points, labels):
     """The first click is in the middle of the first of two equal parts."""
-    truth = np.stack([LEFT | MIDDLE] * 3)
-    found = list(shen.steps(Scripted(*(np.stack([a] * 3) for a in answers)), target_of(truth), plan(mode, "5 clicks")))
+    reference = np.stack([LEFT | MIDDLE] * 3)
+    found = list(shen.steps(Scripted(*(np.stack([a] * 3) for a in answers)), target_of(reference), plan(mode, "5 clicks")))
     assert [s.round for s in found] == list(range(1, len(answers) + 1)) and {s.shown for s in found} == {1}
     for n, step in enumerate(found, 1):
         assert step.annotations[1].points.tolist() == points[:n] and step.annotations[1].labels.tolist() == labels[:n]
@@ -78,8 +78,8 @@ def test_clicks_follow_the_answers(mode, answers, points, labels):
 
 
 def test_at_most_five_clicks():
-    truth = np.stack([SQUARE | RIGHT])
-    found = list(shen.steps(Scripted(np.stack([EMPTY])), target_of(truth), plan("described", "5 clicks")))
+    reference = np.stack([SQUARE | RIGHT])
+    found = list(shen.steps(Scripted(np.stack([EMPTY])), target_of(reference), plan("described", "5 clicks")))
     assert [s.round for s in found] == [1, 2, 3, 4, 5]
 
 
@@ -91,23 +91,23 @@ def test_thin_errors_get_no_click():
 
 
 def test_mask_is_the_reference_of_the_central_slice():
-    truth = np.stack([EMPTY, SQUARE, RIGHT, SQUARE, EMPTY])
-    found = list(shen.steps(Scripted(truth), target_of(truth), plan("described", "1 mask")))
+    reference = np.stack([EMPTY, SQUARE, RIGHT, SQUARE, EMPTY])
+    found = list(shen.steps(Scripted(reference), target_of(reference), plan("described", "1 mask")))
     assert len(found) == 1 and list(found[0].annotations) == [2]
     np.testing.assert_array_equal(found[0].annotations[2].mask, RIGHT)
 
 
 def test_what_the_network_sees_and_what_counts():
     """Slices 10 to 13 of 30 have foreground, 11 and 12 of them more than 256 pixels."""
-    truth = large(30, {10: 50, 11: 300, 12: 300, 13: 256})
+    reference = large(30, {10: 50, 11: 300, 12: 300, 13: 256})
     method = Scripted(*[np.zeros((n, 20, 20), bool) for n in (30, 30)])
-    full, salient = shen.steps(method, target_of(truth), plan("described", "1 mask", "1 mask, salient"))
+    full, salient = shen.steps(method, target_of(reference), plan("described", "1 mask", "1 mask, salient"))
     assert len(full.target.index) == 30 and full.counting.slices is None and full.counting.in_mm
     assert len(salient.target.index) == 30 and salient.counting.slices.tolist() == [11, 12]
     assert full.shown == salient.shown == 12
 
     method = Scripted(np.zeros((30, 20, 20), bool))
-    full, salient = shen.steps(method, target_of(truth), plan("published", "1 mask", "1 mask, salient"))
+    full, salient = shen.steps(method, target_of(reference), plan("published", "1 mask", "1 mask, salient"))
     index = full.target.index
     assert 1 <= index[0] <= 5 and 18 <= index[-1] <= 22 and index[full.shown] == 12 and not full.counting.in_mm
     assert full.counting.slices.tolist() == [*range(full.shown, len(index)), *range(full.shown - 1, -1, -1)]
@@ -116,5 +116,5 @@ def test_what_the_network_sees_and_what_counts():
 
 @pytest.mark.parametrize("mode", ["described", "published"])
 def test_small_structures_have_no_salient_area(mode):
-    truth = large(3, {1: 256})
-    assert list(shen.steps(Scripted(truth), target_of(truth), plan(mode, "1 mask, salient", "5 clicks, salient"))) == []
+    reference = large(3, {1: 256})
+    assert list(shen.steps(Scripted(reference), target_of(reference), plan(mode, "1 mask, salient", "5 clicks, salient"))) == []

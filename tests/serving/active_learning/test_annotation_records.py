@@ -8,7 +8,7 @@ import pytest
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.serving.active_learning.annotation_records import MOST_STRUCTURES, Rounds, structure_of
+from lib.serving.active_learning.annotation_records import MOST_STRUCTURES, AnnotationRecords, structure_of
 
 T = 12
 FRAMES = Frames.of(Volume(np.zeros((8, 10, T), np.float32), np.diag([1.0, 1.0, 5.0, 1.0])), axis=2)
@@ -29,7 +29,7 @@ def note(rounds, result, label="spleen", image="ct_1", **more):
 
 @pytest.fixture
 def rounds(tmp_path):
-    return Rounds(tmp_path / "rounds")
+    return AnnotationRecords(tmp_path / "rounds")
 
 
 def test_a_record_says_how_good_and_where_next(rounds):
@@ -42,7 +42,7 @@ def test_a_record_says_how_good_and_where_next(rounds):
 
 def test_another_process_sees_the_same(rounds):
     record = note(rounds, answer(), image="a/../b")
-    again = Rounds(rounds.folder)
+    again = AnnotationRecords(rounds.folder)
     assert again.of("a/../b") == {"spleen": record} and again.all() == {"a/../b": {"spleen": record}}
     assert again.mask("a/../b", "spleen").tolist() == FRAMES.from_volume(answer().mask).tolist()
     assert all(f.parent == rounds.folder for f in rounds.folder.glob("*.json")), "no path comes from a name"

@@ -13,7 +13,7 @@ from monailabel.datastore.local import LocalDatastore
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality, label_names
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume
 
@@ -49,7 +49,7 @@ def store(studies):
 
 @pytest.fixture
 def rounds(tmp_path):
-    return Rounds(tmp_path / "rounds")
+    return AnnotationRecords(tmp_path / "rounds")
 
 
 def work(rounds, image, iou, label="spleen", annotated=(5,), client="anna"):

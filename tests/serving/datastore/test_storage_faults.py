@@ -19,7 +19,7 @@ import torch
 from fastapi import HTTPException
 
 from lib.samples import phantom, sample_data
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.folder import SafeDatastore
 from lib.serving.launch import PLUGINS, free_port, start_orthanc, stop
 from lib.serving.web.http_errors import clear_errors
@@ -162,13 +162,13 @@ def voxels(answer) -> bytes:
 
 
 def test_the_clock_is_set_back(tmp_path, monkeypatch):
-    rounds = Rounds(tmp_path / "rounds")
+    rounds = AnnotationRecords(tmp_path / "rounds")
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: 4e9)
         work(rounds, "b", 0.6)
         work(rounds, "a", 0.5, label="liver")
     new = work(rounds, "b", 0.7, annotated=(5, 8))
-    again = Rounds(tmp_path / "rounds")
+    again = AnnotationRecords(tmp_path / "rounds")
     lost = again.of("b")["spleen"] != new or again.of("a")["liver"]["annotated"] != [5]
     row("clock set back by decades (records of rounds)", 1, "goes on", lost)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lib.common.errors import CheckpointError
 from lib.model import checkpoints
-from lib.serving.inference.checkpoint_catalog import AUTO, Catalog
+from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def catalog(tmp_path, monkeypatch):
     known = {n: replace(c, path=tmp_path / f"{n}.pt") for n, c in checkpoints.KNOWN.items() if n != "embedded"}
     monkeypatch.setattr(checkpoints, "KNOWN", {"embedded": checkpoints.KNOWN["embedded"], **known})
     (tmp_path / "tiny.pt").write_bytes(b"weights")
-    return Catalog.of("embedded", tmp_path / "versions")
+    return CheckpointCatalog.of("embedded", tmp_path / "versions")
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def test_paths_are_for_whoever_starts_the_server(catalog, weights):
 
 def test_a_base_given_as_a_path_can_be_chosen(tmp_path, weights):
     base = f"{weights}@sam2_hiera_nano_256.yaml@256"
-    catalog = Catalog.of(base, tmp_path / "versions")
+    catalog = CheckpointCatalog.of(base, tmp_path / "versions")
     assert catalog.names()[:2] == ["auto", base] and "embedded" in catalog.names()
     assert catalog.resolve("auto") == catalog.resolve(base) == (base, base)

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from lib.serving.inference.request_queue import Crowded, Turns
+from lib.serving.inference.request_queue import QueueFull, RequestQueue
 
 
 def orders(requests, **limits):
@@ -13,7 +13,7 @@ def orders(requests, **limits):
             done.append(client)
 
     async def all_of_them():
-        turns, done = Turns(**limits), []
+        turns, done = RequestQueue(**limits), []
         await asyncio.gather(*(ask(turns, c, done) for c in requests))
         assert (turns.running, turns.waiting) == (0, 0)
         return "".join(done)
@@ -34,14 +34,14 @@ def test_two_at_once():
 
 @pytest.mark.parametrize("asked, limits, own", [("aaaa", {"own": 2}, True), ("abcd", {"places": 2}, False)])
 def test_a_full_queue_says_so(asked, limits, own):
-    with pytest.raises(Crowded) as refused:
+    with pytest.raises(QueueFull) as refused:
         orders(asked, **limits)
     assert refused.value.own is own
 
 
 def test_whoever_leaves_gives_up_the_place():
     async def run():
-        turns, done = Turns(), []
+        turns, done = RequestQueue(), []
 
         async def ask(client):
             async with turns.turn(client):
@@ -61,7 +61,7 @@ def test_whoever_leaves_gives_up_the_place():
 
 def test_a_turn_given_to_someone_who_leaves_goes_on_to_the_next():
     async def run():
-        turns, done = Turns(), []
+        turns, done = RequestQueue(), []
 
         async def ask(client):
             async with turns.turn(client):

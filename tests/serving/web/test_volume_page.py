@@ -17,7 +17,7 @@ from PIL import Image
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.serving.active_learning.annotation_records import Rounds
+from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import WorstSlice
 from lib.serving.inference.tasks import VolumeCache
 from lib.serving.web import routes, volume_page
@@ -48,7 +48,7 @@ class DicomStore(DICOMWebDatastore):
 
 class App:
     def __init__(self, folder, kind):
-        self.store, self.rounds, self.conf, self.page_volumes = kind(folder), Rounds(folder / "rounds"), {}, VolumeCache(2)
+        self.store, self.rounds, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder / "rounds"), {}, VolumeCache(2)
         self._strategies = {"worst_slice": WorstSlice(self.rounds)}
 
     def datastore(self):
@@ -110,7 +110,7 @@ def test_the_page_sorts_volumes_by_need(serve, studies):
     worst = work(app, "b", 0.3)
     work(app, "c", 0.6)
     work(app, "d", 0.97)
-    assert [(c.image, c.status) for c in volume_page.cards(app.store, app.rounds)] == [
+    assert [(c.image, c.status) for c in volume_page.volume_summaries(app.store, app.rounds)] == [
         ("b", "in work"), ("c", "in work"), ("a", "untouched"), ("d", "done")
     ]  # fmt: skip
     answer = client.get("/sam2/")
@@ -127,7 +127,7 @@ def test_scores_are_shown_and_stand_in_for_rounds(serve):
     dice = [1.0] * 4 + [0.2] + [0.9] * 7
     score = {"dice": dice, "worst_slice": 4, "mean": 0.87, "volume_dice": 0.81}
     app.store.update_image_info("a", {"slice_quality": {"structures": {"liver": score}, "axis": 2}, "slice_dice": {"structures": {"liver": score}}})
-    (first, *_) = volume_page.cards(app.store, app.rounds)
+    (first, *_) = volume_page.volume_summaries(app.store, app.rounds)
     assert (first.image, first.status, first.structures[0].worst()[0]) == ("a", "in work", 4)
     text = client.get("/sam2/").text
     assert 'class="ref"' in text and "measured 0.81" in text and "<td>slice_dice</td>" in text
