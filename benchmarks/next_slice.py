@@ -38,6 +38,7 @@ from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
+from lib.quality import annotation_loop
 from lib.quality.next_slice import STRATEGIES, RoundState, random, slice_errors  # noqa: E402
 
 MIN_VOXELS = 50
@@ -80,7 +81,7 @@ def loops(segmenter, volume, reference, options, a) -> Iterator[tuple[str, list]
     for name, choose in STRATEGIES.items():
         for seed in range(SEEDS if choose is random else 1):
             pick = (lambda scene, seed=seed: random(scene, seed)) if choose is random else choose
-            yield name, list(simulated_annotator.annotation_rounds(segment, frames, reference, pick, ANNOTATORS[a.annotate], count=a.rounds))
+            yield name, list(annotation_loop.annotation_rounds(segment, frames, reference, pick, ANNOTATORS[a.annotate], count=a.rounds))
 
 
 def judged(scene: RoundState) -> Iterator[dict]:

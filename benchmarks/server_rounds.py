@@ -30,6 +30,7 @@ from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
+from lib.quality import annotation_loop
 from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
 
 MIN_VOXELS = 50
@@ -88,7 +89,7 @@ def rounds_of(server: Server, case, value: int, label: str, volume, labels, a) -
     t, prompts, dice, slices, lost, proposals = simulated_annotator.largest_slice(reference), {}, [], [], False, []
     for n in range(a.rounds):
         slices.append(t)
-        prompts = simulated_annotator.merge_prompts(prompts, annotate(t))
+        prompts = annotation_loop.merge_prompts(prompts, annotate(t))
         mask, answer = ask("sam2", prompts)
         dice.append(round(metrics.dice(mask, reference), 4))
         sample = server.client.next_sample("worst_slice", {})

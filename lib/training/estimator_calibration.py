@@ -15,7 +15,7 @@ from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model import checkpoints
 from lib.prompts import simulated_annotator
-from lib.quality import next_slice
+from lib.quality import annotation_loop, next_slice
 from lib.quality.estimator import QualityEstimator, slice_iou
 from lib.training.object_end_calibration import generated_volume
 
@@ -51,7 +51,7 @@ def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], option
         for m, value in enumerate(structures):
             reference, clicks = labels == value, simulated_annotator.click_annotator(5 if m % 2 else 3)
             for choose in (next_slice.oracle, next_slice.random):
-                for done in simulated_annotator.annotation_rounds(_engine(segmenter, volume, options), frames, reference, choose, clicks, count=_ROUNDS):
+                for done in annotation_loop.annotation_rounds(_engine(segmenter, volume, options), frames, reference, choose, clicks, count=_ROUNDS):
                     mask, other = done.scene.mask, np.setdiff1d(np.arange(len(frames)), sorted(done.scene.annotated))
                     rows.append((n, done.scene.result.signals[other], mask.any((1, 2))[other], slice_iou(mask, reference)[other]))
     fitted, held = ([r[1:] for r in rows if (r[0] < 0.75 * total) == first] for first in (True, False))

@@ -7,6 +7,7 @@ from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.prompts import simulated_annotator
+from lib.quality import annotation_loop
 
 
 def drawn(*rows):
@@ -145,7 +146,7 @@ def test_rounds_annotate_what_the_strategy_chooses(annotate):
     reference[2:8] = LEFT
     frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
     asked = []
-    done = list(simulated_annotator.annotation_rounds(engine(reference, frames, asked), frames, reference, lambda s: s.annotated == {2} and 5 or None, annotate))
+    done = list(annotation_loop.annotation_rounds(engine(reference, frames, asked), frames, reference, lambda s: s.annotated == {2} and 5 or None, annotate))
     assert [r.slice for r in done] == [2, 5]
     assert [r.scene.annotated for r in done] == [{2}, {2, 5}]
     assert [r.dice for r in done] == pytest.approx([4 / 8, 10 / 11]), "2 and then 5 of 6 slices are right"
@@ -155,5 +156,5 @@ def test_rounds_say_where_the_object_is_not_and_stop_by_count():
     reference = np.zeros((9, 5, 12), bool)
     reference[2:8] = LEFT
     frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
-    done = list(simulated_annotator.annotation_rounds(engine(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3, first=4))
+    done = list(annotation_loop.annotation_rounds(engine(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3, first=4))
     assert [r.slice for r in done] == [4, 0, 8] and done[-1].prompts["absent"] == [0, 8]

@@ -11,6 +11,7 @@ from lib.evaluation.protocols.steps import Plan, Step
 from lib.evaluation.protocols.target import Target
 from lib.prompts import simulated_annotator
 from lib.prompts.volume_prompts import group_by_slice, make_prompts
+from lib.quality import annotation_loop
 from lib.quality.next_slice import STRATEGIES
 
 SETTINGS = ("3 clicks", "5 clicks", "box", "painted")
@@ -43,7 +44,7 @@ def steps(method: Method, target: Target, plan: Plan) -> Iterator[Step]:
                 raise OptionError(f"The strategy {plan.strategy!r} needs estimates, which {method.name!r} does not give: use oracle.")
             return answer.result or _bare(answer.mask, frames, annotations)
 
-        found = simulated_annotator.annotation_rounds(
+        found = annotation_loop.annotation_rounds(
             segment, frames, target.reference, STRATEGIES[plan.strategy], ANNOTATORS[setting], count=SLICES
         )  # fmt: skip
         for number, one in enumerate(found, 1):
