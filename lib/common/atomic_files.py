@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, whenever the process or the machine stops."""
+"""Write files atomically: after a crash or power failure, a file holds either its old or its new content, never a mixture."""
 
 import os
 import uuid
@@ -6,12 +6,16 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`."""
+    """Write `text` as UTF-8 to `path` atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` as a whole, once the new content is on the disk; makes its folder."""
+    """Write `content` to a temporary file that replaces `path` once it is on the disk; create the parent folders if needed.
+
+    Raises:
+        OSError: The file cannot be written; `path` then keeps its old content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:

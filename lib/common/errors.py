@@ -1,16 +1,16 @@
-"""Errors that users can cause and mend. Each message is one sentence or two that say what to do."""
+"""Errors that users can cause and correct. Each message consists of one or two sentences that say what to do."""
 
 
 class UserError(ValueError):
-    """Wrong input; the server answers 400 with the message."""
+    """The input or the configuration is wrong; the server answers with status 400 and the message."""
 
 
 class VolumeError(UserError):
-    """The image cannot be read, or is not one 3D volume."""
+    """The image cannot be read or is not a single 3D volume."""
 
 
 class PromptError(UserError):
-    """Clicks, boxes or masks that make no sense on this volume."""
+    """The prompts (clicks, boxes, masks) contradict each other or do not fit the volume."""
 
 
 class OptionError(UserError):
@@ -18,8 +18,8 @@ class OptionError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is unknown, missing, damaged, or of another architecture."""
+    """A checkpoint is unknown, missing or damaged, or it belongs to another architecture."""
 
 
 class DownloadError(CheckpointError):
-    """A checkpoint could not be fetched."""
+    """A checkpoint could not be downloaded."""

@@ -1,4 +1,4 @@
-"""A simulated annotator, from a reference mask: the clicks of Shen et al. 2024 (section 3.2), boxes, and on which slices."""
+"""Simulate an annotator who knows the reference segmentation. The corrective clicks follow Shen et al. 2024, section 3.2."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ import numpy as np
 from lib.imaging.frames import Frames
 from lib.imaging.masks import deepest_pixel, edge_distance
 
-MIN_DEPTH = 1.42  # pixels; a thinner error region gets no click
+MIN_DEPTH = 1.42  # in pixels, just over the square root of 2: a thinner error region is not worth a click
 
 
 def corrective_click(predicted: np.ndarray, reference: np.ndarray) -> tuple[bool, int, int] | None:
-    """The corrective click (positive, y, x) at the deepest point of what is missed or marked in excess.
+    """Return the click (positive, y, x) at the deepest point of what a mask, bool (Y, X), misses or marks in excess.
 
-    Missed wins a tie. None when nothing thicker than MIN_DEPTH is wrong.
+    If both errors are equally deep, the click is positive. If no error is at least `MIN_DEPTH` deep, there is no click: None.
     """
     missed, extra = edge_distance(reference & ~predicted), edge_distance(predicted & ~reference)
     if max(missed.max(), extra.max()) < MIN_DEPTH:
@@ -25,22 +25,23 @@ def corrective_click(predicted: np.ndarray, reference: np.ndarray) -> tuple[bool
 
 
 def largest_slice(reference: np.ndarray) -> int:
-    """Index of the slice of bool (T, Y, X) with the most foreground, the first of equals."""
+    """Return the index of the slice of bool (T, Y, X) with the most foreground; among equals, the first."""
     return int(reference.sum((1, 2)).argmax())
 
 
 def slices_at_shares(reference: np.ndarray, shares=(0.2, 0.5, 0.8)) -> list[int]:
-    """Non-empty slices of bool (T, Y, X) at shares of the object's extent; equal ones once."""
+    """Return the filled slices of bool (T, Y, X) at the given shares (0 to 1) of the object's extent, sorted and without repetition."""
     filled = np.flatnonzero(reference.any((1, 2)))
     return sorted({int(filled[round(s * (len(filled) - 1))]) for s in shares})
 
 
 def clicks_on_slice(predict: Callable[[dict], np.ndarray], frames: Frames, reference: np.ndarray, t: int, count: int) -> dict:
-    """Up to `count` clicks (voxels) on slice t: one inside, then each where the answer to those before is most wrong.
+    """Click on slice t: first inside the structure, then each time where the mask predicted so far is most wrong.
 
     Args:
-        predict: prompts {"positive": voxels, "negative": voxels} -> bool (Y, X), the mask of slice t.
-        reference: bool (T, Y, X).
+        predict: Takes prompts {"positive": voxels, "negative": voxels} and returns the mask of slice t, bool (Y, X).
+        reference: bool (T, Y, X), not empty in slice t.
+        count: Maximal number of clicks. There are fewer if the mask becomes right or no longer follows the clicks.
     """
     y, x = deepest_pixel(reference[t])
     prompts = {"positive": [frames.to_voxel(t, y, x)], "negative": []}
@@ -50,25 +51,27 @@ def clicks_on_slice(predict: Callable[[dict], np.ndarray], frames: Frames, refer
             break
         voxel = frames.to_voxel(t, *click[1:])
         if voxel in prompts["positive"] or voxel in prompts["negative"]:
-            break
+            break  # The model did not follow the click, and would not follow it a second time.
         prompts["positive" if click[0] else "negative"].append(voxel)
     return prompts
 
 
 def box_on_slice(frames: Frames, reference: np.ndarray, t: int) -> dict:
-    """The tight box of slice t as prompts."""
+    """Return the tight bounding box of slice t of bool (T, Y, X) as prompts {"boxes": [[low, high]]} in voxels (i, j, k)."""
     ys, xs = np.nonzero(reference[t])
     return {"boxes": [[frames.to_voxel(t, f(ys), f(xs)) for f in (np.min, np.max)]]}
 
 
-Segment = Callable[[dict, bool], Any]  # From prompts, and whether to propagate, to a result with `mask`, bool (I, J, K).
-# Prompts for slice t, from the engine that knows those given before, the frames, the reference, t, and the mask on the screen.
+# A function that segments a volume: it takes prompts and whether to propagate, and returns a result whose `mask` is bool (I, J, K).
+Segment = Callable[[dict, bool], Any]
+# A function that annotates one slice. Its arguments are a `Segment` that adds the given prompts to all earlier ones, the frames,
+# the reference (T, Y, X), the slice's index, and the mask (Y, X) that is now displayed on it. It returns the slice's prompts.
 Annotator = Callable[[Segment, Frames, np.ndarray, int, np.ndarray], dict]
 
 
 def click_annotator(count: int) -> Annotator:
-    """Annotates a slice by up to `count` clicks, or as empty."""
-    def annotate(segment, frames, reference, t, shown):
+    """Return an annotator who starts a slice afresh with up to `count` clicks, or marks it as empty."""
+    def annotate(segment, frames, reference, t, displayed_mask):
         if not reference[t].any():
             return {"absent": [t]}
         return clicks_on_slice(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, reference, t, count)
@@ -77,31 +80,33 @@ def click_annotator(count: int) -> Annotator:
 
 
 def correction_annotator(count: int) -> Annotator:
-    """Annotates a slice as one does who looks at its mask: up to `count` clicks, each where that is most wrong (one inside where
-    nothing is), or as empty."""
-    def annotate(segment, frames, reference, t, shown):
+    """Return an annotator who corrects the displayed mask of a slice with up to `count` clicks, or marks the slice as empty.
+
+    Each click goes where the mask is most wrong. If no error is thick enough for a click, there is one click inside the structure.
+    """
+    def annotate(segment, frames, reference, t, displayed_mask):
         if not reference[t].any():
             return {"absent": [t]}
         prompts: dict = {"positive": [], "negative": []}
         for _ in range(count):
-            click = corrective_click(shown, reference[t])
+            click = corrective_click(displayed_mask, reference[t])
             voxel = click and frames.to_voxel(t, *click[1:])
             if click is None or voxel in (*prompts["positive"], *prompts["negative"]):
                 break
             prompts["positive" if click[0] else "negative"].append(voxel)
-            shown = frames.from_volume(segment(prompts, True).mask)[t]
+            displayed_mask = frames.from_volume(segment(prompts, True).mask)[t]
         return prompts if any(prompts.values()) else {"positive": [frames.to_voxel(t, *deepest_pixel(reference[t]))]}
 
     return annotate
 
 
-def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int, shown) -> dict:
-    """Annotates a slice by its tight box, or as empty."""
+def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int, displayed_mask) -> dict:
+    """Annotate slice t with its tight bounding box, or mark it as empty; this is an `Annotator`."""
     return box_on_slice(frames, reference, t) if reference[t].any() else {"absent": [t]}
 
 
-def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int, shown) -> dict:
-    """Annotates a slice by its reference mask."""
+def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int, displayed_mask) -> dict:
+    """Annotate slice t by painting its reference mask; this is an `Annotator`."""
     stack = np.zeros((len(frames), *frames.size), bool)
     stack[t] = reference[t]
     return {"masks": {t: frames.to_volume(stack).take(t, frames.axis)}}

@@ -1,4 +1,4 @@
-"""What a user says about one structure: clicks, boxes, painted slices, "not here". Checked once, here."""
+"""Check the prompts for one structure (clicks, boxes, painted slices, empty slices) against a volume, and sort them by slice."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -15,14 +15,15 @@ Voxel = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts in voxel indices (i, j, k) of one volume, already checked (make them with `make_prompts`).
+    """The prompts for one structure in voxel indices (i, j, k) of a volume; `make_prompts` creates and checks them.
 
     Attributes:
-        positive, negative: clicks in the order in which they were made.
-        boxes: 2D boxes, as (low, high) voxel corners, both inside the box; flat along the slicing axis.
-        roi: 3D region (low, high), both inside: the structure lies within; also a box on its middle slice.
-        masks: painted slices along `mask_axis`: {slice index: bool (I, J, K) with that axis removed}.
-        absent: slice indices (along the slicing axis) where the structure is not.
+        positive, negative: Clicks inside and outside the structure, in the order in which they were made.
+        boxes: 2D boxes as inclusive corners (low, high). A box that is thick along the slicing axis applies to its middle slice.
+        roi: 3D region (low, high) that contains the structure, or None. If nothing else shows the structure, it also serves as a
+            box on its middle slice.
+        masks: Painted slices by index along the slicing axis: bool (I, J, K) without that axis.
+        absent: Indices along the slicing axis of slices that are marked as empty.
     """
 
     positive: tuple[Voxel, ...] = ()
@@ -35,12 +36,12 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class SlicePrompt:
-    """What is said about one frame, in its pixels (y, x).
+    """The prompts on one slice, in pixels of its frame (see `lib.imaging.frames.Frames`).
 
     Attributes:
-        points: (P, 2) float, x then y. labels: (P,) 1 positive, 0 negative; 2 and 3 the corners of a box, which come
-            first.
-        mask: bool (Y, X), or None. An empty one means "not here".
+        points: float (P, 2), pixel coordinates (x, y) as SAM 2 expects them; the corners of a box come first.
+        labels: int (P,), 1 for a positive click, 0 for a negative one, 2 and 3 for the low and high corner of a box.
+        mask: bool (Y, X), the painted mask, or None. An empty mask means that the structure is absent from this slice.
     """
 
     points: np.ndarray
@@ -49,74 +50,75 @@ class SlicePrompt:
 
     @cached_property
     def key(self) -> str:
-        """Digest of the content."""
+        """Hexadecimal digest of the content, for caches."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.points, self.labels, *(() if self.mask is None else (np.packbits(self.mask),))):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def cropped(self, rows: slice, columns: slice) -> "SlicePrompt":
-        """The same in a part of the frame."""
+        """Return the same prompts in the coordinates of a crop of the frame."""
         points = self.points - np.array([columns.start, rows.start])
         return SlicePrompt(points, self.labels, None if self.mask is None else self.mask[rows, columns])
 
     @property
     def first_click(self) -> "SlicePrompt":
-        """The first click alone, if there is neither a box nor a painting."""
-        only_clicks = self.mask is None and (self.labels < 2).all()
-        return SlicePrompt(self.points[:1], self.labels[:1]) if only_clicks and len(self.labels) > 1 else self
+        """The first of several clicks as a prompt of its own; prompts with a box or a painted mask stay as they are."""
+        has_only_clicks = self.mask is None and (self.labels < 2).all()
+        return SlicePrompt(self.points[:1], self.labels[:1]) if has_only_clicks and len(self.labels) > 1 else self
 
     def without_last_click(self) -> "SlicePrompt":
-        """What was said before the last click."""
+        """Return the prompts as they were before the last click."""
         return SlicePrompt(self.points[:-1], self.labels[:-1], self.mask)
 
     @property
     def defines_structure(self) -> bool:
-        """Whether it says what the structure is, and not only what is wrong with a mask: anything but clicks outside."""
+        """Whether the prompts show the structure, that is, whether they are more than negative clicks."""
         return self.mask is not None or bool((self.labels > 0).any())
 
 
-def make_prompts(
-    volume: Volume, *, positive=(), negative=(), boxes=(), roi=None, masks=None, absent=(), axis: int = 2
-) -> Prompts:
-    """Checks prompts against a volume.
+def make_prompts(volume: Volume, *, positive=(), negative=(), boxes=(), roi=None, masks=None, absent=(), axis: int = 2) -> Prompts:
+    """Check prompts against a volume and return them in a uniform form.
 
     Args:
-        positive, negative: voxel indices, whole numbers or close to it.
-        boxes: pairs of opposite corners, in any order, clipped to the volume.
-        roi: one such pair, or None.
-        masks: {slice index: bool array}, slices along `axis`.
-        absent: slice indices along `axis`.
+        positive, negative: Clicks (i, j, k) inside and outside the structure; each is rounded to the nearest voxel.
+        boxes: Pairs of opposite corners (i, j, k) in any order; they are clipped to the volume.
+        roi: One such pair that contains the structure, or None.
+        masks: Painted slices by index along `axis`: bool arrays in the order of the volume's other two axes.
+        absent: Indices along `axis` of slices without the structure.
+        axis: The slicing axis, 0, 1 or 2.
 
     Raises:
-        PromptError: not numbers, a click outside, an empty box, a slice that does not exist.
+        PromptError: A prompt is malformed, empty or outside the volume, prompts contradict each other, or none shows the structure.
     """
     masks = dict(masks or {})
     shape = volume.shape
     plane = tuple(n for a, n in enumerate(shape) if a != axis)
-    for t, m in masks.items():
-        if m.shape != plane:
-            raise PromptError(f"The painted slice {t} has shape {m.shape}; {plane} is needed.")
+    for t, mask in masks.items():
+        if mask.shape != plane:
+            raise PromptError(f"The painted slice {t} has shape {mask.shape}; {plane} is needed.")
     for t in (*masks, *absent):
         if not 0 <= t < shape[axis]:
             raise PromptError(f"There is no slice {t}; slices go from 0 to {shape[axis] - 1}.")
-    pos = tuple(dict.fromkeys(_voxel(p, shape) for p in positive))
-    neg = tuple(dict.fromkeys(_voxel(p, shape) for p in negative))
-    both = set(pos) & set(neg)
-    if both:
-        raise PromptError(f"Voxel {min(both)} is clicked both as inside and as outside; delete one of the two.")
-    region = None if roi is None else _box(roi, shape)
-    prompts = Prompts(pos, neg, tuple(_box(b, shape) for b in boxes), region, masks, tuple(sorted(set(absent))))
-    if not (pos or prompts.boxes or region or any(m.any() for m in masks.values())):
+    positive = tuple(dict.fromkeys(_checked_voxel(p, shape) for p in positive))
+    negative = tuple(dict.fromkeys(_checked_voxel(p, shape) for p in negative))
+    contradictory = set(positive) & set(negative)
+    if contradictory:
+        raise PromptError(f"Voxel {min(contradictory)} is clicked both as inside and as outside; delete one of the two.")
+    roi = None if roi is None else _checked_box(roi, shape)
+    prompts = Prompts(positive, negative, tuple(_checked_box(b, shape) for b in boxes), roi, masks, tuple(sorted(set(absent))))
+    if not (positive or prompts.boxes or roi or any(m.any() for m in masks.values())):
         raise PromptError("Nothing says where the structure is: click inside it, draw a box or paint a slice.")
     return prompts
 
 
 def group_by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
-    """Prompts of each annotated frame, keys in the order in which they were made, standing-alone ones first.
+    """Return the prompts of each annotated slice by its index.
+
+    Painted and empty slices come first, then slices with a box, then slices with a positive click, then those with negative ones.
 
     Raises:
-        PromptError: a slice with two boxes, or with a box or a click inside although it is said to be empty.
+        PromptError: A slice has two boxes, or it is marked as empty and has a box or a positive click.
     """
     masks = {t: frames.from_volume(np.expand_dims(m, frames.axis))[0] for t, m in prompts.masks.items()}
     masks |= {t: np.zeros(frames.size, bool) for t in prompts.absent if t not in masks}
@@ -126,8 +128,11 @@ def group_by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
         if t in boxes or t in prompts.absent:
             raise PromptError(f"Slice {t} has {'two boxes' if t in boxes else 'a box but is said to be empty'}; keep one.")
         boxes[t] = (low, high)
-    if prompts.roi is not None:
-        _roi_box(prompts, frames, boxes, masks)
+    shows_structure = prompts.positive or boxes or any(m.any() for m in masks.values())
+    if prompts.roi is not None and not shows_structure:
+        # With other prompts, the region only limits the range of slices.
+        low, high = prompts.roi
+        boxes[(low[frames.axis] + high[frames.axis]) // 2] = (low, high)
     points: dict[int, list] = {}
     for label, voxels in ((1, prompts.positive), (0, prompts.negative)):
         for voxel in voxels:
@@ -135,35 +140,29 @@ def group_by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
             if label and t in prompts.absent:
                 raise PromptError(f"Slice {t} is said to be empty, but has a click inside; keep one of the two.")
             points.setdefault(t, []).append((x, y, label))
-    out = {}
+    prompts_by_slice = {}
     for t in dict.fromkeys((*masks, *boxes, *points)):
         rows = []
         if t in boxes:
-            for corner, label, edge in zip(boxes[t], (2, 3), (-0.5, 0.5), strict=True):
+            # Voxel indices are pixel centres; the box reaches to the outer edges of its corner pixels.
+            for corner, label, to_edge in zip(boxes[t], (2, 3), (-0.5, 0.5), strict=True):
                 _, y, x = frames.to_pixel(corner)
-                rows.append((x + edge, y + edge, label))
+                rows.append((x + to_edge, y + to_edge, label))
         rows += points.get(t, [])
         table = np.array(rows, float).reshape(-1, 3)
-        # A painted slice is exact: clicks on it are taken as part of the painting, not as further prompts.
+        # A painted slice is exact, so clicks on it change single pixels of the painting instead of prompting the model.
         mask = masks.get(t)
         if mask is not None:
             mask = mask.copy()
             for x, y, label in points.get(t, []):
                 mask[int(y), int(x)] = bool(label)
             table = table[:0]
-        out[t] = SlicePrompt(table[:, :2], table[:, 2].astype(np.int32), mask)
-    return out
+        prompts_by_slice[t] = SlicePrompt(table[:, :2], table[:, 2].astype(np.int32), mask)
+    return prompts_by_slice
 
 
-def _roi_box(prompts, frames, boxes, masks) -> None:
-    """A 3D region without any click is a box on its middle slice; with clicks it only limits the range of slices."""
-    if prompts.positive or boxes or any(m.any() for m in masks.values()):
-        return
-    low, high = prompts.roi
-    boxes[(low[frames.axis] + high[frames.axis]) // 2] = (low, high)
-
-
-def _voxel(point, shape) -> Voxel:
+def _checked_voxel(point, shape) -> Voxel:
+    """Return the voxel nearest to a click, or raise PromptError."""
     try:
         ijk = np.asarray(point, float)
     except (TypeError, ValueError, OverflowError) as e:
@@ -176,7 +175,8 @@ def _voxel(point, shape) -> Voxel:
     return index
 
 
-def _box(corners, shape) -> tuple[Voxel, Voxel]:
+def _checked_box(corners, shape) -> tuple[Voxel, Voxel]:
+    """Return the low and high corner voxels of a box, clipped to the volume, or raise PromptError."""
     try:
         pair = np.asarray(corners, float)
     except (TypeError, ValueError, OverflowError) as e:
