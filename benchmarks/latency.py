@@ -1,21 +1,25 @@
-"""How long does an annotator wait? This app, MONAI Label's built-in SAM 2 task and the official video predictor, with the same
-weights and the same clicks on the same machine, one after the other, each in two processes of its own: one for the first click on a
-volume nobody has opened, one for all other steps.
+"""Measure how long an annotator waits: this app, MONAI Label's built-in SAM 2 task and the official video predictor.
 
-  open              the volume becomes known; the app encodes it in the background, which is waited for here
-  first_click_cold  first click on a volume nobody has opened
-  first_click       first click on the opened volume
+All engines use the same weights, the same clicks and the same machine, one after the other. Each engine runs in two processes of its
+own: one for the first click on a volume that nobody has opened, one for all other steps:
+
+  open              the volume becomes known; the app encodes it in the background, and this step waits until that is done
+  first_click_cold  the first click on a volume that nobody has opened
+  first_click       the first click on the opened volume
   second_click      a click on another slice
   correction        one more click on the first slice
-  second_label      the first click of another structure
-  undo              the last click of the first structure is taken back
+  second_label      the first click on another structure
+  undo              the last click on the first structure is taken back
 
-`official` runs in both directions with all corrected frames as conditioning frames; `builtin` goes forward only, as it does.
-The two that a server calls leave the mask in a file for it to send (NRRD, not compressed); the predictor is a library and does not.
-Between two steps the mask is stored, which takes about a second; the app goes on encoding in that time, as it does while an annotator
-looks at a mask. A longer pause (--pause) finds the processor's caches cold.
-`slices` are those that the answer decides on; `dice_vs_official` compares the masks on the slices of both, `dice` with the reference
-on all slices that the engine decides on.
+`official` propagates in both directions with all corrected frames as conditioning frames; `builtin` propagates forward only, which
+is all that it can do. `app` and `builtin` leave the mask in a file for a server to send (NRRD, not compressed); `official` is a
+library, which writes no file.
+
+The mask is stored between two steps. This takes about a second, in which the app goes on encoding, just as it does while an annotator
+looks at a mask. A longer pause (--pause) lets the processor's caches get cold.
+
+In the table, `ms/slice` divides by the number of slices that the answer decides on. `vs off.` compares the mask with that of
+`official` on the slices that both decide on, and `Dice` compares it with the reference on all slices that the engine decides on.
 
 examples:
   python benchmarks/latency.py --json rows.json
@@ -35,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +47,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from latency_table import ENGINES, STEPS, compare, middle, table  # noqa: E402
+from latency_table import ENGINES, STEPS, compare_masks, format_table, median_rows  # noqa: E402
 
 CASES = ("icbm", "phantom300")
-PARTS = {"cold": STEPS[1:2], "opened": STEPS[:1] + STEPS[2:]}
+PARTS = {"cold": STEPS[1:2], "opened": STEPS[:1] + STEPS[2:]}  # The steps of each of the two processes.
+Outcome = Callable[[], tuple[np.ndarray, np.ndarray]]  # Returns the mask, bool (I, J, K), and the slices that the engine decided on.
 
 
 def make_case(name: str, folder: Path) -> tuple[Path, dict]:
-    """Image file and the prompts of each step."""
+    """Write the image and the reference masks of a case.
+
+    Returns:
+        The image file, and for each step the voxels (i, j, k) of its positive clicks.
+    """
     import nibabel as nib
 
     from lib.imaging.frames import Frames
@@ -60,7 +70,7 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
     if name == "icbm":
         volume, labels = sample_data.icbm152()
         first, second = 2, 3
-    elif name == "ct1000":  # the phantom and its mirror image in turn
+    elif name == "ct1000":  # The phantom and its mirror image in turn.
         volume, labels = phantom.abdomen(5, shape=(512, 512, 250), spacing_mm=(0.7, 0.7, 1.2))
         volume, labels = (np.concatenate([x, x[..., ::-1]] * 2, 2) for x in (volume.array, labels))
         volume = Volume(volume, np.diag([0.7, 0.7, 1.2, 1.0]), name)
@@ -72,27 +82,29 @@ def make_case(name: str, folder: Path) -> tuple[Path, dict]:
     nib.save(nib.Nifti1Image(volume.array, volume.affine), path)
     frames = Frames.of(volume)
 
-    def inside(value, share, skip=0):
+    def click_inside(value, extent_share, clearance_pixels=0):
+        """Return a voxel deep inside a label; with a clearance, one that is at least as far from the deepest."""
         reference = frames.from_volume(labels == value)
         filled = np.flatnonzero(reference.any((1, 2)))
-        t = int(filled[round(share * (len(filled) - 1))])
+        t = int(filled[round(extent_share * (len(filled) - 1))])
         y, x = simulated_annotator.deepest_pixel(reference[t])
-        if skip:  # another place of the same slice
+        if clearance_pixels:
             ys, xs = np.ogrid[: reference.shape[1], : reference.shape[2]]
-            left = reference[t] & ((ys - y) ** 2 + (xs - x) ** 2 > skip**2)
-            y, x = simulated_annotator.deepest_pixel(left) or (y, x)
+            rest = reference[t] & ((ys - y) ** 2 + (xs - x) ** 2 > clearance_pixels**2)
+            y, x = simulated_annotator.deepest_pixel(rest) or (y, x)
         return [int(v) for v in frames.to_voxel(t, y, x)]
 
     np.savez_compressed(folder / f"{name}.npz", first=labels == first, second=labels == second)
-    a, b, c, other = inside(first, 0.5), inside(first, 0.35), inside(first, 0.5, skip=12), inside(second, 0.5)
+    first_click, second_click = click_inside(first, 0.5), click_inside(first, 0.35)
+    correction, other_structure = click_inside(first, 0.5, clearance_pixels=12), click_inside(second, 0.5)
     return path, {
-        "first_click_cold": [a], "first_click": [a], "second_click": [a, b], "correction": [a, c, b], "second_label": [other],
-        "undo": [a, b],
+        "first_click_cold": [first_click], "first_click": [first_click], "second_click": [first_click, second_click],
+        "correction": [first_click, correction, second_click], "second_label": [other_structure], "undo": [first_click, second_click],
     }  # fmt: skip
 
 
-def taken(file) -> np.ndarray:
-    """The mask in a file of an answer, which then goes, as on the server when it is sent."""
+def take_mask(file) -> np.ndarray:
+    """Read the mask in the file of an answer and delete the file, as the server does after it has sent it."""
     import nrrd
 
     mask = nrrd.read(str(file))[0] > 0
@@ -101,7 +113,7 @@ def taken(file) -> np.ndarray:
 
 
 class App:
-    """This app's own inference task, as the server calls it."""
+    """This app's own inference task, called as the server calls it."""
 
     def __init__(self, options):
         from lib.engine.options import Options
@@ -110,7 +122,7 @@ class App:
         from lib.serving.inference.checkpoint_catalog import CheckpointCatalog
         from lib.serving.inference.tasks import Sam2Task, VolumeCache
 
-        self.segmenter, self.volumes = Segmenter(compiled=options.compile), VolumeCache()
+        self.segmenter, self.volumes = Segmenter(), VolumeCache()
         self.options = Options(checkpoint=options.checkpoint, device=options.device)
         catalog = CheckpointCatalog.of(options.checkpoint, tempfile.mkdtemp(prefix="versions_"))
         rounds = AnnotationRecords(tempfile.mkdtemp(prefix="rounds_"))
@@ -118,22 +130,24 @@ class App:
         self.request = {"device": options.device, "result_extension": ".nrrd", "result_compress": False}
 
     def warm(self, path) -> None:
-        """Loads the network by way of a small volume."""
+        """Load the network by segmenting a small volume."""
         self.step("warm", path, [[3, 3, 1]])
         self.segmenter.wait()
 
     def open(self, path) -> None:
+        """Encode the volume and wait until that is done."""
         self.segmenter.prefetch(self.volumes.get(str(path)), self.options)
         self.segmenter.wait()
 
-    def step(self, name, path, clicks) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, name, path, clicks) -> Outcome:
+        """Segment with positive clicks on voxels (i, j, k)."""
         file, answer = self.task({"image": str(path), "image_id": Path(path).name, "foreground": clicks, "background": [], **self.request})
 
-        return lambda: (taken(file), np.arange(len(answer["predicted_iou"])))
+        return lambda: (take_mask(file), np.arange(len(answer["predicted_iou"])))
 
 
 class Builtin:
-    """MONAI Label's task; it is told to forget only where the prompts no longer hold what it remembers."""
+    """MONAI Label's own task; its state is reset only where the prompts contradict what it remembers."""
 
     def __init__(self, options):
         from peers import Builtin as Task
@@ -141,20 +155,22 @@ class Builtin:
         self.task = Task(options)
 
     def warm(self, path) -> None:
+        """Load the network by segmenting a small volume."""
         self.step("warm", path, [[3, 3, 1]])
 
     def open(self, path) -> None:
-        """It has no such thing."""
+        """Do nothing, because this task encodes a volume only when it gets a click."""
 
-    def step(self, name, path, clicks):
+    def step(self, name, path, clicks) -> Outcome:
+        """Segment with positive clicks on voxels (i, j, k)."""
         reset = name in ("warm", "first_click_cold", "first_click", "second_label", "undo")
         file = self.task.run(path, clicks, reset=reset)
 
-        def result():
-            mask = taken(file)
+        def outcome():
+            mask = take_mask(file)
             return mask, np.arange(min(c[2] for c in clicks), mask.shape[2])
 
-        return result
+        return outcome
 
 
 class Official:
@@ -166,10 +182,12 @@ class Official:
         self.peer = Peer(options)
 
     def warm(self, path) -> None:
+        """Load the network by segmenting a small volume."""
         self.open(path)
         self.step("first_click", path, [[3, 3, 1]])
 
     def open(self, path) -> None:
+        """Read the volume and give its slices to the predictor."""
         from lib.imaging.frames import Frames
         from lib.imaging.readers import read_volume
 
@@ -177,7 +195,8 @@ class Official:
         self.frames = Frames.of(self.volume)
         self.peer.open(self.frames)
 
-    def step(self, name, path, clicks):
+    def step(self, name, path, clicks) -> Outcome:
+        """Segment with positive clicks on voxels (i, j, k)."""
         from lib.prompts.volume_prompts import group_by_slice, make_prompts
 
         if name == "first_click_cold":
@@ -190,79 +209,99 @@ class Official:
 
 
 def peak_host_mb() -> int:
-    """Of this process; `ru_maxrss` would count what the process that started it held, too."""
+    """Return the peak memory of this process in MiB; `ru_maxrss` would include what the process that started it held."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def forget_peak() -> None:
-    """So that reading the masks does not count; where Linux does not allow it, it does."""
+def reset_peak() -> None:
+    """Reset the peak memory, so that reading the masks does not count; this does nothing where Linux does not allow it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def run_one(engine: str, options, image: Path, steps: dict, out: Path, part: str) -> None:
-    """The steps of a part ("cold": the first click only) of one engine in this process; rows and masks go to the folder `out`."""
+def run_steps(engine_name: str, options, image: Path, steps: dict, out: Path, part: str) -> None:
+    """Run the steps of one part with one engine in this process and write rows and masks to the folder `out`.
+
+    Args:
+        steps: The clicks of each step, see `make_case`.
+        part: A key of PARTS.
+    """
     import nibabel as nib
     import torch
 
     logging.disable(logging.WARNING)
-    small = out / "warm.nii.gz"
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.int16), np.eye(4)), small)
-    cuda = torch.cuda.is_available() and options.device != "cpu"
-    rows, tool = [], {"app": App, "builtin": Builtin, "official": Official}[engine](options)
-    tool.warm(small)
+    small_image = out / "warm.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.int16), np.eye(4)), small_image)
+    uses_cuda = torch.cuda.is_available() and options.device != "cpu"
+    rows, engine = [], {"app": App, "builtin": Builtin, "official": Official}[engine_name](options)
+    engine.warm(small_image)
     for name in PARTS[part]:
         time.sleep(options.pause)
-        forget_peak()
-        if cuda:
+        reset_peak()
+        if uses_cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        result = tool.open(image) if name == "open" else tool.step(name, image, steps[name])
-        if cuda:
+        outcome = engine.open(image) if name == "open" else engine.step(name, image, steps[name])
+        if uses_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        row = {"engine": engine, "step": name, "seconds": round(seconds, 3), "slices": 0, "peak_host_mb": peak_host_mb()}
-        if result:
-            mask, slices = result()
+        row = {"engine": engine_name, "step": name, "seconds": round(seconds, 3), "slices": 0, "peak_host_mb": peak_host_mb()}
+        if outcome:
+            mask, slices = outcome()
             row["slices"] = len(slices)
-            np.savez_compressed(out / f"{engine}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
-            del mask, result  # or they would count in the next step
-        row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if cuda else 0
+            np.savez_compressed(out / f"{engine_name}_{name}.npz", mask=np.packbits(mask), shape=mask.shape, slices=slices)
+            del mask, outcome  # They would count as memory of the next step.
+        row["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if uses_cuda else 0
         rows.append(row)
-    (out / f"{engine}_{part}.json").write_text(json.dumps(rows))
+    (out / f"{engine_name}_{part}.json").write_text(json.dumps(rows))
 
 
 def checkpoint_or_random(name: str, folder: Path) -> str:
-    """The published checkpoint if it is here, else its architecture with random weights: as fast, but without sense."""
+    """Return a checkpoint if it has been downloaded, else a file of random weights for its architecture.
+
+    Random weights take as long to compute with, but give masks that mean nothing.
+    """
     from lib.model import checkpoints
     from lib.model.build import build
 
-    known = checkpoints.KNOWN[name]
-    if known.path.is_file():
+    checkpoint = checkpoints.KNOWN[name]
+    if checkpoint.path.is_file():
         return name
     path = folder / f"{name}_random.safetensors"
-    size = str(known.image_size)
-    checkpoints.save_weights(build(known.config).state_dict(), path, known.config, half=False, image_size=size)
+    size = str(checkpoint.image_size)
+    checkpoints.save_weights(build(checkpoint.config).state_dict(), path, checkpoint.config, half=False, image_size=size)
     return str(path)
 
 
+def run_in_process(engine: str, part: str, image: Path, steps: dict, out: Path, options: list[str]) -> list[dict]:
+    """Run the steps of one part with one engine in a new process and return its rows."""
+    command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out), part, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    log_path = out / f"{engine}.log"  # All three engines draw progress bars.
+    with open(log_path, "w") as log:
+        process = subprocess.run(command, env=environment, stdout=log, stderr=log)
+    if process.returncode:
+        raise SystemExit(f"{engine} failed:\n{log_path.read_text()[-3000:]}")
+    return json.loads((out / f"{engine}_{part}.json").read_text())
+
+
 def main() -> None:
+    """Read the options, run all engines on all cases and print the table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--json", type=Path, help="write the rows here")
-    p.add_argument("--engines", default=",".join(ENGINES))
-    p.add_argument("--cases", default=",".join(CASES))
+    p.add_argument("--json", type=Path, help="file to which the rows are written")
+    p.add_argument("--engines", default=",".join(ENGINES), help="default: %(default)s")
+    p.add_argument("--cases", default=",".join(CASES), help="default: %(default)s; ct1000 is possible, too")
     p.add_argument("--checkpoint", default="embedded")
-    p.add_argument("--device", default="cpu", help="cpu, or cuda for all")
-    p.add_argument("--pause", type=float, default=0.0, help="seconds more between two steps (0)")
-    p.add_argument("--repeat", type=int, default=1, help="turns of all engines, of which the median counts (1)")
-    p.add_argument("--compile", action="store_true", help="the app with torch.compile, whose warming up is waited for and not counted")
-    p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 px on the GPU, random weights where not here")
+    p.add_argument("--device", default="cpu", help="cpu or cuda, for all engines (default: %(default)s)")
+    p.add_argument("--pause", type=float, default=0.0, help="additional seconds between two steps (default: %(default)s)")
+    p.add_argument("--repeat", type=int, default=1, help="how often each engine runs; the median is reported (default: %(default)s)")
+    p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 pixels on the GPU; weights that are missing are random")
     p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one:
         engine, image, steps, out, part = a.one
-        run_one(engine, a, Path(image), json.loads(steps), Path(out), part)
+        run_steps(engine, a, Path(image), json.loads(steps), Path(out), part)
         return
     rows = []
     runs = [(a.checkpoint, a.device)]
@@ -275,25 +314,18 @@ def main() -> None:
                 out = Path(temporary, f"{name}_{Path(checkpoint.partition('@')[0]).stem}")
                 out.mkdir()
                 case = name if not a.gpu else out.name
-                turns: dict[tuple, list] = {}
-                for turn, engine, part in itertools.product(range(a.repeat), a.engines.split(","), PARTS):
-                    sys.stderr.write(f"{case}: {engine}, {part}, turn {turn + 1} of {a.repeat}\n")
-                    command = [sys.executable, __file__, "--one", engine, str(image), json.dumps(steps), str(out), part]
-                    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
-                    with open(out / f"{engine}.log", "w") as log:  # progress bars of all three
-                        done = subprocess.run(
-                            [*command, "--checkpoint", checkpoint, "--device", device, "--pause", str(a.pause), *["--compile"] * a.compile], env=environment, stdout=log, stderr=log
-                        )
-                    if done.returncode:
-                        raise SystemExit(f"{engine} failed:\n{(out / f'{engine}.log').read_text()[-3000:]}")
-                    turns.setdefault((engine, part), []).append(json.loads((out / f"{engine}_{part}.json").read_text()))
-                rows += [{"case": case, **r} for made in turns.values() for r in middle(made)]
-                for r in rows:
-                    if r["case"] == case:
-                        r |= compare(out, r, Path(temporary, f"{name}.npz"), axis=2)
+                options = ["--checkpoint", checkpoint, "--device", device, "--pause", str(a.pause)]
+                repetitions: dict[tuple, list] = {}
+                for n, engine, part in itertools.product(range(a.repeat), a.engines.split(","), PARTS):
+                    sys.stderr.write(f"{case}: {engine}, {part}, turn {n + 1} of {a.repeat}\n")
+                    repetitions.setdefault((engine, part), []).append(run_in_process(engine, part, image, steps, out, options))
+                rows += [{"case": case, **row} for repeated in repetitions.values() for row in median_rows(repeated)]
+                for row in rows:
+                    if row["case"] == case:
+                        row |= compare_masks(out, row, Path(temporary, f"{name}.npz"), axis=2)
                 if a.json:
                     a.json.write_text(json.dumps(rows, indent=1))
-    sys.stdout.write(table(rows) + "\n")
+    sys.stdout.write(format_table(rows) + "\n")
 
 
 if __name__ == "__main__":

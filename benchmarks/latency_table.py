@@ -1,4 +1,4 @@
-"""Rows of `latency.py`: the median of several turns, Dice of the masks, and the table."""
+"""Summarise the rows of `latency.py`: medians of repeated runs, Dice of the masks, and the table."""
 
 import sys
 from pathlib import Path
@@ -14,42 +14,52 @@ ENGINES = ("app", "builtin", "official")
 STEPS = ("open", "first_click_cold", "first_click", "second_click", "correction", "second_label", "undo")
 
 
-def middle(turns: list[list[dict]]) -> list[dict]:
-    """Of each step the turn with the median time, and the most memory of all."""
+def median_rows(repetitions: list[list[dict]]) -> list[dict]:
+    """Return for each step the row with the median time, with the highest memory of all repetitions.
+
+    Args:
+        repetitions: The rows of each repetition, one for each step, in the same order.
+    """
     rows = []
-    for same in zip(*turns, strict=True):
-        row = sorted(same, key=lambda r: r["seconds"])[len(same) // 2]
-        rows.append(row | {peak: max(r[peak] for r in same) for peak in ("peak_host_mb", "peak_gpu_mb")})
+    for repeated in zip(*repetitions, strict=True):
+        row = sorted(repeated, key=lambda r: r["seconds"])[len(repeated) // 2]
+        rows.append(row | {field: max(r[field] for r in repeated) for field in ("peak_host_mb", "peak_gpu_mb")})
     return rows
 
 
-def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and slices that `run_one` left."""
+def read_mask(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask, bool (I, J, K), and the slices in a file that `latency.run_steps` has written."""
     with np.load(file) as z:
         return np.unpackbits(z["mask"], count=int(np.prod(z["shape"]))).reshape(z["shape"]).astype(bool), z["slices"]
 
 
-def dice_on(a: np.ndarray, b: np.ndarray, slices, axis: int) -> float:
-    """Dice of two masks on some slices."""
+def dice_on_slices(a: np.ndarray, b: np.ndarray, slices, axis: int) -> float:
+    """Return the Dice of two masks, counting only the given slices along an axis."""
     return round(metrics.dice(np.take(a, slices, axis), np.take(b, slices, axis)), 4)
 
 
-def compare(out: Path, row: dict, reference: Path, axis: int) -> dict:
-    """Dice of a row's mask with the official one on the slices of both, and with the reference."""
-    own, official = (out / f"{e}_{row['step']}.npz" for e in (row["engine"], "official"))
-    if not own.exists():
+def compare_masks(out: Path, row: dict, reference: Path, axis: int) -> dict:
+    """Return the Dice of a row's mask with the reference, and with the official mask on the slices that both decide on.
+
+    Args:
+        out: The folder of the masks.
+        reference: File with the masks of the `first` and the `second` structure.
+        axis: The slicing axis.
+    """
+    own_file, official_file = (out / f"{engine}_{row['step']}.npz" for engine in (row["engine"], "official"))
+    if not own_file.exists():
         return {}
-    mask, slices = read(own)
+    mask, slices = read_mask(own_file)
     with np.load(reference) as z:
-        found = {"dice": dice_on(mask, z["second" if row["step"] == "second_label" else "first"], slices, axis)}
-    if official.exists():
-        other, theirs = read(official)
-        found["dice_vs_official"] = dice_on(mask, other, np.intersect1d(slices, theirs), axis)
-    return found
+        comparison = {"dice": dice_on_slices(mask, z["second" if row["step"] == "second_label" else "first"], slices, axis)}
+    if official_file.exists():
+        official_mask, official_slices = read_mask(official_file)
+        comparison["dice_vs_official"] = dice_on_slices(mask, official_mask, np.intersect1d(slices, official_slices), axis)
+    return comparison
 
 
-def table(rows: list[dict]) -> str:
-    """Per case and step: seconds, speed-up of the app, Dice against the official predictor, memory."""
+def format_table(rows: list[dict]) -> str:
+    """Return for each case and step: seconds, Dice against reference and official predictor, how much faster the app is; and memory."""
     lines = []
     for case in dict.fromkeys(r["case"] for r in rows):
         lines += ["", f"{case}", f"{'step':18}" + "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}{'vs off.':>8}" for e in ENGINES) + "   app faster than"]
@@ -58,9 +68,9 @@ def table(rows: list[dict]) -> str:
             text = f"{step:18}"
             for e in ENGINES:
                 r = cells.get(e)
-                each = f"{1000 * r['seconds'] / r['slices']:.1f}" if r and r["slices"] else ""
-                dice, same = (f"{r[k]:.3f}" if r and k in r else "" for k in ("dice", "dice_vs_official"))
-                text += f"{r['seconds'] if r else '':>12}{each:>10}{dice:>7}{same:>8}"
+                ms_per_slice = f"{1000 * r['seconds'] / r['slices']:.1f}" if r and r["slices"] else ""
+                dice, dice_vs_official = (f"{r[k]:.3f}" if r and k in r else "" for k in ("dice", "dice_vs_official"))
+                text += f"{r['seconds'] if r else '':>12}{ms_per_slice:>10}{dice:>7}{dice_vs_official:>8}"
             if "app" in cells and step != "open":
                 text += "".join(f"   {e} {cells[e]['seconds'] / cells['app']['seconds']:.1f}x" for e in ENGINES[1:] if e in cells)
             lines.append(text)
