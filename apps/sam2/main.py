@@ -29,7 +29,7 @@ from lib.model.features import FeatureCache  # noqa: E402
 from lib.serving.active_learning.annotation_records import AnnotationRecords  # noqa: E402
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
-from lib.serving.app import ClearErrors, OpensAhead, ServesPages  # noqa: E402
+from lib.serving.app import HttpErrorsMixin, PrefetchMixin, RoutesMixin  # noqa: E402
 from lib.serving.datastore.dicom import KeepsLabels  # noqa: E402
 from lib.serving.datastore.labels import parse_labels  # noqa: E402
 from lib.serving.inference.checkpoint_catalog import CheckpointCatalog  # noqa: E402
@@ -37,8 +37,8 @@ from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # 
 from lib.serving.training import Sam2Train  # noqa: E402
 
 
-class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
-    """Tables of tasks; constructing it loads no checkpoint and starts no thread."""
+class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, KeepsLabels, MONAILabelApp):
+    """The MONAI Label app with its tasks. Constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):
         super().__init__(
@@ -48,18 +48,18 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
             version="0.1",
             labels=parse_labels(conf.get("labels")),
         )  # fmt: skip
-        # MONAI Label would start a process for each scoring method at every Next Sample; what the strategies need is known already.
+        # MONAI Label would start a process for each scoring method at every Next Sample; the strategies need only the records.
         self._auto_update_scoring = parse_bool(conf.get("auto_scoring", "false"))
 
     def init_infers(self):
         channel = self.conf.get("channel")
-        spill = FeatureOverflow(HOST_BYTES if available_devices()[0] != "cpu" else 0, self.conf.get("cache"))
-        segmenter = Segmenter(FeatureCache(spill=spill), compiled=parse_bool(self.conf.get("compile", "false")))
+        overflow = FeatureOverflow(HOST_BYTES if available_devices()[0] != "cpu" else 0, self.conf.get("cache"))
+        segmenter = Segmenter(FeatureCache(spill=overflow), compiled=parse_bool(self.conf.get("compile", "false")))
         volumes = VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         tasks = (("sam2", Sam2Task, 3), ("sam2_slice", Sam2Task, 2), ("sam2_scribbles", Sam2Scribbles, 3))
         return {
-            name: task(segmenter, volumes, self.labels, self._catalog(), self.rounds, dimension=dimension, window=window)
+            name: task(segmenter, volumes, self.labels, self._catalog(), self.records, dimension=dimension, window=window)
             for name, task, dimension in tasks
         }
 
@@ -71,23 +71,23 @@ class Sam2App(ClearErrors, OpensAhead, ServesPages, KeepsLabels, MONAILabelApp):
         return CheckpointCatalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
-        own = {"worst_slice": WorstSlice(self.rounds), "worst_volume": WorstVolume(self.rounds), "any_volume": Random(), "first": First()}
-        wanted = self.conf.get("random", "worst_slice")  # OHIF always asks for "random"
-        if wanted not in own:
-            raise ValueError(f"--conf random {wanted}: choose one of {', '.join(own)}.")
-        return {"random": own[wanted], **own}
+        strategies = {"worst_slice": WorstSlice(self.records), "worst_volume": WorstVolume(self.records), "any_volume": Random(), "first": First()}
+        name = self.conf.get("random", "worst_slice")  # OHIF always asks for the strategy "random"
+        if name not in strategies:
+            raise ValueError(f"--conf random {name}: choose one of {', '.join(strategies)}.")
+        return {"random": strategies[name], **strategies}
 
     def init_scoring_methods(self):
         window = self.conf.get("window", "auto")
-        methods = (SliceDice(self.rounds), SliceQuality(self.rounds, self._catalog(), Segmenter, window))
+        methods = (SliceDice(self.records), SliceQuality(self.records, self._catalog(), Segmenter, window))
         return {m.name: m for m in methods}
 
     @cached_property
-    def rounds(self) -> AnnotationRecords:
-        """The state of volumes in work, kept beside the datastore."""
+    def records(self) -> AnnotationRecords:
+        """The records of the volumes being annotated, kept beside the datastore."""
         folder = self.conf.get("rounds")
         if not folder:
             digest = hashlib.blake2b(str(self.studies).encode(), digest_size=8).hexdigest()
-            local = Path(self.studies)
-            folder = local / "sam2_rounds" if local.is_dir() else Path(self.app_dir, "model", "rounds", digest)
+            studies = Path(self.studies)
+            folder = studies / "sam2_rounds" if studies.is_dir() else Path(self.app_dir, "model", "rounds", digest)
         return AnnotationRecords(folder)

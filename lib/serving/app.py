@@ -1,4 +1,7 @@
-"""What the app adds to MONAI Label's own: clear HTTP errors instead of 500, and volumes that are ready when the first click comes."""
+"""Mix-ins of the MONAI Label app: HTTP errors with a sentence, volumes that are ready at the first click, and the app's own routes.
+
+Each is listed before `MONAILabelApp` among the bases of the app.
+"""
 
 import logging
 import threading
@@ -16,16 +19,21 @@ from lib.serving.inference.tasks import VolumeCache
 logger = logging.getLogger(__name__)
 
 
-class ClearErrors:
-    """Mix-in for a `MONAILabelApp`, before it in the bases."""
+class HttpErrorsMixin:
+    """Answers wrong inference requests with HTTP 400 or 404 instead of 500."""
 
     def infer(self, request, datastore=None):
-        """As in MONAI Label; unknown images answer 404, unknown models and missing fields 400."""
+        """Run inference as MONAI Label does.
+
+        Raises:
+            HTTPException: 404 if the image is unknown, 400 if the model is unknown or a field is missing.
+        """
         try:
             store, image = datastore or self.datastore(), str(request.get("image") or "")
-            name = self.sessions().name_of(image) if self.sessions() else None
-            more = {"image_id": name or image, "saved_label": None if name else saved_label(store, image, request)}
-            return super().infer({**request, **more}, datastore)  # the task is given a path
+            session_name = self.sessions().name_of(image) if self.sessions() else None
+            # MONAI Label replaces the image's id by its path, so the task needs the id in a field of its own.
+            fields = {"image_id": session_name or image, "saved_label": None if session_name else saved_label(store, image, request)}
+            return super().infer({**request, **fields}, datastore)
         except ImageNotFoundException as e:
             raise HTTPException(404, str(e.msg)) from e
         except MONAILabelException as e:
@@ -34,8 +42,8 @@ class ClearErrors:
             raise
 
 
-class OpensAhead:
-    """Mix-in likewise: *Next Sample* and an uploaded session start reading and encoding the volume in the background."""
+class PrefetchMixin:
+    """Starts to read and encode a volume in the background when it is proposed by *Next Sample* or uploaded as a session."""
 
     def next_sample(self, request):
         answer = super().next_sample(request)
@@ -45,31 +53,28 @@ class OpensAhead:
     def _load_sessions(self, load=False):
         if not load:
             return None
-        path, seconds = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
-        return OwnVolumes(path, seconds, self.open_ahead, lambda name: self.rounds.forget(name))
+        path, expiry_s = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
+        return OwnVolumes(path, expiry_s, self.open_ahead, lambda name: self.records.forget(name))
 
     def open_ahead(self, path: str | None) -> threading.Thread | None:
-        """Reads the image and has its slices encoded; what is wrong with it, its first request will say."""
+        """Read an image and encode its slices in a thread. A failure is only logged, because its first request will report it."""
         if not path:
             return None
-        thread = threading.Thread(target=_try, args=(self.opener(), str(path)), name="open", daemon=True)
+        thread = threading.Thread(target=_open_or_log, args=(self._infers["sam2"].open, str(path)), name="open", daemon=True)
         thread.start()
         return thread
 
-    def opener(self) -> Callable[[str], None]:
-        """Reads the image at a path and wishes for its slices."""
-        return self._infers["sam2"].open
 
+class RoutesMixin:
+    """Installs the app's routes (`lib.serving.web.api`) when the server starts.
 
-class ServesPages:
-    """Mix-in likewise: once the server starts, `lib.serving.web.api` stands before MONAI Label's routes.
-
-    Processes that only construct the app, for scoring or training, register nothing.
+    Processes that only construct the app, for scoring or training, install nothing.
     """
 
     def on_init_complete(self):
         super().on_init_complete()
-        from monailabel.app import app  # here, not above: only a server has it
+        # Only a server process has MONAI Label's FastAPI app, therefore these imports are not at the top.
+        from monailabel.app import app
 
         from lib.serving.web import api
 
@@ -77,13 +82,13 @@ class ServesPages:
 
     @cached_property
     def page_volumes(self) -> VolumeCache:
-        """Volumes for thumbnails, apart from those being worked on: who looks through the page must not slow down who clicks."""
+        """Volumes for the thumbnails of the pages, in a cache of their own so that viewing pages does not evict volumes being annotated."""
         channel = self.conf.get("channel")
         return VolumeCache(2, int(channel) if channel else None)
 
 
-def _try(opener, path: str) -> None:
+def _open_or_log(open_image: Callable[[str], None], path: str) -> None:
     try:
-        opener(path)
+        open_image(path)
     except Exception as e:
         logger.info("Could not open %s ahead: %s", path, e)

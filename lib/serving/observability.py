@@ -1,4 +1,4 @@
-"""What a server does, for those who run it: one log line per request and figures for Prometheus. No patient data."""
+"""Observability of a server: one log line per request and metrics for Prometheus, without patient data."""
 
 import logging
 import time
@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 logger = logging.getLogger(__name__)
 
 NOTES: ContextVar[dict | None] = ContextVar("notes", default=None)
-QUIET = ("/ohif", "/static", "/proxy", "/metrics", "/favicon")  # one page of OHIF makes hundreds of such requests
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+DEBUG_PATHS = ("/ohif", "/static", "/proxy", "/metrics", "/favicon")  # logged as DEBUG: one page of OHIF makes hundreds of such requests
+BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter("sam2_requests", "Requests answered", ("method", "route", "status"), registry=REGISTRY)
-DURATION = Histogram("sam2_request_seconds", "Seconds until the answer", ("route",), buckets=SECONDS, registry=REGISTRY)
-STAGES = Histogram("sam2_stage_seconds", "Seconds of the stages of inference", ("stage",), buckets=SECONDS, registry=REGISTRY)
+DURATION = Histogram("sam2_request_seconds", "Seconds until the answer", ("route",), buckets=BUCKETS_S, registry=REGISTRY)
+STAGES = Histogram("sam2_stage_seconds", "Seconds of the stages of inference", ("stage",), buckets=BUCKETS_S, registry=REGISTRY)
 ENCODED = Counter("sam2_slices_encoded", "Slices encoded while a request waited for them", registry=REGISTRY)
 CACHED = Counter("sam2_inferences", "Inferences, by whether all slices had been encoded before", ("cached",), registry=REGISTRY)
 WAITING = Gauge("sam2_requests_waiting", "Requests waiting for their turn", registry=REGISTRY)
@@ -24,14 +24,20 @@ FEATURES = Gauge("sam2_feature_bytes", "Bytes of encoded slices held", registry=
 
 
 def note(**values) -> None:
-    """Adds to the log line of the request that is being answered."""
+    """Add values to the log line of the request that is being answered."""
     notes = NOTES.get()
     if notes is not None:
         notes.update(values)
 
 
 def note_inference(answer: dict, image: str, model: str, foreground: int, background: int) -> None:
-    """Of an answer of `/infer`: its stages, and how much was in the cache."""
+    """Count an answer of `/infer` in the metrics and add it to the request's log line.
+
+    Args:
+        answer: the JSON part, with `latencies` (seconds of each stage) and `slices_encoded`.
+        image, model: ids.
+        foreground, background: numbers of clicks.
+    """
     stages, encoded = answer.get("latencies", {}), answer.get("slices_encoded", 0)
     for stage, seconds in stages.items():
         STAGES.labels(stage).observe(seconds)
@@ -42,12 +48,12 @@ def note_inference(answer: dict, image: str, model: str, foreground: int, backgr
 
 
 def exposition() -> bytes:
-    """All figures in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return generate_latest(REGISTRY)
 
 
-class Watch:
-    """ASGI middleware: times requests, counts them, logs a line each."""
+class RequestMonitor:
+    """ASGI middleware that times and counts requests and logs one line for each."""
 
     def __init__(self, app):
         self.app = app
@@ -59,28 +65,28 @@ class Watch:
         start, status, notes = time.perf_counter(), 500, {}
         NOTES.set(notes)
 
-        async def noting(message):
+        async def send_and_keep_status(message):
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_and_keep_status)
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
             REQUESTS.labels(scope["method"], route, status).inc()
             DURATION.labels(route).observe(seconds)
-            level = logging.DEBUG if route == "other" or scope["path"].startswith(QUIET) else logging.INFO
+            level = logging.DEBUG if route == "other" or scope["path"].startswith(DEBUG_PATHS) else logging.INFO
             if logger.isEnabledFor(level):
-                notes.setdefault("client", (scope.get("client") or ["-"])[0])
-                said = {"client": notes.pop("client"), "method": scope["method"], "path": scope["path"], "status": status}
-                said |= {"ms": round(1000 * seconds), **notes}
-                logger.log(level, "request %s", " ".join(f"{k}={_printable(v)}" for k, v in said.items()))
+                client = notes.pop("client", (scope.get("client") or ["-"])[0])
+                fields = {"client": client, "method": scope["method"], "path": scope["path"], "status": status}
+                fields |= {"ms": round(1000 * seconds), **notes}
+                logger.log(level, "request %s", " ".join(f"{k}={_printable(v)}" for k, v in fields.items()))
 
 
 def _printable(value) -> str:
-    """Names come from clients: no spaces or line ends, which could pretend to be another entry."""
+    """Return a value as text without spaces and line ends, with which a name from a client could imitate another log entry."""
     text = str(value)
     return text if text.isprintable() and " " not in text and len(text) < 200 else repr(text[:200]).replace(" ", "_")

@@ -1,11 +1,11 @@
-"""What is opened ahead, without a server: a base class stands for MONAI Label's app."""
+"""Volumes that are opened ahead of their first request, without a server: a base class stands in for MONAI Label's app."""
 
 from types import SimpleNamespace
 
 import pytest
 from monailabel.config import settings
 
-from lib.serving.app import OpensAhead
+from lib.serving.app import PrefetchMixin
 
 
 class Base:
@@ -23,7 +23,7 @@ class Base:
         return {"id": "a", "path": request["path"]} if "path" in request else {}
 
 
-class App(OpensAhead, Base):
+class App(PrefetchMixin, Base):
     def open_ahead(self, path):
         thread = super().open_ahead(path)
         if thread:
@@ -31,7 +31,7 @@ class App(OpensAhead, Base):
 
 
 @pytest.mark.parametrize("path", ["a.nii.gz", "broken.nii.gz"])
-def test_the_next_sample_is_opened_whatever_it_is(path):
+def test_the_next_sample_is_opened_and_a_broken_one_does_no_harm(path):
     app = App(sessions=False)
     assert app.next_sample({"path": path}) == {"id": "a", "path": path}
     assert app.opened == [path]

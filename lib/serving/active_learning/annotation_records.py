@@ -1,7 +1,7 @@
-"""What is known about volumes in work: per structure the annotated slices, how good each slice is expected to be, what to do next.
+"""Records of the volumes being annotated: per structure the annotated slices, the expected quality of each slice, and the next step.
 
-Records are written before a request is answered, so that a server killed between two rounds loses nothing that it said; several
-server processes on one folder see each other's. They hold numbers, names and the last mask, no image data.
+A record is written before its request is answered, so a server that is killed loses nothing that it has told a client. Several server
+processes on one folder see each other's records. Records hold numbers, names and the last mask, but no image data.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from lib.imaging import masks, metrics
 from lib.imaging.frames import Frames
 from lib.quality.next_slice import Proposal, RoundState, learned_dice_shift, propose_next_slice
 
-MOST_STRUCTURES = 24  # of one volume
-MOST_LEARNED = 20
+MAX_STRUCTURES = 24  # records kept per volume
+MAX_CORRECTIONS = 20  # corrected slices that a record remembers
 
 logger = logging.getLogger(__name__)
 
 
 class AnnotationRecords:
-    """Records by image and structure.
+    """Records by image and structure, kept in a folder.
 
-    A record holds label, axis, slices, annotated, areas (pixels of the mask on each slice), expected_dice (of each slice),
-    volume_dice (expected), proposal (fields of `lib.quality.next_slice.Proposal`, or None), learned (pairs of expected and true Dice of slices
-    that were corrected), checkpoint, client, time (seconds since 1970).
+    A record is a dict with these fields: label, axis, slices (their number), annotated (indices of slices), areas (pixels of the mask on
+    each slice), expected_dice (of each slice), volume_dice (expected), proposal (fields of `lib.quality.next_slice.Proposal`, or None),
+    learned (pairs of expected and measured Dice of slices that were corrected), checkpoint, client, time (seconds since 1970).
 
     Args:
-        folder: where records are written, one file for each image, masks beside it.
+        folder: where the records are written: one JSON file for each image, and a folder of masks beside it.
     """
 
     def __init__(self, folder: str | Path):
@@ -44,74 +44,88 @@ class AnnotationRecords:
         self._lock = threading.Lock()
 
     def note(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
-        """The record of an answer.
+        """Make a record of an answer, store it and return it.
+
+        A folder that cannot be written to is only logged, because the annotator must get the mask all the same.
 
         Args:
-            image: id of the image. request: with label, client_id and foreground, as clients send them.
-            keep: False only computes it.
+            image: id of the image.
+            request: what the client sent, with label, client_id and foreground.
+            frames: the slices of the volume.
+            result: what the engine answered.
+            checkpoint: name of the checkpoint that was used.
+            keep: False to return the record without storing it.
         """
         mask = frames.from_volume(result.mask)
         annotated = frozenset(result.annotated)
         structure = structure_of(request)
         with self._lock:
-            known = self.of(image)
-            before = known.get(structure) or {}
-            learned = self._learned(before, image, structure, annotated, mask)
-            shift = learned_dice_shift(*zip(*learned, strict=True)) if learned else 0.0
-            scene = RoundState(frames, None, result, mask, annotated, shift)
-            proposal = propose_next_slice(scene)
+            records = self.of(image)
+            corrections = self._corrections(records.get(structure) or {}, image, structure, annotated, mask)
+            shift = learned_dice_shift(*zip(*corrections, strict=True)) if corrections else 0.0
+            state = RoundState(frames, None, result, mask, annotated, shift)
+            proposal = propose_next_slice(state)
             record = {
-                "label": _name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
-                "areas": [int(n) for n in scene.area], "expected_dice": [round(float(d), 3) for d in scene.expected_dice],
-                "volume_dice": round(scene.expected_volume_dice, 3), "proposal": proposal and _plain(proposal),
-                "learned": learned, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""), "time": _after(known),
+                "label": _label_name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
+                "areas": [int(n) for n in state.area], "expected_dice": [round(float(d), 3) for d in state.expected_dice],
+                "volume_dice": round(state.expected_volume_dice, 3), "proposal": proposal and _to_json(proposal),
+                "learned": corrections, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""),
+                "time": _next_time(records),
             }  # fmt: skip
             if keep:
-                known[structure] = record
-                newest = sorted(known, key=lambda s: known[s]["time"])[-MOST_STRUCTURES:]
+                records[structure] = record
+                newest = sorted(records, key=lambda s: records[s]["time"])[-MAX_STRUCTURES:]
                 try:
-                    write_bytes(self._mask_file(image, structure), _packed(mask))
-                    write_text(self._file(image), json.dumps({s: known[s] for s in newest}))
-                except OSError as e:  # the annotator gets the mask all the same
+                    write_bytes(self._mask_file(image, structure), _pack_mask(mask))
+                    write_text(self._file(image), json.dumps({s: records[s] for s in newest}))
+                except OSError as e:
                     logger.warning("Cannot write to %s: %s. The state of this volume will be lost.", self.folder, e)
-                for structure in known.keys() - set(newest):
-                    self._mask_file(image, structure).unlink(missing_ok=True)
+                for outdated in records.keys() - set(newest):
+                    self._mask_file(image, outdated).unlink(missing_ok=True)
         return record
 
     def of(self, image: str) -> dict[str, dict]:
-        """{structure: record} of an image; nothing for one that was not worked on, or whose file cannot be read."""
-        return _read(self._file(image))
+        """Return {structure: record} of an image; it is empty if the image was not worked on or its file cannot be read."""
+        return _read_records(self._file(image))
 
-    def all(self) -> dict[str, dict[str, dict]]:
-        """The same of all images."""
+    def by_image(self) -> dict[str, dict[str, dict]]:
+        """Return {image: {structure: record}} of all images that have records."""
         files = self.folder.glob("*.json") if self.folder.is_dir() else ()
-        return {unquote(f.stem): records for f in files if (records := _read(f))}
+        return {unquote(f.stem): records for f in files if (records := _read_records(f))}
 
     def forget(self, image: str) -> None:
-        """Drops what is known of an image."""
+        """Delete the records and masks of an image."""
         with self._lock:
             for structure in self.of(image):
                 self._mask_file(image, structure).unlink(missing_ok=True)
             self._file(image).unlink(missing_ok=True)
 
     def mask(self, image: str, structure: str) -> np.ndarray | None:
-        """The last answer, bool (T, Y, X), or None."""
+        """Return the last mask of a structure, bool (T, Y, X), or None if there is none that can be read."""
         try:
-            return _unpacked(self._mask_file(image, structure))
+            return _unpack_mask(self._mask_file(image, structure))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
-    def _learned(self, before: dict, image: str, structure: str, annotated: frozenset[int], mask: np.ndarray) -> list:
-        """Pairs (expected, true) of slices corrected in this and earlier rounds; none after a fresh start."""
-        old = set(before.get("annotated", ()))
-        if not old & annotated or before.get("slices") != len(mask):
+    def _corrections(self, previous: dict, image: str, structure: str, annotated: frozenset[int], mask: np.ndarray) -> list:
+        """Return pairs of expected and measured Dice of the slices that were corrected in this round and before.
+
+        The measured Dice compares the previous mask of a newly annotated slice with the present one. After a fresh start, with none of the
+        slices annotated before, the list is empty.
+
+        Args:
+            previous: the structure's record before this round, or {}.
+            mask: bool (T, Y, X), the new mask.
+        """
+        earlier = set(previous.get("annotated", ()))
+        if not earlier & annotated or previous.get("slices") != len(mask):
             return []
-        learned, shown = list(before.get("learned", ())), self.mask(image, structure)
-        if shown is not None and old < annotated and shown.shape == mask.shape:
-            learned += [
-                [before["expected_dice"][t], round(metrics.dice(shown[t], mask[t]), 3)] for t in sorted(annotated - old)
+        corrections, displayed_mask = list(previous.get("learned", ())), self.mask(image, structure)
+        if displayed_mask is not None and earlier < annotated and displayed_mask.shape == mask.shape:
+            corrections += [
+                [previous["expected_dice"][t], round(metrics.dice(displayed_mask[t], mask[t]), 3)] for t in sorted(annotated - earlier)
             ]  # fmt: skip
-        return learned[-MOST_LEARNED:]
+        return corrections[-MAX_CORRECTIONS:]
 
     def _file(self, image: str) -> Path:
         return self.folder / f"{quote(image, safe='')}.json"
@@ -121,24 +135,25 @@ class AnnotationRecords:
         return self._file(image).with_suffix("") / f"{name}.npz"
 
 
-def _packed(mask: np.ndarray) -> bytes:
-    """A file of a bool (T, Y, X) mask: the bits within its bounding box."""
+def _pack_mask(mask: np.ndarray) -> bytes:
+    """Return the content of a .npz file with a bool (T, Y, X) mask: its shape, its bounding box and the bits within."""
     box = masks.bounding_box(mask) or (slice(0, 0),) * 3
-    out = io.BytesIO()
+    buffer = io.BytesIO()
     corners = [[s.start, s.stop] for s in box]
-    np.savez_compressed(out, shape=mask.shape, box=corners, bits=np.packbits(mask[box]))
-    return out.getvalue()
+    np.savez_compressed(buffer, shape=mask.shape, box=corners, bits=np.packbits(mask[box]))
+    return buffer.getvalue()
 
 
-def _unpacked(file: Path) -> np.ndarray:
+def _unpack_mask(file: Path) -> np.ndarray:
+    """Return the bool (T, Y, X) mask of a file that `_pack_mask` made."""
     with np.load(file, allow_pickle=False) as content:
-        out = np.zeros(content["shape"], bool)
-        part = out[tuple(slice(*pair) for pair in content["box"])]
-        part[:] = np.unpackbits(content["bits"], count=part.size).reshape(part.shape)
-    return out
+        mask = np.zeros(content["shape"], bool)
+        inside = mask[tuple(slice(*pair) for pair in content["box"])]
+        inside[:] = np.unpackbits(content["bits"], count=inside.size).reshape(inside.shape)
+    return mask
 
 
-def _read(file: Path) -> dict[str, dict]:
+def _read_records(file: Path) -> dict[str, dict]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -147,27 +162,32 @@ def _read(file: Path) -> dict[str, dict]:
 
 
 def structure_of(request: dict) -> str:
-    """What tells structures of one image apart: the label's name; without one, as from OHIF, the first click.
+    """Return the key of a request's structure among the records of its image.
+
+    The key is the label's name. Where the request has none, as from OHIF, the first click tells structures apart.
 
     >>> structure_of({"label": "spleen"}), structure_of({"foreground": [[3, 4, 5], [1, 1, 1]]}), structure_of({})
     ('spleen', '@3,4,5', '')
     """
-    first = request.get("foreground") or [None]
-    if isinstance(first, str):
-        first = json.loads(first) or [None]
-    return _name(request) or ("" if first[0] is None else "@" + ",".join(str(round(float(v))) for v in first[0]))
+    clicks = request.get("foreground") or [None]
+    if isinstance(clicks, str):
+        clicks = json.loads(clicks) or [None]
+    return _label_name(request) or ("" if clicks[0] is None else "@" + ",".join(str(round(float(v))) for v in clicks[0]))
 
 
-def _name(request: dict) -> str:
-    """Of the structure; with an uploaded painting, whose path "label" is, Slicer sends the name as "selected_label_name"."""
+def _label_name(request: dict) -> str:
+    """Return the name of the structure, or "".
+
+    With an uploaded label map, "label" is the path of that file, and Slicer sends the name as "selected_label_name".
+    """
     names = (request.get("label"), request.get("selected_label_name"))
     return next((n for n in names if isinstance(n, str) and n and "/" not in n and "\\" not in n), "")
 
 
-def _plain(proposal: Proposal) -> dict:
+def _to_json(proposal: Proposal) -> dict:
     return {**proposal.__dict__, "expected_dice": round(proposal.expected_dice, 3), "point": proposal.point and list(proposal.point)}
 
 
-def _after(known: dict[str, dict]) -> float:
-    """Now, but later than every record: the newest is the newest, also after the clock was set back."""
-    return max([time.time(), *(r.get("time", 0) + 1e-3 for r in known.values())])
+def _next_time(records: dict[str, dict]) -> float:
+    """Return the present time, but later than all records, so that the newest one stays the newest if the clock is set back."""
+    return max([time.time(), *(r.get("time", 0) + 1e-3 for r in records.values())])

@@ -1,6 +1,6 @@
-"""Scoring methods of MONAI Label: how good is each slice of each volume, against a reference or expected?
+"""Scoring methods of MONAI Label, which rate every slice of every volume, against a reference label or without one.
 
-MONAI Label runs them in a process of its own. Results go into the images' info in the datastore, where the server and its clients
+MONAI Label runs them in a process of its own. The results go into the images' info in the datastore, where the server and its clients
 find them: {structures: {name: {dice, worst_slice, mean, volume_dice}}, worst_structure, worst_slice, mean, axis, time, ...}.
 """
 
@@ -28,14 +28,15 @@ from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 logger = logging.getLogger(__name__)
 
-SESSION = "session"  # instead of a label tag: what the annotators' clicks gave last
+SESSION = "session"  # in place of a label's tag: the last masks that the annotators' prompts gave
 
 
 class _Scoring(ScoringMethod):
-    """Goes through all images; those whose inputs have not changed since they were scored are passed over.
+    """Base of the scoring methods: goes through all images and skips those whose inputs have not changed since they were scored.
 
     Args:
-        name: of the method, and of its entry in the images' info.
+        name: name of the method, and of its entry in the images' info.
+        description: shown to clients.
     """
 
     def __init__(self, name: str, description: str):
@@ -43,15 +44,16 @@ class _Scoring(ScoringMethod):
         self.name = name
 
     def __call__(self, request: dict, datastore) -> dict:
-        """{image: result} of the images that could be scored; what is wrong with the others goes to the log."""
+        """Return {image: result} of the images that could be scored; problems with the others are logged."""
         results = {}
         for image in tqdm(datastore.list_images(), desc=self.name):
             try:
                 inputs = self._inputs(image, request, datastore)
-                known = datastore.get_image_info(image).get(self.name)
-                if inputs is None or (known and known.get("inputs") == inputs):
-                    if inputs is not None:
-                        results[image] = known
+                if inputs is None:
+                    continue
+                previous = datastore.get_image_info(image).get(self.name)
+                if previous and previous.get("inputs") == inputs:
+                    results[image] = previous
                     continue
                 result = self._score(image, request, datastore)
             except (UserError, OSError, ValueError) as e:
@@ -59,25 +61,25 @@ class _Scoring(ScoringMethod):
                 continue
             if result:
                 results[image] = {**result, "inputs": inputs, "time": int(time.time())}
-                _keep(datastore, image, {self.name: results[image]})
+                _save_image_info(datastore, image, {self.name: results[image]})
                 logger.info("%s: %s slice %s of %s, mean %.3f", self.name, image, result["worst_slice"], result["worst_structure"], result["mean"])
         return results
 
     @abstractmethod
     def _inputs(self, image, request, datastore) -> list | None:
-        """What the result depends on; None if there is nothing to score."""
+        """Return what the result depends on, as JSON can hold it, or None if there is nothing to score."""
 
     @abstractmethod
     def _score(self, image, request, datastore) -> dict | None:
-        """The result for an image; None if it cannot be scored."""
+        """Return the result for an image, or None if it cannot be scored."""
 
 
 class SliceDice(_Scoring):
     """Dice of every slice of one label (tag `y_pred`, default "original"; or "session") against another (tag `y`, default "final")."""
 
-    def __init__(self, rounds: AnnotationRecords):
+    def __init__(self, records: AnnotationRecords):
         super().__init__("slice_dice", "Dice of each slice against a reference label")
-        self._rounds = rounds
+        self._records = records
 
     def info(self) -> dict:
         return {**super().info(), "config": {"y": "final", "y_pred": ["original", SESSION]}}
@@ -88,77 +90,82 @@ class SliceDice(_Scoring):
         if reference_path is None:
             return None
         if tag == SESSION:
-            records = self._rounds.of(image)
-            return [_stamp(reference_path), tag, max(r["time"] for r in records.values())] if records else None
+            records = self._records.of(image)
+            return [_file_stamp(reference_path), tag, max(r["time"] for r in records.values())] if records else None
         prediction = label_path(datastore, image, tag)
-        return None if prediction is None else [_stamp(reference_path), tag, _stamp(prediction)]
+        return None if prediction is None else [_file_stamp(reference_path), tag, _file_stamp(prediction)]
 
     def _score(self, image, request, datastore):
         volume = read_volume(datastore.get_image_uri(image))
         frames = Frames.of(volume)
-        reference = frames.from_volume(read_mask(label_path(datastore, image, _tag(request, "y", "final")), volume))
-        names = label_names(datastore, image, _tag(request, "y", "final"))
-        tag = _tag(request, "y_pred", "original")
+        reference_tag, tag = _tag(request, "y", "final"), _tag(request, "y_pred", "original")
+        reference = frames.from_volume(read_mask(label_path(datastore, image, reference_tag), volume))
+        names = label_names(datastore, image, reference_tag)
         if tag == SESSION:
-            pairs = self._session(image, reference, names)
+            pairs = self._session_pairs(image, reference, names)
         else:
             predicted = frames.from_volume(read_mask(label_path(datastore, image, tag), volume))
             values = np.union1d(np.unique(reference), np.unique(predicted))
             pairs = {names.get(int(v), f"label_{v}"): (predicted == v, reference == v) for v in values if v > 0}
-        structures = {}
-        for name, (mask, of) in pairs.items():
-            dice, wrong = slice_errors(mask, of)
-            structures[name] = _structure(dice, wrong) | {"volume_dice": round(metrics.dice(mask, of), 4)}
-        checkpoint = sorted({r["checkpoint"] for r in self._rounds.of(image).values()}) if tag == SESSION else None
-        return _summary(structures, frames.axis, checkpoint=checkpoint, y=_tag(request, "y", "final"), y_pred=tag)
+        structures = {name: _compare(mask, reference_mask) for name, (mask, reference_mask) in pairs.items()}
+        checkpoint = sorted({r["checkpoint"] for r in self._records.of(image).values()}) if tag == SESSION else None
+        return _summarize(structures, frames.axis, checkpoint=checkpoint, y=reference_tag, y_pred=tag)
 
-    def _session(self, image, reference, names) -> dict:
-        """{name: (mask, reference_path)} of the structures that were clicked; one without a name is compared with what it covers most."""
+    def _session_pairs(self, image: str, reference: np.ndarray, names: dict[int, str]) -> dict[str, tuple]:
+        """Return {name: (mask, reference mask)} of the structures that were annotated, both bool (T, Y, X).
+
+        A structure without a name is compared with the reference label that its mask covers most.
+
+        Args:
+            reference: label values (T, Y, X).
+            names: of the label values.
+        """
         pairs, values = {}, {name: v for v, name in names.items()}
-        for structure, record in self._rounds.of(image).items():
-            mask = self._rounds.mask(image, structure)
+        for structure, record in self._records.of(image).items():
+            mask = self._records.mask(image, structure)
             if mask is None or mask.shape != reference.shape:
                 continue
-            covered = np.bincount(reference[mask & (reference > 0)], minlength=2)
-            value = values.get(record["label"], int(covered.argmax()))
+            covered_voxels = np.bincount(reference[mask & (reference > 0)], minlength=2)
+            value = values.get(record["label"], int(covered_voxels.argmax()))
             if value:
                 pairs[record["label"] or names.get(value, f"label_{value}")] = mask, reference == value
         return pairs
 
 
 class SliceQuality(_Scoring):
-    """Dice that is expected of every slice, without a reference.
+    """The Dice that is expected of every slice, without a reference.
 
-    Of volumes in work it is what the last round said. A label that came otherwise (tag `tag`, default "original") is tested by itself:
-    three of its slices are given to the engine as painted ones, and what tracking makes of them is compared with the label.
+    For volumes that are being annotated it is the estimate of the last round. Any other label (tag `tag`, default "original") is tested by
+    itself: three of its slices are given to the engine as painted ones, and the mask that results is compared with the label.
     """
 
-    def __init__(self, rounds: AnnotationRecords, catalog: CheckpointCatalog, segmenter: Callable[[], Segmenter], window: str = "auto"):
+    def __init__(self, records: AnnotationRecords, catalog: CheckpointCatalog, segmenter: Callable[[], Segmenter], window: str = "auto"):
         super().__init__("slice_quality", "Dice expected of each slice, without a reference")
-        self._rounds, self._catalog, self._segmenter, self._window = rounds, catalog, segmenter, window
+        self._records, self._catalog, self._segmenter, self._window = records, catalog, segmenter, window
 
     def info(self) -> dict:
         return {**super().info(), "config": {"tag": "original"}}
 
     def _inputs(self, image, request, datastore):
-        records = self._rounds.of(image)
+        records = self._records.of(image)
         if records:
             return [SESSION, max(r["time"] for r in records.values())]
         label = label_path(datastore, image, _tag(request, "tag", "original"))
-        return None if label is None else [_stamp(label), self._catalog.resolve(AUTO)[1]]
+        return None if label is None else [_file_stamp(label), self._catalog.resolve(AUTO)[1]]
 
     def _score(self, image, request, datastore):
-        records = self._rounds.of(image)
-        if records:
-            structures = {}
-            for name, r in records.items():
-                allowed = np.setdiff1d(np.arange(r["slices"]), r["annotated"])
-                structures[r["label"] or name] = _structure(r["expected_dice"], r["areas"], allowed) | {"volume_dice": r["volume_dice"]}
-            first = next(iter(records.values()))
-            return _summary(structures, first["axis"], checkpoint=sorted({r["checkpoint"] for r in records.values()}))
-        return self._tested(image, _tag(request, "tag", "original"), datastore)
+        records = self._records.of(image)
+        if not records:
+            return self._test_label(image, _tag(request, "tag", "original"), datastore)
+        structures = {}
+        for name, r in records.items():
+            allowed = np.setdiff1d(np.arange(r["slices"]), r["annotated"])
+            structures[r["label"] or name] = _score_structure(r["expected_dice"], r["areas"], r["volume_dice"], allowed)
+        first = next(iter(records.values()))
+        return _summarize(structures, first["axis"], checkpoint=sorted({r["checkpoint"] for r in records.values()}))
 
-    def _tested(self, image, tag, datastore) -> dict:
+    def _test_label(self, image: str, tag: str, datastore) -> dict | None:
+        """Return the scores of a saved label, by tracking each of its structures from three of its slices."""
         volume = read_volume(datastore.get_image_uri(image))
         checkpoint, name = self._catalog.resolve(AUTO)
         options = Options(checkpoint=checkpoint, window=self._window)
@@ -167,32 +174,37 @@ class SliceQuality(_Scoring):
         structures = {}
         for value in (int(v) for v in np.unique(labels) if v > 0):
             mask = labels == value
-            slices = simulated_annotator.slices_at_shares(mask)
-            masks = {t: frames.to_volume(mask).take(t, frames.axis) for t in slices}
-            again = frames.from_volume(segmenter.segment(volume, segmenter.prompts(volume, options, masks=masks), options).mask)
-            dice, wrong = slice_errors(mask, again)
-            structures[names.get(value, f"label_{value}")] = _structure(dice, wrong) | {"volume_dice": round(metrics.dice(mask, again), 4)}
-        return _summary(structures, frames.axis, checkpoint=name, tag=tag)
+            painted = {t: frames.to_volume(mask).take(t, frames.axis) for t in simulated_annotator.slices_at_shares(mask)}
+            result = segmenter.segment(volume, segmenter.prompts(volume, options, masks=painted), options)
+            structures[names.get(value, f"label_{value}")] = _compare(mask, frames.from_volume(result.mask))
+        return _summarize(structures, frames.axis, checkpoint=name, tag=tag)
 
 
-def _structure(dice, wrong, allowed=None) -> dict:
-    dice, wrong = np.asarray(dice, float), np.asarray(wrong)
-    t = pick_worst_slice(dice, wrong, np.arange(len(dice)) if allowed is None else allowed)
-    return {"dice": [round(float(d), 3) for d in dice], "worst_slice": t, "mean": round(float(dice.mean()), 4)}
+def _compare(mask: np.ndarray, other: np.ndarray) -> dict:
+    """Return the scores of a structure from two bool (T, Y, X) masks of it."""
+    return _score_structure(*slice_errors(mask, other), round(metrics.dice(mask, other), 4))
 
 
-def _summary(structures: dict, axis: int, **more) -> dict | None:
-    """The structures, and the worst slice of the worst of them."""
+def _score_structure(dice, wrong_pixels, volume_dice: float, allowed=None) -> dict:
+    """Return the scores of a structure from figures (T,) of its slices; `allowed` are the slices that may be its worst one."""
+    dice, wrong_pixels = np.asarray(dice, float), np.asarray(wrong_pixels)
+    t = pick_worst_slice(dice, wrong_pixels, np.arange(len(dice)) if allowed is None else allowed)
+    return {"dice": [round(float(d), 3) for d in dice], "worst_slice": t, "mean": round(float(dice.mean()), 4), "volume_dice": volume_dice}
+
+
+def _summarize(structures: dict, axis: int, **details) -> dict | None:
+    """Return the scores of a volume: its structures and the worst slice of the worst of them; None without structures."""
     if not structures:
         return None
 
-    def low(name):
-        s = structures[name]
-        return 1.0 if s["worst_slice"] is None else s["dice"][s["worst_slice"]]
+    def lowest_dice(name):
+        scores = structures[name]
+        return 1.0 if scores["worst_slice"] is None else scores["dice"][scores["worst_slice"]]
 
-    name = min(structures, key=low)
+    worst = min(structures, key=lowest_dice)
     mean = round(float(np.mean([s["mean"] for s in structures.values()])), 4)
-    return {"structures": structures, "worst_structure": name, "worst_slice": structures[name]["worst_slice"], "mean": mean, "axis": axis, **more}
+    worst_slice = structures[worst]["worst_slice"]
+    return {"structures": structures, "worst_structure": worst, "worst_slice": worst_slice, "mean": mean, "axis": axis, **details}
 
 
 def _tag(request: dict, name: str, default: str) -> str:
@@ -200,13 +212,14 @@ def _tag(request: dict, name: str, default: str) -> str:
     return str(value[0] if isinstance(value, list) else value)
 
 
-def _stamp(path: Path) -> list:
+def _file_stamp(path: Path) -> list:
+    """Return what changes when a file is written: its size in bytes and time of change in ns."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _keep(datastore, image: str, entry: dict) -> None:
-    """Adds to an image's info; what other processes have written since is read first, where the datastore is a folder."""
+def _save_image_info(datastore, image: str, entry: dict) -> None:
+    """Add an entry to an image's info, after reading what other processes have written since, where the datastore is a folder."""
     reload = getattr(datastore, "_init_from_datastore_file", None)
     if reload:
         reload()

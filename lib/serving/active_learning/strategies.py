@@ -1,4 +1,4 @@
-"""Active learning: which volume, and which of its slices, an annotator should look at next."""
+"""Active learning strategies of MONAI Label: which volume, and which of its slices, an annotator should work on next."""
 
 import logging
 from abc import abstractmethod
@@ -11,21 +11,28 @@ from lib.common.errors import UserError
 from lib.imaging.frames import Frames
 from lib.imaging.masks import deepest_pixel
 from lib.imaging.readers import read_mask, read_volume
+from lib.imaging.volume import Volume
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.labels import label_path
 
 logger = logging.getLogger(__name__)
 
-TARGET, MOST_ROUNDS = 0.9, 8
+# A volume whose expected Dice is this high, or that has had this many slices annotated, comes last.
+TARGET_DICE, MAX_ROUNDS = 0.9, 8
 
 
 @dataclass(frozen=True)
 class AnnotationRequest:
-    """A structure of a volume that could be better.
+    """A structure of a volume that could be improved, and what to do for it.
 
     Attributes:
-        image, label: which. volume_dice: expected. slice: to annotate next. expected_dice: of that slice.
-        rounds: slices annotated so far.
+        image, label: ids of the image and name of the structure.
+        volume_dice: expected Dice of the structure in the whole volume.
+        rounds: number of slices annotated so far.
+        time, client: when the structure was last worked on (seconds since 1970), and by which client.
+        axis, slices: slicing axis, and number of slices along it.
+        slice, expected_dice: the slice to annotate next, and its expected Dice.
+        prompt, point, reason: as in `lib.quality.next_slice.Proposal`.
     """
 
     image: str
@@ -42,13 +49,13 @@ class AnnotationRequest:
     point: list | None
     reason: str
 
-    def answer(self) -> dict:
-        """As *Next Sample* gives it."""
+    def to_answer(self) -> dict:
+        """Return the answer of *Next Sample*."""
         return {"id": self.image, **{k: v for k, v in self.__dict__.items() if k not in ("image", "time", "client")}}
 
 
-def needs_of(image: str, records: dict[str, dict]) -> list[AnnotationRequest]:
-    """Of the records of one image (see `lib.serving.active_learning.annotation_records`)."""
+def annotation_requests(image: str, records: dict[str, dict]) -> list[AnnotationRequest]:
+    """Return the requests that follow from the records of one image, see `lib.serving.active_learning.annotation_records`."""
     return [
         AnnotationRequest(
             image, r["label"], r["volume_dice"], len(r["annotated"]), r["time"], r["client"], r["axis"], r["slices"],
@@ -58,100 +65,102 @@ def needs_of(image: str, records: dict[str, dict]) -> list[AnnotationRequest]:
     ]  # fmt: skip
 
 
-class _BySlices(Strategy):
-    """What the strategies below share.
+class _SliceStrategy(Strategy):
+    """Base of the strategies that propose a slice.
 
     Args:
-        rounds: what is known of volumes in work.
+        description: shown to clients.
+        records: the records of the volumes being annotated.
     """
 
-    def __init__(self, description: str, rounds: AnnotationRecords):
+    def __init__(self, description: str, records: AnnotationRecords):
         super().__init__(description)
-        self._rounds = rounds
+        self._records = records
 
     def info(self) -> dict:
-        return {**super().info(), "config": {"target_dice": TARGET, "max_rounds": MOST_ROUNDS}}
+        return {**super().info(), "config": {"target_dice": TARGET_DICE, "max_rounds": MAX_ROUNDS}}
 
     def __call__(self, request: dict, datastore) -> dict | None:
-        """{id, slice, axis, expected_dice, volume_dice, reason, prompt, point, ...}, or None when all images have final labels."""
+        """Return {id, slice, axis, expected_dice, volume_dice, reason, prompt, point, ...}, or None when all images have final labels."""
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
         if not images:
             return None
-        target, most = (_number(request, k, d) for k, d in (("target_dice", TARGET), ("max_rounds", MOST_ROUNDS)))
-        known = [n for image in images for n in needs_of(image, self._rounds.of(image))]
-        todo = [n for n in known if n.volume_dice < target and n.rounds < most]
-        here = [n for n in known if n.image == request.get("image")]
-        need = self._choose(here or [n for n in known if n.client == str(request.get("client_id") or "")], todo)
-        if need is not None:
-            return need.answer()
-        fresh = [i for i in images if not self._rounds.of(i)]
-        if fresh:
-            return first_proposal(fresh[0], datastore)
-        if not known:
+        target_dice, max_rounds = (_number(request, k, d) for k, d in (("target_dice", TARGET_DICE), ("max_rounds", MAX_ROUNDS)))
+        candidates = [c for image in images for c in annotation_requests(image, self._records.of(image))]
+        unfinished = [c for c in candidates if c.volume_dice < target_dice and c.rounds < max_rounds]
+        in_displayed_image = [c for c in candidates if c.image == request.get("image")]
+        of_client = [c for c in candidates if c.client == str(request.get("client_id") or "")]
+        choice = self._choose(in_displayed_image or of_client, unfinished)
+        if choice is not None:
+            return choice.to_answer()
+        untouched = [i for i in images if not self._records.of(i)]
+        if untouched:
+            return first_proposal(untouched[0], datastore)
+        if not candidates:
             return {"id": images[0], "reason": "Every slice of it has been annotated."}
-        least = min(known, key=lambda n: n.volume_dice)
-        return {**least.answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {least.reason}"}
+        worst = min(candidates, key=lambda c: c.volume_dice)
+        return {**worst.to_answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {worst.reason}"}
 
     @abstractmethod
-    def _choose(self, mine: list[AnnotationRequest], todo: list[AnnotationRequest]) -> AnnotationRequest | None:
-        """One of what is to do.
+    def _choose(self, of_client: list[AnnotationRequest], unfinished: list[AnnotationRequest]) -> AnnotationRequest | None:
+        """Return one of the unfinished requests, or None to begin a new volume.
 
         Args:
-            mine: what this client has worked on; if it says which "image" it shows (OHIF has no client's id), what is there.
+            of_client: what this client has worked on. If it names the "image" that it displays, as OHIF does for lack of a client id,
+                these are the requests of that image.
+            unfinished: all requests below the target that have rounds left.
         """
 
 
-class WorstSlice(_BySlices):
-    """The worst slice of the volume that this client is working on, until that is good; then of the worst volume; then a new one."""
+class WorstSlice(_SliceStrategy):
+    """Propose the worst slice of the volume this client works on until that volume is good, then the worst volume, then a new one."""
 
-    def __init__(self, rounds: AnnotationRecords):
-        super().__init__("Slice expected to be worst, volume by volume", rounds)
+    def __init__(self, records: AnnotationRecords):
+        super().__init__("Slice expected to be worst, volume by volume", records)
 
-    def _choose(self, mine, todo):
-        last = max(mine, key=lambda n: n.time, default=None)
-        if last in todo:
+    def _choose(self, of_client, unfinished):
+        last = max(of_client, key=lambda c: c.time, default=None)
+        if last in unfinished:
             return last
-        here = [n for n in todo if last and n.image == last.image]
-        return min(here or todo, key=lambda n: n.volume_dice, default=None)
+        same_image = [c for c in unfinished if last and c.image == last.image]
+        return min(same_image or unfinished, key=lambda c: c.volume_dice, default=None)
 
 
-class WorstVolume(_BySlices):
-    """The volume expected to be worst of all in work, whoever works on it; then a new one."""
+class WorstVolume(_SliceStrategy):
+    """Propose the volume expected to be worst, whoever works on it, then a new one."""
 
-    def __init__(self, rounds: AnnotationRecords):
-        super().__init__("Volume expected to be worst, at its worst slice", rounds)
+    def __init__(self, records: AnnotationRecords):
+        super().__init__("Volume expected to be worst, at its worst slice", records)
 
-    def _choose(self, mine, todo):
-        return min(todo, key=lambda n: n.volume_dice, default=None)
+    def _choose(self, of_client, unfinished):
+        return min(unfinished, key=lambda c: c.volume_dice, default=None)
 
 
 def first_proposal(image: str, datastore) -> dict:
-    """Where to start in a volume that nobody has worked on: the largest slice of the largest structure of a label that is there
-    (of batch inference, say), else the middle."""
+    """Return where to start in a volume that nobody has worked on.
+
+    That is the largest slice of the largest structure in a saved label, for example from batch inference, or else the middle slice.
+    """
     try:
         volume = read_volume(datastore.get_image_uri(image))
         frames = Frames.of(volume)
-        found = _labelled(image, datastore, volume)
+        saved = _saved_label_map(image, datastore, volume)
     except (UserError, OSError) as e:
         logger.warning("Proposed unread: %s", e)
         return {"id": image, "reason": "Nothing is annotated yet."}
     answer = {"id": image, "axis": frames.axis, "slices": len(frames), "rounds": 0, "prompt": "click", "point": None, "label": ""}
-    if found is None:
+    if saved is None:
         return {**answer, "slice": len(frames) // 2, "reason": "Nothing is annotated yet: start where the structure is largest."}
-    labels = frames.from_volume(found)
-    reference = labels == _largest(labels)
-    t = int(reference.sum((1, 2)).argmax())
-    point = frames.to_voxel(t, *deepest_pixel(reference[t]))
+    labels = frames.from_volume(saved)
+    values, counts = np.unique(labels[labels > 0], return_counts=True)
+    structure = labels == values[counts.argmax()]
+    t = int(structure.sum((1, 2)).argmax())
+    point = frames.to_voxel(t, *deepest_pixel(structure[t]))
     return {**answer, "slice": t, "point": list(point), "reason": "Nothing is annotated yet: the largest slice of the label that is there."}
 
 
-def _largest(labels: np.ndarray) -> int:
-    values, counts = np.unique(labels[labels > 0], return_counts=True)
-    return int(values[counts.argmax()])
-
-
-def _labelled(image: str, datastore, volume) -> np.ndarray | None:
-    """The label map (I, J, K) of any tag, if there is one that is not empty."""
+def _saved_label_map(image: str, datastore, volume: Volume) -> np.ndarray | None:
+    """Return the first saved label map (I, J, K) of an image that is not empty, or None."""
     for tag in datastore.get_labels_by_image_id(image):
         path = label_path(datastore, image, tag)
         if path is None:

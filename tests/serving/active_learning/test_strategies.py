@@ -1,4 +1,4 @@
-"""Strategies and scoring methods on a datastore of MONAI Label's own, without a server; the engine's answers are drawn by hand."""
+"""Strategies and scoring methods on one of MONAI Label's datastores, without a server; the engine's results are made by hand."""
 
 import json
 from types import SimpleNamespace
@@ -14,8 +14,9 @@ from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.serving.active_learning.annotation_records import AnnotationRecords
-from lib.serving.active_learning.scoring import SliceDice, SliceQuality, label_names
+from lib.serving.active_learning.scoring import SliceDice, SliceQuality
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume
+from lib.serving.datastore.labels import label_names
 
 SHAPE = (20, 16, 12)
 AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
@@ -27,12 +28,12 @@ def save(path, array):
     nib.save(nib.Nifti1Image(array, AFFINE), path)
 
 
-def drawn(*spans):
-    """uint8 label map: each (value, first slice, last slice, width) a bar."""
-    out = np.zeros(SHAPE, np.uint8)
-    for n, (value, low, high, width) in enumerate(spans):
-        out[2 : 2 + width, 2 + 5 * n : 6 + 5 * n, low : high + 1] = value
-    return out
+def make_labels(*bars):
+    """Return a uint8 label map (I, J, K) with a bar for each (value, first slice, last slice, width in voxels)."""
+    labels = np.zeros(SHAPE, np.uint8)
+    for n, (value, low, high, width) in enumerate(bars):
+        labels[2 : 2 + width, 2 + 5 * n : 6 + 5 * n, low : high + 1] = value
+    return labels
 
 
 @pytest.fixture
@@ -48,18 +49,18 @@ def store(studies):
 
 
 @pytest.fixture
-def rounds(tmp_path):
-    return AnnotationRecords(tmp_path / "rounds")
+def records(tmp_path):
+    return AnnotationRecords(tmp_path / "records")
 
 
-def work(rounds, image, iou, label="spleen", annotated=(5,), client="anna"):
-    """A round in which all other slices are expected to have that IoU."""
-    mask = drawn((1, 1, 10, 8)) > 0
+def note_round(records, image, iou, label="spleen", annotated=(5,), client="anna"):
+    """Record a round after which all slices but the annotated ones are expected to have this IoU, and return the record."""
+    mask = make_labels((1, 1, 10, 8)) > 0
     expected = np.full(12, iou)
     expected[list(annotated)] = 1
     ones = np.ones(12)
     result = Result(mask, 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((12, 1)), expected)
-    return rounds.note(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
+    return records.note(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
 
 
 def submit(store, image, labels, tag="final", info=None):
@@ -68,84 +69,84 @@ def submit(store, image, labels, tag="final", info=None):
     store.save_label(image, path, tag, info or {})
 
 
-def ask(strategy, store, client="anna", **more):
-    return strategy({"strategy": "worst_slice", "client_id": client, **more}, store)
+def ask(strategy, store, client="anna", **fields):
+    return strategy({"strategy": "worst_slice", "client_id": client, **fields}, store)
 
 
-def test_goes_on_with_the_volume_of_this_client(store, rounds):
-    record = work(rounds, "b", 0.6)
-    work(rounds, "c", 0.2, client="ben")
-    answer = ask(WorstSlice(rounds), store)
+def test_goes_on_with_the_volume_of_this_client(store, records):
+    record = note_round(records, "b", 0.6)
+    note_round(records, "c", 0.2, client="ben")
+    answer = ask(WorstSlice(records), store)
     assert (answer["id"], answer["slice"], answer["rounds"]) == ("b", record["proposal"]["slice"], 1)
-    assert ask(WorstSlice(rounds), store, client="ben")["id"] == "c"
+    assert ask(WorstSlice(records), store, client="ben")["id"] == "c"
     assert {"axis", "slices", "expected_dice", "volume_dice", "reason", "prompt", "point", "label"} <= answer.keys()
     json.dumps(answer)
 
 
-def test_goes_on_with_the_volume_that_a_viewer_shows(store, rounds):
-    """OHIF has no client's id: two annotators would be sent to each other's volumes."""
-    work(rounds, "b", 0.6, client="")
-    work(rounds, "c", 0.2, client="")
-    assert ask(WorstSlice(rounds), store, client="")["id"] == "c", "the last one"
-    assert ask(WorstSlice(rounds), store, client="", image="b")["id"] == "b"
+def test_goes_on_with_the_volume_that_a_viewer_shows(store, records):
+    """OHIF sends no client id, so two annotators would otherwise be sent to each other's volumes."""
+    note_round(records, "b", 0.6, client="")
+    note_round(records, "c", 0.2, client="")
+    assert ask(WorstSlice(records), store, client="")["id"] == "c", "the last one"
+    assert ask(WorstSlice(records), store, client="", image="b")["id"] == "b"
 
 
-def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store, rounds):
-    work(rounds, "b", 0.5, label="liver")
-    work(rounds, "b", 0.99)
-    work(rounds, "c", 0.2, client="ben")
-    strategy = WorstSlice(rounds)
+def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store, records):
+    note_round(records, "b", 0.5, label="liver")
+    note_round(records, "b", 0.99)
+    note_round(records, "c", 0.2, client="ben")
+    strategy = WorstSlice(records)
     assert (ask(strategy, store)["id"], ask(strategy, store)["label"]) == ("b", "liver")
-    work(rounds, "b", 0.99, label="liver")
+    note_round(records, "b", 0.99, label="liver")
     assert ask(strategy, store)["id"] == "c"
-    work(rounds, "c", 0.99, client="ben")
+    note_round(records, "c", 0.99, client="ben")
     fresh = ask(strategy, store)
     assert (fresh["id"], fresh["slice"], fresh["rounds"]) == ("a", 6, 0)
-    work(rounds, "a", 0.98)
+    note_round(records, "a", 0.98)
     assert ask(strategy, store)["id"] == "a" and "target" in ask(strategy, store)["reason"]
 
 
-def test_rounds_are_spent(store, rounds):
-    work(rounds, "b", 0.3, annotated=(2, 5, 8))
-    assert ask(WorstSlice(rounds), store, max_rounds=4)["id"] == "b"
-    assert ask(WorstSlice(rounds), store, max_rounds="3")["id"] == "a"
+def test_a_volume_that_has_had_its_rounds_is_left(store, records):
+    note_round(records, "b", 0.3, annotated=(2, 5, 8))
+    assert ask(WorstSlice(records), store, max_rounds=4)["id"] == "b"
+    assert ask(WorstSlice(records), store, max_rounds="3")["id"] == "a"
 
 
-def test_worst_volume_asks_nobody(store, rounds):
-    work(rounds, "b", 0.6)
-    work(rounds, "c", 0.2, client="ben")
-    assert ask(WorstVolume(rounds), store)["id"] == "c"
+def test_worst_volume_does_not_depend_on_the_client(store, records):
+    note_round(records, "b", 0.6)
+    note_round(records, "c", 0.2, client="ben")
+    assert ask(WorstVolume(records), store)["id"] == "c"
 
 
-def test_labelled_volumes_are_done(store, rounds):
-    work(rounds, "b", 0.1)
-    submit(store, "b", drawn((1, 1, 10, 8)))
-    assert ask(WorstSlice(rounds), store)["id"] != "b"
+def test_labelled_volumes_are_done(store, records):
+    note_round(records, "b", 0.1)
+    submit(store, "b", make_labels((1, 1, 10, 8)))
+    assert ask(WorstSlice(records), store)["id"] != "b"
     for image in "ac":
-        submit(store, image, drawn((1, 1, 10, 8)))
-    assert ask(WorstSlice(rounds), store) is None
+        submit(store, image, make_labels((1, 1, 10, 8)))
+    assert ask(WorstSlice(records), store) is None
 
 
-def test_a_label_of_batch_inference_gives_the_first_proposal(store, rounds):
-    labels = drawn((1, 1, 3, 6), (2, 2, 9, 3))
+def test_a_label_of_batch_inference_gives_the_first_proposal(store, records):
+    labels = make_labels((1, 1, 3, 6), (2, 2, 9, 3))
     labels[:12, 7:11, 8] = 2
     submit(store, "a", labels, "original")
-    answer = ask(WorstSlice(rounds), store)
+    answer = ask(WorstSlice(records), store)
     assert (answer["id"], answer["slice"]) == ("a", 8) and labels[tuple(answer["point"])] == 2
 
 
-def test_an_unreadable_volume_can_still_be_proposed(store, rounds, studies):
+def test_an_unreadable_volume_can_still_be_proposed(store, records, studies):
     (studies / "a.nii.gz").write_bytes(b"no image")
-    assert ask(WorstSlice(rounds), store)["id"] == "a"
+    assert ask(WorstSlice(records), store)["id"] == "a"
 
 
-def test_slice_dice_finds_the_slice_that_monai_finds(store, rounds):
-    reference, predicted = drawn((1, 2, 9, 8), (2, 3, 8, 6)), drawn((1, 2, 9, 8), (2, 3, 8, 6))
+def test_slice_dice_and_its_worst_slice_equal_those_of_monai(store, records):
+    reference, predicted = make_labels((1, 2, 9, 8), (2, 3, 8, 6)), make_labels((1, 2, 9, 8), (2, 3, 8, 6))
     predicted[2:7, 2:6, 4] = 0  # of label 1
     predicted[2:5, 7:11, 6] = 0
     submit(store, "a", reference, info={"label_info": [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]})
     submit(store, "a", predicted, "original")
-    result = SliceDice(rounds)({"method": "slice_dice"}, store)["a"]
+    result = SliceDice(records)({"method": "slice_dice"}, store)["a"]
     metric = DiceMetric(include_background=True, reduction="none", ignore_empty=False)
     worst = {}
     for value, name in ((1, "liver"), (2, "spleen")):
@@ -157,10 +158,10 @@ def test_slice_dice_finds_the_slice_that_monai_finds(store, rounds):
     assert (result["worst_structure"], result["worst_slice"]) == ("liver", 4)
 
 
-def test_scores_survive_a_restart_and_are_not_computed_twice(store, rounds, studies, monkeypatch):
-    submit(store, "a", drawn((1, 2, 9, 8)))
-    submit(store, "a", drawn((1, 2, 8, 8)), "original")
-    method = SliceDice(rounds)
+def test_scores_survive_a_restart_and_are_not_computed_twice(store, records, studies, monkeypatch):
+    submit(store, "a", make_labels((1, 2, 9, 8)))
+    submit(store, "a", make_labels((1, 2, 8, 8)), "original")
+    method = SliceDice(records)
     first = method({}, store)
     again = LocalDatastore(str(studies), extensions=("*.nii.gz",))
     assert again.get_image_info("a")["slice_dice"] == first["a"] and set(first) == {"a"}
@@ -168,48 +169,48 @@ def test_scores_survive_a_restart_and_are_not_computed_twice(store, rounds, stud
     assert method({}, again) == first
 
 
-def test_a_changed_label_is_scored_again(store, rounds):
-    submit(store, "a", drawn((1, 2, 9, 8)))
-    submit(store, "a", drawn((1, 2, 8, 8)), "original")
-    assert SliceDice(rounds)({}, store)["a"]["worst_slice"] == 9
-    submit(store, "a", drawn((1, 3, 9, 8)), "original")
-    assert SliceDice(rounds)({}, store)["a"]["worst_slice"] == 2
+def test_a_changed_label_is_scored_again(store, records):
+    submit(store, "a", make_labels((1, 2, 9, 8)))
+    submit(store, "a", make_labels((1, 2, 8, 8)), "original")
+    assert SliceDice(records)({}, store)["a"]["worst_slice"] == 9
+    submit(store, "a", make_labels((1, 3, 9, 8)), "original")
+    assert SliceDice(records)({}, store)["a"]["worst_slice"] == 2
 
 
-def test_slice_dice_of_what_was_clicked(store, rounds):
-    submit(store, "a", drawn((3, 1, 9, 8)), info={"label_info": [{"name": "spleen", "idx": 3}]})
-    work(rounds, "a", 0.9)  # its mask goes from slice 1 to 10
-    result = SliceDice(rounds)({"y_pred": "session"}, store)["a"]
+def test_slice_dice_of_the_masks_of_the_session(store, records):
+    submit(store, "a", make_labels((3, 1, 9, 8)), info={"label_info": [{"name": "spleen", "idx": 3}]})
+    note_round(records, "a", 0.9)  # its mask goes from slice 1 to 10
+    result = SliceDice(records)({"y_pred": "session"}, store)["a"]
     assert (result["worst_structure"], result["worst_slice"], result["checkpoint"]) == ("spleen", 10, ["embedded"])
 
 
-def test_a_label_of_another_shape_stops_nothing(store, rounds, caplog):
+def test_a_label_of_another_shape_does_not_stop_the_scoring(store, records, caplog):
     for image in "ab":
-        submit(store, image, drawn((1, 2, 9, 8)))
+        submit(store, image, make_labels((1, 2, 9, 8)))
     submit(store, "a", np.ones((4, 4, 4), np.uint8), "original")
-    submit(store, "b", drawn((1, 2, 8, 8)), "original")
-    assert set(SliceDice(rounds)({}, store)) == {"b"} and "Not scored: a" in caplog.text
+    submit(store, "b", make_labels((1, 2, 8, 8)), "original")
+    assert set(SliceDice(records)({}, store)) == {"b"} and "Not scored: a" in caplog.text
 
 
-def test_slice_quality_repeats_what_the_last_round_said(store, rounds):
-    record = work(rounds, "a", 0.6)
-    result = SliceQuality(rounds, None, None)({}, store)["a"]
+def test_slice_quality_repeats_the_estimate_of_the_last_round(store, records):
+    record = note_round(records, "a", 0.6)
+    result = SliceQuality(records, None, None)({}, store)["a"]
     assert result["structures"]["spleen"]["dice"] == record["expected_dice"] and result["checkpoint"] == ["embedded"]
     assert result["structures"]["spleen"]["volume_dice"] == record["volume_dice"] and result["worst_slice"] != 5
 
 
-def test_slice_quality_tests_a_label_by_itself(store, rounds):
-    """The engine is drawn: it gives back the bar without the slices 8 and 9."""
-    submit(store, "a", drawn((1, 2, 9, 8)), "original", {"params": {"label_info": [{"name": "liver", "idx": 1}]}})
+def test_slice_quality_tests_a_label_by_itself(store, records):
+    """The engine is a stand-in, which returns the bar without the slices 8 and 9."""
+    submit(store, "a", make_labels((1, 2, 9, 8)), "original", {"params": {"label_info": [{"name": "liver", "idx": 1}]}})
     painted = []
 
     def segment(volume, prompts, options):
         painted.append(prompts)
-        return SimpleNamespace(mask=drawn((1, 2, 7, 8)) > 0)
+        return SimpleNamespace(mask=make_labels((1, 2, 7, 8)) > 0)
 
     engine = SimpleNamespace(segment=segment, prompts=lambda volume, options, masks: masks)
     catalog = SimpleNamespace(resolve=lambda name: ("embedded", "embedded"))
-    result = SliceQuality(rounds, catalog, lambda: engine)({}, store)["a"]
+    result = SliceQuality(records, catalog, lambda: engine)({}, store)["a"]
     assert sorted(painted[0]) == [3, 6, 8] and result["structures"]["liver"]["worst_slice"] in (8, 9)
     assert result["structures"]["liver"]["dice"][2:8] == [1.0] * 6 and result["checkpoint"] == "embedded"
 
@@ -221,5 +222,5 @@ def test_slice_quality_tests_a_label_by_itself(store, rounds):
     ({"label_info": [{"name": "liver", "id": "x"}, "?"]}, {}),
 ])  # fmt: skip
 def test_names_of_a_label(store, info, expected):
-    submit(store, "a", drawn((1, 1, 1, 1)), info=info)
+    submit(store, "a", make_labels((1, 1, 1, 1)), info=info)
     assert label_names(store, "a", "final") == expected
