@@ -296,7 +296,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu", help="cpu or cuda, for all engines (default: %(default)s)")
     p.add_argument("--pause", type=float, default=0.0, help="additional seconds between two steps (default: %(default)s)")
     p.add_argument("--repeat", type=int, default=1, help="how often each engine runs; the median is reported (default: %(default)s)")
-    p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 pixels on the GPU; weights that are missing are random")
+    p.add_argument("--gpu", action="store_true", help="SAM 2.1 tiny and large at 1024 pixels on the GPU; missing weights are random")
     p.add_argument("--one", nargs=5, metavar=("ENGINE", "IMAGE", "STEPS", "OUT", "PART"), help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one:

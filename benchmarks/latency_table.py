@@ -62,7 +62,8 @@ def format_table(rows: list[dict]) -> str:
     """Return for each case and step: seconds, Dice against reference and official predictor, how much faster the app is; and memory."""
     lines = []
     for case in dict.fromkeys(r["case"] for r in rows):
-        lines += ["", f"{case}", f"{'step':18}" + "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}{'vs off.':>8}" for e in ENGINES) + "   app faster than"]
+        columns = "".join(f"{e + ' s':>12}{'ms/slice':>10}{'Dice':>7}{'vs off.':>8}" for e in ENGINES)
+        lines += ["", f"{case}", f"{'step':18}{columns}   app faster than"]
         for step in STEPS:
             cells = {r["engine"]: r for r in rows if r["case"] == case and r["step"] == step}
             text = f"{step:18}"

@@ -89,7 +89,8 @@ def run_loops(segmenter, volume, reference, options, a) -> Iterator[tuple[str, l
     for name, choose in STRATEGIES.items():
         for seed in range(RANDOM_SEEDS if choose is random else 1):
             strategy = (lambda state, seed=seed: random(state, seed)) if choose is random else choose
-            yield name, list(annotation_loop.annotation_rounds(segment, frames, reference, strategy, ANNOTATORS[a.annotate], count=a.rounds))
+            rounds = annotation_loop.annotation_rounds(segment, frames, reference, strategy, ANNOTATORS[a.annotate], count=a.rounds)
+            yield name, list(rounds)
 
 
 def judge_choices(state: RoundState) -> Iterator[dict]:
@@ -161,7 +162,8 @@ def summarize(states: list[dict], loops: list[dict]) -> list[dict]:
     for name in STRATEGIES:
         own_states, own_loops = ([r for r in all_rows if r["strategy"] == name] for all_rows in (states, loops))
         row: dict = {
-            "strategy": name, "volumes": len({r["volume"] for r in own_loops}), "labels": len({(r["volume"], r["label"]) for r in own_loops}),
+            "strategy": name, "volumes": len({r["volume"] for r in own_loops}),
+            "labels": len({(r["volume"], r["label"]) for r in own_loops}),
         }  # fmt: skip
         sources = {"spearman": own_states, "regret": own_states, "top3": own_states, "auc": own_loops, "rounds_to_target": own_loops}
         for field, source in sources.items():
