@@ -30,14 +30,14 @@ from lib.serving.active_learning.annotation_records import AnnotationRecords  # 
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.app import HttpErrorsMixin, PrefetchMixin, RoutesMixin  # noqa: E402
-from lib.serving.datastore.dicom import KeepsLabels  # noqa: E402
+from lib.serving.datastore.dicom import DatastoreMixin  # noqa: E402
 from lib.serving.datastore.labels import parse_labels  # noqa: E402
 from lib.serving.inference.checkpoint_catalog import CheckpointCatalog  # noqa: E402
 from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.training import Sam2Train  # noqa: E402
 
 
-class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, KeepsLabels, MONAILabelApp):
+class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAILabelApp):
     """The MONAI Label app with its tasks. Constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):

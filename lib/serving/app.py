@@ -13,7 +13,7 @@ from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.serving.datastore.labels import saved_label
-from lib.serving.datastore.sessions import OwnVolumes
+from lib.serving.datastore.sessions import UploadSessions
 from lib.serving.inference.tasks import VolumeCache
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class PrefetchMixin:
         if not load:
             return None
         path, expiry_s = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
-        return OwnVolumes(path, expiry_s, self.open_ahead, lambda name: self.records.forget(name))
+        return UploadSessions(path, expiry_s, self.open_ahead, lambda name: self.records.forget(name))
 
     def open_ahead(self, path: str | None) -> threading.Thread | None:
         """Read an image and encode its slices in a thread. A failure is only logged, because its first request will report it."""

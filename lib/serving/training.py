@@ -1,7 +1,8 @@
-"""MONAI Label's training task: fine-tunes the app's checkpoint on the labels that were submitted."""
+"""MONAI Label's training task: it fine-tunes the app's checkpoint on the labels that were submitted."""
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -18,12 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class Sam2Train(TrainTask):
-    """*Train* in 3D Slicer, *Update Model* in OHIF. MONAI Label runs it in a process of its own, so whatever happens here,
-    the server goes on with the checkpoint that it has.
+    """The task behind *Train* in 3D Slicer and *Update Model* in OHIF.
+
+    MONAI Label runs it in a process of its own. Whatever happens there, the server goes on with the checkpoint that it has.
 
     Args:
-        versions: where new versions go, and which one is served.
-        window: intensity window of the slices.
+        versions: The fine-tuned versions of the app's checkpoint, to which a new one is added.
+        window: Intensity window of the slices.
     """
 
     def __init__(self, versions: Versions, window: str = "auto"):
@@ -31,6 +33,7 @@ class Sam2Train(TrainTask):
         self.versions, self._window = versions, window
 
     def config(self) -> dict:
+        """Return the options that clients can set, with their defaults; a list holds the choices, the default first."""
         return {
             "max_epochs": 8,
             "steps_per_epoch": 60,
@@ -42,57 +45,59 @@ class Sam2Train(TrainTask):
         }
 
     def stats(self) -> dict:
-        """Progress and best metric (mean volume Dice) of the run that goes on, or of the last one."""
+        """Return the progress and the best metric (mean Dice of volumes) of the present or the last run."""
         try:
-            return json.loads(self._file.read_text())
+            return json.loads(self._stats_file.read_text())
         except (OSError, ValueError):
             return {}
 
     @property
-    def _file(self) -> Path:
+    def _stats_file(self) -> Path:
         return self.versions.folder / "train_stats.json"
 
     def __call__(self, request, datastore) -> dict:
-        """The last stats.
+        """Fine-tune on the labels in a datastore and return the final statistics.
 
         Raises:
-            HTTPException: 400, options or labels that cannot be trained on.
+            HTTPException: 400, the options or the labels are not suitable for training.
         """
         try:
-            options = self._options({**request, **(request.get(request.get("model")) or {})})
+            options = self._parse_options({**request, **(request.get(request.get("model")) or {})})
             cases = usable_cases(datastore)
-            return fine_tune(cases, self.versions, self.versions.folder / "runs", options, self._report)
+            return fine_tune(cases, self.versions, self.versions.folder / "runs", options, self._write_stats)
         except UserError as e:
             logger.error("Training refused: %s", e)
-            self._report({**self.stats(), "message": str(e), "accepted": False})
+            self._write_stats({**self.stats(), "message": str(e), "accepted": False})
             raise HTTPException(400, str(e)) from e
 
-    def _options(self, request: dict) -> FineTuning:
-        def value(name, default, kind):
-            given = request.get(name, default)
-            given = given[0] if isinstance(given, list) and given else given  # an untouched list of choices
-            try:
-                return kind(given)
-            except (TypeError, ValueError, OverflowError) as e:
-                raise UserError(f"{name} = {given!r} is not a number.") from e
-
+    def _parse_options(self, request: dict) -> FineTuning:
+        """Return the options in a request, or raise UserError if one is not a number."""
         defaults = self.config()
+
+        def option(name: str, convert: Callable):
+            value = request.get(name, defaults[name])
+            value = value[0] if isinstance(value, list) and value else value  # A client sends all choices if none was made.
+            try:
+                return convert(value)
+            except (TypeError, ValueError, OverflowError) as e:
+                raise UserError(f"{name} = {value!r} is not a number.") from e
+
         return FineTuning(
-            parts=value("parts", defaults["parts"], str), epochs=value("max_epochs", 8, int),
-            steps=value("steps_per_epoch", 60, int), minutes=value("max_minutes", 0, float),
-            rate=value("learning_rate", 2e-4, float), val_share=value("val_split", 0.25, float),
-            device=str(resolve_device(value("device", "auto", str))), window=self._window,
+            parts=option("parts", str), epochs=option("max_epochs", int), steps=option("steps_per_epoch", int),
+            minutes=option("max_minutes", float), rate=option("learning_rate", float), val_share=option("val_split", float),
+            device=str(resolve_device(option("device", str))), window=self._window,
         )  # fmt: skip
 
-    def _report(self, stats: dict) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
+    def _write_stats(self, stats: dict) -> None:
+        """Replace the statistics file as a whole, because the server may read it at any time."""
+        self._stats_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._stats_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(stats))
-        temporary.replace(self._file)
+        temporary.replace(self._stats_file)
 
 
 def usable_cases(datastore) -> list[Case]:
-    """Images with a submitted label that fits; what cannot be read is left out with a warning."""
+    """Return the images whose submitted label fits and is not empty. Files that cannot be read are skipped with a warning."""
     cases = []
     for row in datastore.datalist():
         try:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from lib.serving.datastore.folder import SafeDatastore
+from lib.serving.datastore.folder import FolderDatastore
 from tests.serving.faults import TRIES, Server, fill, image_bytes, label_bytes, row, said, until
 
 pytestmark = pytest.mark.server
@@ -119,7 +119,7 @@ def test_killed_while_it_scores(server):
     until(lambda: "slice_dice" in (folder / "datastore_v2.json").read_text(), pause=0.01)
     for process in psutil.Process(server.process.pid).children(recursive=True):
         process.kill()
-    kept = SafeDatastore(str(folder))
+    kept = FolderDatastore(str(folder))
     scored = sum("slice_dice" in kept.get_image_info(f"more_{n}") for n in range(count))
     assert 0 < scored < count, "killed too late"
     lost = sum(f.read_bytes() != content for f in folder.rglob("more_*")) + abs(len(list(folder.rglob("more_*"))) - 3 * count)
@@ -144,7 +144,7 @@ def test_killed_while_it_trains(server):
     assert after.content == served.content and "v0002" not in info["models"]["sam2"]["config"]["checkpoint"]
     for n in range(3):
         answer = requests.get(f"{server.address}/datastore/label", params={"label": f"ball_{n}", "tag": "final"}, timeout=30)
-        lost += answer.content != masks[n] or SafeDatastore(str(folder)).get_label_info(f"ball_{n}", "final")["value"] != 7
+        lost += answer.content != masks[n] or FolderDatastore(str(folder)).get_label_info(f"ball_{n}", "final")["value"] != 7
     row("server and its training killed (-9)", 1, "the same masks from the same version", lost)
 
 
@@ -192,7 +192,7 @@ def test_two_servers_on_one_folder(server):
         got = sum((s.got for s in savers), Counter())
         until(lambda: other.saved("ball_1", "final") == (37, 37) and server.saved("ball_2", "final") == (47, 47), 20)
         until(lambda: server.saved("ball_0", "final") == other.saved("ball_0", "final"), 20)
-        kept = SafeDatastore(str(server.studies))
+        kept = FolderDatastore(str(server.studies))
         lost = sum(kept.get_label_info(f"ball_{n}", "final")["value"] not in last for n, last in ((0, (17, 27)), (1, (37,)), (2, (47,))))
         assert server.saved("ball_0", "final")[0] in (17, 27) and set(got) == {"200"}
         row("two servers save on one folder at the same time", sum(got.values()), got, lost)

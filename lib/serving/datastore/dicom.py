@@ -1,4 +1,4 @@
-"""The app's datastores, which keep what they were given: a folder (see `lib.serving.datastore.folder`), or a DICOM store with a cache."""
+"""The datastore for a DICOM store with a local cache, and the mix-in that gives the app its datastores."""
 
 import logging
 import os
@@ -14,126 +14,144 @@ from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.datastore.utils.dicom import dicom_web_download_series
-from monailabel.interfaces import app as base
+from monailabel.interfaces import app as monailabel_app
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from urllib3.util import Retry
 
 from lib.common.errors import UserError
-from lib.serving.datastore.folder import SafeDatastore, check_readable, file_name
+from lib.serving.datastore.checks import checked_file_name, read_upload
+from lib.serving.datastore.folder import FolderDatastore
 
-STORE_SECONDS = 60  # how long the DICOM store may send nothing
+STORE_TIMEOUT_S = 60  # default of how long the DICOM store may stay silent
 FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
-PART, PART_SECONDS = ".part", 86400  # of a series that is being fetched; older ones were left by a killed server
+PARTIAL_SUFFIX = ".part"  # of the folder of a series that is being downloaded
+PARTIAL_MAX_AGE_S = 86400  # older partial downloads were left behind by a killed server
 
 logger = logging.getLogger(__name__)
 
 
-class KeepsLabels:
-    """Mix-in for a `MONAILabelApp`, before it in the bases: its datastore is one of those below."""
+class DatastoreMixin:
+    """Mix-in for a `MONAILabelApp`, before it in the bases, that makes the app use the datastores of this package."""
 
     def init_datastore(self):
-        base.LocalDatastore, base.DICOMWebDatastore = SafeDatastore, SafeDicomDatastore
-        SafeDicomDatastore.seconds = float(self.conf.get("store_seconds", STORE_SECONDS))
+        """Return a `FolderDatastore` or a `CachedDicomDatastore`, depending on the app's studies."""
+        monailabel_app.LocalDatastore, monailabel_app.DICOMWebDatastore = FolderDatastore, CachedDicomDatastore
+        CachedDicomDatastore.timeout_s = float(self.conf.get("store_seconds", STORE_TIMEOUT_S))
         return super().init_datastore()
 
 
-class _Acknowledged(SafeDatastore):
-    """Keeps as final only what the DICOM store said that it has; MONAI Label takes any answer of status 200 for that."""
+class _ConfirmedLabelDatastore(FolderDatastore):
+    """A folder that keeps a final label only if the DICOM store has confirmed it; MONAI Label trusts any answer of status 200."""
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
+        """Save a label, or raise RequestException for a final one without the UID of the series that the DICOM store keeps."""
         if label_tag == FINAL and not label_info.get("SeriesInstanceUID"):
             raise requests.RequestException("The DICOM store's answer names no series that it keeps.")
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
 
-class SafeDicomDatastore(DICOMWebDatastore, _Acknowledged):
-    """A DICOM store with its cache. A label that the store did not take stays in the cache under the tag `UNSENT`."""
+class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
+    """A DICOM store with a local cache. A label that the store did not accept stays in the cache under the tag `UNSENT`.
 
-    seconds = STORE_SECONDS
+    Attributes:
+        timeout_s: How long the DICOM store may stay silent, in seconds.
+    """
+
+    timeout_s: float = STORE_TIMEOUT_S
 
     def __init__(self, client, *args, **kwargs):
         for scheme in ("http://", "https://"):
-            client._session.mount(scheme, _Impatient(self.seconds))
-        client.set_http_retry_params(retry=False)  # it would try for half a minute; the adapters do once more
+            client._session.mount(scheme, _TimeoutAdapter(self.timeout_s))
+        client.set_http_retry_params(retry=False)  # The client would retry for half a minute; the adapters retry once.
         super().__init__(client, *args, **kwargs)
-        for part in Path(self._datastore.image_path()).glob(f".*{PART}"):
-            if time.time() - part.stat().st_mtime > PART_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
+        for folder in Path(self._datastore.image_path()).glob(f".*{PARTIAL_SUFFIX}"):
+            if time.time() - folder.stat().st_mtime > PARTIAL_MAX_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def get_image_uri(self, image_id):
-        self._fetch(file_name(image_id), Path(self._datastore.image_path()))
+        """Return the path of an image in the cache; download it before if it is missing."""
+        self._download(checked_file_name(image_id), Path(self._datastore.image_path()))
         return super().get_image_uri(image_id)
 
     def get_label_uri(self, label_id, label_tag, image_id=""):
-        if file_name(label_tag) == FINAL:
-            self._fetch(file_name(label_id), Path(self._datastore.label_path(FINAL)))
+        """Return the path of a label in the cache; download a final one before if it is missing."""
+        if checked_file_name(label_tag) == FINAL:
+            self._download(checked_file_name(label_id), Path(self._datastore.label_path(FINAL)))
         return super().get_label_uri(label_id, label_tag, image_id)
 
-    def _fetch(self, series: str, folder: Path) -> None:
-        """Has a series in the cache whole: half of one would be taken for all of it, for ever.
+    def _download(self, series: str, cache: Path) -> None:
+        """Download a series into the folder `cache` unless it is there.
+
+        The series appears there only when it is complete, because MONAI Label would take half a series for the whole of it.
 
         Raises:
-            ImageNotFoundException: the store has no such series. RequestException: it does not answer.
+            ImageNotFoundException: The store has no such series.
+            RequestException: The store does not answer.
         """
-        place = folder / series
-        if place.is_dir() and any(place.iterdir()):
+        destination = cache / series
+        if destination.is_dir() and any(destination.iterdir()):
             return
-        part = folder / f".{uuid.uuid4().hex}{PART}"
+        partial = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
         try:
-            dicom_web_download_series(None, series, str(part), self._client, self._fetch_by_frame)
-            with suppress(OSError):  # another thread was first
-                os.replace(part, place)
+            dicom_web_download_series(None, series, str(partial), self._client, self._fetch_by_frame)
+            with suppress(OSError):  # Another thread may have been faster.
+                os.replace(partial, destination)
         except LookupError as e:
             raise ImageNotFoundException(f"There is no series {series} in the DICOM store.") from e
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def save_label(self, image_id, label_filename, label_tag, label_info, label_id=""):
-        """As in MONAI Label.
+        """Save a label and send a final one to the DICOM store as DICOM SEG.
 
         Raises:
-            HTTPException: 502, the DICOM store did not take a final label.
+            HTTPException: 502, the DICOM store did not accept a final label.
+            UserError: A final label is empty, or the file is damaged.
         """
         info = dict(label_info or {})
-        if file_name(label_tag) != FINAL:
+        if checked_file_name(label_tag) != FINAL:
             return super().save_label(image_id, label_filename, label_tag, info)
-        converted, kept = None, False
+        converted, is_kept = None, False
         try:
             if str(label_filename).endswith(".bin"):
                 label_filename = converted = binary_to_image(self.get_image_uri(image_id), label_filename)
-            volume = check_readable(label_filename)
+            volume = read_upload(label_filename)
             if volume is not None and not volume.array.any():
                 raise UserError("The label is empty, which DICOM SEG cannot express: delete the label in the DICOM store instead.")
             if volume is not None and info.get("label_info"):
-                info["label_info"] = _rows(info["label_info"], volume.array)
+                info["label_info"] = _rows_by_value(info["label_info"], volume.array)
             self.get_image_uri(image_id)
-            SafeDatastore.save_label(self, image_id, label_filename, UNSENT, info)
-            kept = True
-            saved = super().save_label(image_id, label_filename, label_tag, info)
+            FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
+            is_kept = True
+            saved_id = super().save_label(image_id, label_filename, label_tag, info)
         except requests.RequestException as e:
             logger.warning("Label of %s not sent: %s", image_id, e)
-            how = f"The server keeps it under the tag {UNSENT}; submit it again later." if kept else "Submit it again later."
-            raise HTTPException(502, f"The DICOM store did not take the label. {how}") from e
+            advice = f"The server keeps it under the tag {UNSENT}; submit it again later." if is_kept else "Submit it again later."
+            raise HTTPException(502, f"The DICOM store did not take the label. {advice}") from e
         finally:
             if converted:
                 Path(converted).unlink(missing_ok=True)
         self.remove_label(image_id, UNSENT)
-        return saved
+        return saved_id
 
 
-def _rows(label_info: list[dict], labels: np.ndarray) -> list[dict]:
-    """The rows of the values that are there, in their order: MONAI Label takes the n-th row for the n-th value, whatever its idx."""
+def _rows_by_value(label_info: list[dict], labels: np.ndarray) -> list[dict]:
+    """Return one row for each value in a label map, in ascending order of the values.
+
+    MONAI Label assigns the n-th row to the n-th value in the map, whatever the row's "idx" says.
+    """
     rows = {int(row.get("idx", n)): row for n, row in enumerate(label_info, 1)}
     return [rows.get(int(v), {"name": f"segment {int(v)}", "idx": int(v)}) for v in np.unique(labels) if v]
 
 
-class _Impatient(requests.adapters.HTTPAdapter):
-    """Waits for an answer, and for its parts, so many seconds."""
+class _TimeoutAdapter(requests.adapters.HTTPAdapter):
+    """A transport that waits at most `timeout_s` seconds for an answer, or for the next bytes of it, and retries a connection once."""
 
-    def __init__(self, seconds: float):
-        super().__init__(max_retries=Retry(1, backoff_factor=0.3))  # not of what is sent there
-        self._seconds = seconds
+    def __init__(self, timeout_s: float):
+        super().__init__(max_retries=Retry(1, backoff_factor=0.3))  # Retry never repeats a request that changes the store.
+        self._timeout_s = timeout_s
 
     def send(self, request, stream=False, timeout=None, **kwargs):
-        return super().send(request, stream=stream, timeout=timeout or self._seconds, **kwargs)
+        """Send a request with the timeout, unless the caller gives another one."""
+        return super().send(request, stream=stream, timeout=timeout or self._timeout_s, **kwargs)

@@ -1,193 +1,158 @@
-"""The folder of images and labels: MONAI Label's datastore, made safe against kills, full disks and other servers on the folder.
+"""A folder of images and labels: MONAI Label's datastore, made safe against kills, full disks and other servers on the same folder.
 
-Every change is made under the folder's lock to the state that the JSON file has at that moment, so that nothing of another server is
-lost. New files are written completely beside their place, then the JSON file is replaced, then the files are renamed into place. A
-label's info names its file until then (TEMPORARY): if the server is killed in between, the next start finishes the renaming.
+Every change is made under the folder's lock, to the state that the JSON file has at that moment, so that no server loses the changes of
+another one. New files are written completely beside their places, then the JSON file is replaced, then the files are moved to their
+places. Until then, a label's info names its temporary file under the key `TEMPORARY`: if the server is killed in between, the next
+start moves the file.
 """
 
 import itertools
-import json
 import logging
 import os
-import shutil
 import threading
 import time
-import uuid
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from lib.common.atomic_files import write_text
-from lib.common.errors import UserError, VolumeError
-from lib.imaging.readers import ITK_ENDINGS, NIFTI_ENDINGS, read_volume
-from lib.imaging.volume import Volume
-from lib.serving.web.request_checks import is_name
+from lib.serving.datastore.checks import checked_file_name, read_upload
+from lib.serving.datastore.transaction import Change, sync_folder
 
-LOCK_SECONDS = 60  # how long a change waits for those of other threads and servers
+LOCK_TIMEOUT_S = 60  # how long a change waits for the changes of other threads and servers
 TEMPORARY = "temporary"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Change:
-    """What becomes of the folder.
+class FolderDatastore(LocalDatastore):
+    """A folder of images and labels that any number of threads and servers may use at the same time. Reading never waits.
 
-    Attributes:
-        model: the state to be changed. text: of the JSON file before, "" if there is none.
-        files: new files, complete under a temporary name, and their places. obsolete: files to be removed.
-    """
-
-    model: LocalDatastoreModel
-    text: str = ""
-    files: dict[Path, Path] = field(default_factory=dict)
-    obsolete: list[Path] = field(default_factory=list)
-
-    def put(self, source: str | Path, place: Path) -> str:
-        """Copies `source` beside `place`, onto the disk; returns the temporary name, which is in none of the datastore's patterns."""
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{uuid.uuid4().hex}.tmp")
-        self.files[temporary] = place
-        with open(source, "rb") as old, open(temporary, "wb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
-        return temporary.name
-
-
-class SafeDatastore(LocalDatastore):
-    """A folder of images and labels. Any number of threads and servers may use it; reading never waits.
-
-    Methods raise UserError on ids and tags that are no file names and on labels that cannot be read, OSError (with its errno)
-    where the folder cannot be written; what was there before then stays.
+    Methods that change the folder raise UserError for ids and tags that cannot be file names and for damaged files, and OSError if
+    the folder cannot be written to. The folder then stays as it was.
     """
 
     def __init__(self, *args, **kwargs):
-        self._swap = threading.RLock()  # between the JSON file and the state in memory
-        self._looked = False
+        self._state_lock = threading.RLock()  # keeps the JSON file and the state in memory in step
+        self._is_reconciled = False
         super().__init__(*args, **kwargs)
         if hasattr(self, "_handler"):
-            self._handler.on_moved = self._on_any_event  # other servers rename their files into place
+            self._handler.on_moved = self._on_any_event  # MONAI Label ignores moves, by which other servers add files.
 
     @contextmanager
-    def _changing(self):
-        """A `Change` of the newest state, which is carried out at the end, or not at all."""
-        with FileLock(self._lock_file, timeout=LOCK_SECONDS):  # the system takes it from killed processes
-            change = self._newest()
+    def _changing(self) -> Iterator[Change]:
+        """Yield a `Change` of the newest state, which is applied at the end, or discarded after an exception."""
+        with FileLock(self._lock_file, timeout=LOCK_TIMEOUT_S):  # The operating system releases the lock of a killed process.
+            change = self._new_change()
             try:
                 yield change
-                self._carry_out(change)
+                with self._state_lock:
+                    changed_folders = change.apply()
+                    self._datastore, self._config_ts = change.model, _file_version(change.json_file)
+                for folder in changed_folders:
+                    sync_folder(folder)
             finally:
-                for temporary in change.files:
-                    with suppress(OSError):
-                        temporary.unlink(missing_ok=True)
+                change.discard_temporary_files()
 
-    def _newest(self) -> Change:
+    def _new_change(self) -> Change:
+        """Return an empty change of the JSON file's content. A damaged JSON file is set aside and replaced by the state in memory."""
         file = Path(self._datastore_config_path)
         try:
             text = file.read_text()
-            return Change(self._parsed(text), text)
+            return Change(file, self._parse(text), text)
         except FileNotFoundError:
             pass
         except ValueError as e:
-            kept = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
-            os.replace(file, kept)
-            logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, kept.name, e)
-        return Change(self._datastore.model_copy(deep=True))
+            backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
+            os.replace(file, backup)
+            logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
+        return Change(file, self._datastore.model_copy(deep=True))
 
-    def _carry_out(self, change: Change) -> None:
-        file = Path(self._datastore_config_path)
-        text = json.dumps(change.model.model_dump(exclude={"base_path"}), indent=2, default=str)
-        with self._swap:
-            if text != change.text:
-                write_text(file, text)
-            try:
-                for temporary, place in change.files.items():
-                    os.replace(temporary, place)
-            except OSError:
-                if change.text:
-                    write_text(file, change.text)
-                raise
-            for old in change.obsolete:
-                old.unlink(missing_ok=True)
-            self._datastore, self._config_ts = change.model, _stamp(file)
-        if text != change.text or change.files:
-            for folder in {file.parent, *(p.parent for p in change.files.values())}:
-                _sync(folder)
-
-    def _parsed(self, text: str) -> LocalDatastoreModel:
+    def _parse(self, text: str) -> LocalDatastoreModel:
+        """Return the state that the text of a JSON file describes, or raise ValueError."""
         model = LocalDatastoreModel.model_validate_json(text)
         model.base_path = self._datastore_path
         return model
 
     def _init_from_datastore_file(self, throw_exception=False):
-        """Reads the JSON file if it is another one than before. A damaged one is left to the next change, which sets it aside."""
-        with self._swap:
+        """Read the JSON file if it has changed. A damaged one is ignored; the next change sets it aside."""
+        with self._state_lock:
             try:
-                stamp = _stamp(Path(self._datastore_config_path))
-                if stamp != self._config_ts:
-                    self._datastore = self._parsed(Path(self._datastore_config_path).read_text())
-                    self._config_ts = stamp
+                version = _file_version(Path(self._datastore_config_path))
+                if version != self._config_ts:
+                    self._datastore = self._parse(Path(self._datastore_config_path).read_text())
+                    self._config_ts = version
             except FileNotFoundError:
                 pass
             except ValueError as e:
                 logger.warning("%s is damaged: %s", self._datastore_config_path, e)
 
     def _update_datastore_file(self, lock=True):
+        """Fail, because MONAI Label would overwrite the changes of other servers here."""
         raise NotImplementedError("Changes go through _changing().")
 
     def set_name(self, name):
+        """Set the name of the datastore."""
         with self._changing() as change:
             change.model.name = name
 
     def set_description(self, description):
+        """Set the description of the datastore."""
         with self._changing() as change:
             change.model.description = description
 
     def add_image(self, image_id, image_filename, image_info):
-        own, ext = self._to_id(os.path.basename(image_filename))
-        image_id = file_name(image_id or own)
+        """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one."""
+        default_id, ext = self._to_id(os.path.basename(image_filename))
+        image_id = checked_file_name(image_id or default_id)
         name = self._filename(image_id, ext)
         with self._changing() as change:
-            known = change.model.objects.get(image_id)
-            if known:
-                check_readable(image_filename)
-            change.put(image_filename, Path(change.model.image_path(), name))
-            entry = ImageLabelModel(image=_entry(name, ext, image_info), labels=known.labels if known else {})
-            change.model.objects[image_id] = entry
+            previous = change.model.objects.get(image_id)
+            if previous:
+                read_upload(image_filename)  # raises UserError: a damaged file must not replace an image
+            change.add_file(image_filename, Path(change.model.image_path(), name))
+            labels = previous.labels if previous else {}
+            change.model.objects[image_id] = ImageLabelModel(image=_file_entry(name, ext, image_info), labels=labels)
         return image_id
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        image_id, tag = file_name(image_id), file_name(label_tag)
+        """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+        """
+        image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
         ext = self._to_id(os.path.basename(label_filename))[1]
-        check_readable(label_filename)
+        read_upload(label_filename)  # raises UserError for a damaged file
         with self._changing() as change:
-            labels = _of(change.model, image_id).labels
-            place = self._label_file(change.model, image_id, tag, ext)
-            temporary = change.put(label_filename, place)
+            labels = _image_entry(change.model, image_id).labels
+            destination = self._label_file(change.model, image_id, tag, ext)
+            temporary = change.add_file(label_filename, destination)
             if tag in labels and labels[tag].ext != ext:
-                change.obsolete.append(self._label_file(change.model, image_id, tag, labels[tag].ext))
-            labels[tag] = _entry(place.name, ext, {**(label_info or {}), TEMPORARY: temporary})
+                change.obsolete_files.append(self._label_file(change.model, image_id, tag, labels[tag].ext))
+            labels[tag] = _file_entry(destination.name, ext, {**(label_info or {}), TEMPORARY: temporary})
         logger.info("Saved label %s of %s.", tag, image_id)
         return image_id
 
     def remove_label(self, label_id, label_tag):
-        tag = file_name(label_tag)
+        """Remove a label; do nothing if there is none."""
+        tag = checked_file_name(label_tag)
         with self._changing() as change:
-            obj = change.model.objects.get(label_id)
-            label = obj and obj.labels.pop(tag, None)
+            entry = change.model.objects.get(label_id)
+            label = entry and entry.labels.pop(tag, None)
             if label:
-                change.obsolete.append(self._label_file(change.model, label_id, tag, label.ext))
+                change.obsolete_files.append(self._label_file(change.model, label_id, tag, label.ext))
 
     def update_image_info(self, image_id, info):
+        """Add fields to the info of an image, or raise ImageNotFoundException."""
         with self._changing() as change:
-            _of(change.model, image_id).image.info.update(info)
+            _image_entry(change.model, image_id).image.info.update(info)
 
     def update_label_info(self, label_id, label_tag, info):
+        """Add fields to the info of a label, or raise LabelNotFoundException."""
         with self._changing() as change:
             label = change.model.label(label_id, label_tag)
             if label is None:
@@ -195,69 +160,80 @@ class SafeDatastore(LocalDatastore):
             label.info.update(info)
 
     def _label_file(self, model: LocalDatastoreModel, image: str, tag: str, ext: str) -> Path:
+        """Return the path where the label of an image belongs."""
         return Path(model.label_path(tag), self._filename(image, ext))
 
     def _on_any_event(self, event):
+        """Refresh the state after a file was added, removed or moved."""
         try:
             self.refresh()
-        except Exception:  # it would end the watching of the folder
+        except Exception:  # An exception would end the thread that observes the folder.
             logger.exception("Looking at %s failed", self._datastore_path)
 
     def _reconcile_datastore(self):
-        """Entries for files that were put into the folder, none for those that are gone; the first time, what a killed server left."""
+        """Add entries for files that were put into the folder and remove those of missing files. The first time, also clean up.
+
+        A folder that cannot be written to gets its entries in memory only.
+        """
         self._init_from_datastore_file()
-        entries = {i: o.model_copy(update={"labels": dict(o.labels)}) for i, o in self._datastore.objects.items()}
-        seen = self._datastore.model_copy(update={"objects": entries})
-        self._compare(seen)
-        if self._looked and seen == self._datastore:
+        entries = {i: entry.model_copy(update={"labels": dict(entry.labels)}) for i, entry in self._datastore.objects.items()}
+        reconciled = self._datastore.model_copy(update={"objects": entries})
+        self._match_files(reconciled)
+        if self._is_reconciled and reconciled == self._datastore:
             return
         try:
             with self._changing() as change:
-                self._finish(change)
-                self._compare(change.model, set(change.files.values()))
+                self._clean_up(change)
+                self._match_files(change.model, set(change.new_files.values()))
         except OSError as e:
             logger.warning("Cannot write to %s: %s. Images and labels can be read all the same.", self._datastore_path, e)
-            self._datastore, self._config_ts = seen, None
-        self._looked = True
+            self._datastore, self._config_ts = reconciled, None
+        self._is_reconciled = True
 
-    def _finish(self, change: Change) -> None:
-        """Puts complete labels of a killed server in place and removes its other temporary files: under the lock none is in use."""
-        for folder in _folders(change.model):
-            left = {p.name: p for p in folder.glob(".*.tmp")}
-            for image, obj in change.model.objects.items():
-                label = obj.labels.get(folder.name)
-                temporary = label and left.pop(str(label.info.get(TEMPORARY)), None)
+    def _clean_up(self, change: Change) -> None:
+        """Move complete labels of a killed server to their places and remove its other temporary files.
+
+        The caller holds the folder's lock, so no running server uses these files.
+        """
+        for folder in _label_folders(change.model):
+            leftovers = {p.name: p for p in folder.glob(".*.tmp")}
+            for image, entry in change.model.objects.items():
+                label = entry.labels.get(folder.name)
+                temporary = label and leftovers.pop(str(label.info.get(TEMPORARY)), None)
                 if temporary:
-                    change.files[temporary] = self._label_file(change.model, image, folder.name, label.ext)
-            change.obsolete += left.values()
-        change.obsolete += Path(change.model.image_path()).glob(".*.tmp")
-        change.obsolete += Path(self._datastore_path).glob(f"{Path(self._datastore_config_path).name}.*.tmp")
+                    change.new_files[temporary] = self._label_file(change.model, image, folder.name, label.ext)
+            change.obsolete_files += leftovers.values()
+        change.obsolete_files += Path(change.model.image_path()).glob(".*.tmp")
+        change.obsolete_files += Path(self._datastore_path).glob(f"{change.json_file.name}.*.tmp")
 
-    def _compare(self, model: LocalDatastoreModel, coming=frozenset()) -> None:
-        """Makes `model` name the files that are there, or `coming`; of several for one entry the newest."""
+    def _match_files(self, model: LocalDatastoreModel, expected: Set[Path] = frozenset()) -> None:
+        """Make a model list exactly the files in the folder and those that are `expected` to be moved there.
 
-        def there(path: Path) -> bool:
-            return path in coming or path.exists()
+        If several files belong to one entry (a.nii and a.nii.gz), the entry names the newest.
+        """
+        def exists(path: Path) -> bool:
+            return path in expected or path.exists()
 
         images = Path(model.image_path())
-        for image, obj in list(model.objects.items()):
-            if not there(images / self._filename(image, obj.image.ext)):
+        for image, entry in list(model.objects.items()):
+            if not exists(images / self._filename(image, entry.image.ext)):
                 del model.objects[image]
                 continue
-            for tag, label in list(obj.labels.items()):
-                if not there(self._label_file(model, image, tag, label.ext)):
-                    del obj.labels[tag]
+            for tag, label in list(entry.labels.items()):
+                if not exists(self._label_file(model, image, tag, label.ext)):
+                    del entry.labels[tag]
         for name in self._newest_first(images):
             image, ext = self._to_id(name)
             if image not in model.objects:
-                model.objects[image] = ImageLabelModel(image=_entry(name, ext))
-        for folder in _folders(model):
+                model.objects[image] = ImageLabelModel(image=_file_entry(name, ext))
+        for folder in _label_folders(model):
             for name in self._newest_first(folder):
                 image, ext = self._to_id(name)
                 if image in model.objects and folder.name not in model.objects[image].labels:
-                    model.objects[image].labels[folder.name] = _entry(name, ext)
+                    model.objects[image].labels[folder.name] = _file_entry(name, ext)
 
     def _newest_first(self, folder: Path) -> list[str]:
+        """Return the names of the image files in a folder, sorted by the time of their last change."""
         def age(name):
             with suppress(OSError):
                 return -(folder / name).stat().st_mtime_ns
@@ -266,59 +242,24 @@ class SafeDatastore(LocalDatastore):
         return sorted(self._list_files(folder, self._extensions), key=age)
 
 
-def file_name(text) -> str:
-    """An id or tag that names a file or folder of the datastore.
-
-    Raises:
-        UserError: it leads elsewhere.
-    """
-    text = str(getattr(text, "value", text))
-    if not is_name(text):
-        raise UserError(f"{text[:80]!r} cannot be an id or a tag: use a name without / and \\.")
-    return text
-
-
-def check_readable(path: str | Path) -> Volume | None:
-    """The volume in an image file; None for files that are something else.
-
-    Raises:
-        UserError: damaged or incomplete.
-    """
-    if not str(path).lower().endswith((*NIFTI_ENDINGS, *ITK_ENDINGS)):
-        return None
-    try:
-        return read_volume(path)
-    except VolumeError as e:
-        if not e.__cause__:  # the reader had no trouble: it has four dimensions, say
-            return None
-        raise UserError("The file is damaged or incomplete and was not saved; what was there before stays.") from e
-
-
-def _of(model: LocalDatastoreModel, image: str) -> ImageLabelModel:
+def _image_entry(model: LocalDatastoreModel, image: str) -> ImageLabelModel:
+    """Return the entry of an image, or raise ImageNotFoundException."""
     if image not in model.objects:
         raise ImageNotFoundException(f"Image {image} not found")
     return model.objects[image]
 
 
-def _entry(name: str, ext: str, info: dict | None = None) -> DataModel:
+def _file_entry(name: str, ext: str, info: dict | None = None) -> DataModel:
+    """Return a new entry for a file, with the time and the file's name in its info."""
     return DataModel(info={**(info or {}), "ts": int(time.time()), "name": name}, ext=ext)
 
 
-def _folders(model: LocalDatastoreModel) -> list[Path]:
-    """Of the labels, one for each tag."""
+def _label_folders(model: LocalDatastoreModel) -> list[Path]:
+    """Return the folders of labels, one for each tag."""
     return [p for p in Path(model.label_path(None)).iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
+def _file_version(file: Path) -> tuple[int, int, int]:
+    """Return what changes whenever a file is replaced: its time, size and inode. The time alone may be set back with the clock."""
     stat = file.stat()
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _sync(folder: Path) -> None:
-    """Names of renamed files onto the disk, too."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,4 +1,4 @@
-"""Names of the structures that an annotator can choose, and where submitted labels lie."""
+"""The names of structures that an annotator can choose, and access to submitted labels."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ DEFAULT_LABELS = (
 
 
 def parse_labels(text: str | None) -> list[str]:
-    """Names from `--conf labels "spleen,liver"`, else the default list.
+    """Return the names in the value of `--conf labels`, or the default names if it is empty.
 
     >>> parse_labels("spleen, liver,spleen")
     ['spleen', 'liver']
@@ -25,27 +25,29 @@ def parse_labels(text: str | None) -> list[str]:
 
 
 def label_path(datastore, image: str, tag: str) -> Path | None:
-    """The file of an image's label with that tag, or None.
-
-    A DICOMweb store would look for a series of the label's name; the file that was submitted lies in its cache.
-    """
-    found = datastore.get_label_by_image_id(image, tag)
-    if not found:
+    """Return the path of an image's label with a tag, or None if there is none."""
+    label_id = datastore.get_label_by_image_id(image, tag)
+    if not label_id:
         return None
+    # A DICOM datastore would download a series with the label's id, but the submitted file lies in its cache.
     kind = LocalDatastore if isinstance(datastore, LocalDatastore) else type(datastore)
-    return Path(kind.get_label_uri(datastore, found, tag))
+    return Path(kind.get_label_uri(datastore, label_id, tag))
 
 
 def label_names(datastore, image: str, tag: str) -> dict[int, str]:
-    """{value: name} of a label, as clients submit it."""
+    """Return the names of the values in a label map, as the client has submitted them."""
     info = datastore.get_label_info(image, tag) or {}
     rows = info.get("label_info") or info.get("params", {}).get("label_info") or []
-    pairs = ((r.get("idx", r.get("id", n + 1)), r.get("name")) for n, r in enumerate(rows) if isinstance(r, dict))
-    return {int(v): str(name) for v, name in pairs if name and str(v).isdigit()}
+    pairs = ((row.get("idx", row.get("id", n + 1)), row.get("name")) for n, row in enumerate(rows) if isinstance(row, dict))
+    return {int(value): str(name) for value, name in pairs if name and str(value).isdigit()}
 
 
 def saved_label(datastore, image: str, request: dict) -> dict | None:
-    """{tag, path, names} of the label whose slices a request takes as prompts; None if it wants none. The path is None if none is saved."""
+    """Return the saved label whose slices a request uses as prompts, or None if it uses none ("mask_slices" is empty).
+
+    Returns:
+        A dict with "tag", "path" (None if no label is saved under that tag) and "names" (see `label_names`).
+    """
     if not request.get("mask_slices"):
         return None
     tag = str(request.get("mask_tag") or "final")
@@ -53,17 +55,26 @@ def saved_label(datastore, image: str, request: dict) -> dict | None:
     return {"tag": tag, "path": path and str(path), "names": label_names(datastore, image, tag) if path else {}}
 
 
-def structure_in(labels: np.ndarray, names: dict[int, str], wanted: str) -> np.ndarray:
-    """The mask, bool (I, J, K), of a structure in a label map; without names (or a wish) the only one that there is.
+def structure_in(labels: np.ndarray, names: dict[int, str], structure: str) -> np.ndarray:
+    """Return the mask of a structure in a label map.
+
+    Args:
+        labels: Integers (I, J, K).
+        names: Names of the values, as far as they have any.
+        structure: Name of the structure. If it is empty or no value has this name, a label map with a single value will do, unless
+            that value has another name.
+
+    Returns:
+        bool (I, J, K).
 
     Raises:
-        PromptError: it is not there, or there are several.
+        PromptError: The label map does not hold the structure, or the choice between several is open.
     """
-    value = next((v for v, name in names.items() if wanted and name == wanted), None)
+    value = next((v for v, name in names.items() if structure and name == structure), None)
     if value is None:
-        there = [int(v) for v in np.unique(labels) if v > 0]
-        if len(there) != 1 or (wanted and there[0] in names):
-            called = ", ".join(names.get(v, f"label_{v}") for v in there) or "nothing"
-            raise PromptError(f"The saved label holds {called}: name one of these in the field 'label'.")
-        value = there[0]
+        values = [int(v) for v in np.unique(labels) if v > 0]
+        if len(values) != 1 or (structure and values[0] in names):
+            content = ", ".join(names.get(v, f"label_{v}") for v in values) or "nothing"
+            raise PromptError(f"The saved label holds {content}: name one of these in the field 'label'.")
+        value = values[0]
     return labels == value

@@ -1,8 +1,9 @@
-"""Volumes that a client uploaded for itself: MONAI Label's sessions, which here also end when their time is over."""
+"""Volumes that a client uploads for its own use: MONAI Label's sessions, which here also end when they have expired."""
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from monailabel.utils.sessions import Sessions
@@ -11,42 +12,46 @@ from lib.common.atomic_files import write_text
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "session-"  # of the names under which the state of such a volume is kept
-GRACE = 60  # seconds in which an upload may be incomplete
+RECORD_PREFIX = "session-"  # of the ids under which the annotation records of such volumes are kept
+MIN_AGE_S = 60  # An upload may be incomplete for so long, so younger folders are not removed.
 
 
-class OwnVolumes(Sessions):
-    """As MONAI Label's, by session id.
+class UploadSessions(Sessions):
+    """MONAI Label's sessions by id.
 
     Args:
-        store_path, expiry: as there. added: is given the path of a new image. removed: is given the name of one that is gone,
-            see `name_of`.
+        store_path: Folder of the uploaded volumes.
+        expiry: Time in seconds without access after which a session ends.
+        on_added: Called with the path of a new image.
+        on_removed: Called with the record id (see `name_of`) of an image that was removed.
     """
 
-    def __init__(self, store_path: str, expiry: int, added, removed):
+    def __init__(self, store_path: str, expiry: int, on_added: Callable[[str], object], on_removed: Callable[[str], object]):
         super().__init__(store_path, expiry)
-        self._added, self._removed, self._writing = added, removed, threading.Lock()
+        self._on_added, self._on_removed, self._write_lock = on_added, on_removed, threading.Lock()
 
     def __bool__(self):
-        return True  # also without an entry: sessions of an earlier run of the server lie on the disk
+        """Return True even without an entry, because sessions of an earlier run of the server lie on the disk."""
+        return True
 
     def name_of(self, image: str) -> str | None:
-        """The name for the state of an uploaded image at that path; None for other paths and ids."""
+        """Return the id for the annotation records of the uploaded image at a path, or None for other paths and ids."""
         if not Path(image).is_absolute():
             return None
         store, path = Path(self.store_path).resolve(), Path(image).resolve()
-        return PREFIX + path.relative_to(store).parts[0] if store in path.parents else None
+        return RECORD_PREFIX + path.relative_to(store).parts[0] if store in path.parents else None
 
     def add_session(self, *args, **kwargs):
+        """Add a session as MONAI Label does and report its image."""
         session_id, info = super().add_session(*args, **kwargs)
-        self._added(info.image)
+        self._on_added(info.image)
         return session_id, info
 
     def get_session(self, session_id: str, update_ts: bool = True, fetch_cache: bool = True):
-        """None for one whose time is over, even if nobody has removed it yet."""
+        """Return a session, or None if it is unknown, damaged, or has expired but was not removed yet."""
         try:
             info = super().get_session(session_id, update_ts=False, fetch_cache=fetch_cache)
-        except ValueError:  # its file is damaged
+        except ValueError:  # The file that describes it is damaged.
             return None
         if info is None or 0 < info.expiry < time.time() - info.last_access_ts:
             return None
@@ -56,19 +61,21 @@ class OwnVolumes(Sessions):
         return info
 
     def remove_session(self, session_id: str):
+        """Remove a session and report it."""
         super().remove_session(session_id)
-        self._removed(PREFIX + session_id)
+        self._on_removed(RECORD_PREFIX + session_id)
 
     def remove_expired(self) -> int:
-        """Removes those whose time is over, and damaged ones; returns how many."""
-        store = Path(self.store_path)
-        old = [f.name for f in store.iterdir() if f.is_dir() and f.stat().st_mtime < time.time() - GRACE] if store.is_dir() else []
-        over = [name for name in old if self.get_session(name, update_ts=False, fetch_cache=False) is None]
-        for session_id in over:
+        """Remove expired and damaged sessions and return their number."""
+        store, newest = Path(self.store_path), time.time() - MIN_AGE_S
+        candidates = [f.name for f in store.iterdir() if f.is_dir() and f.stat().st_mtime < newest] if store.is_dir() else []
+        expired = [name for name in candidates if self.get_session(name, update_ts=False, fetch_cache=False) is None]
+        for session_id in expired:
             logger.info("Removing the session %s.", session_id)
             self.remove_session(session_id)
-        return len(over)
+        return len(expired)
 
     def _write_meta_info(self, session_id, session_info):
-        with self._writing:
+        """Write the file that describes a session, as a whole, since several requests may read and write it."""
+        with self._write_lock:
             write_text(Path(self.store_path, session_id, "meta.info"), session_info.to_str())

@@ -1,4 +1,4 @@
-"""Which checkpoints a server offers to its clients, by name."""
+"""The checkpoints that a server offers to its clients, by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +7,16 @@ from lib.common.errors import CheckpointError
 from lib.model import checkpoints
 from lib.model.versions import Versions
 
-AUTO = "auto"  # the best fine-tuned version of the app's checkpoint, or that checkpoint
+AUTO = "auto"  # the fine-tuned version that is served at present, or the app's own checkpoint if there is none
 
 
 @dataclass(frozen=True)
 class CheckpointCatalog:
-    """Names and what they mean at this moment: a fine-tuning may add versions while the server runs.
+    """The names of checkpoints and the files behind them. Both may change while the server runs, because fine-tuning adds versions.
 
     Attributes:
-        base: the app's checkpoint, a name or path as `lib.model.checkpoints.find` takes it.
-        versions: its fine-tuned versions.
+        base: The app's checkpoint, a name or a path as `lib.model.checkpoints.find` takes it.
+        versions: The fine-tuned versions of the base.
     """
 
     base: str
@@ -24,18 +24,25 @@ class CheckpointCatalog:
 
     @classmethod
     def of(cls, base: str, folder: str | Path) -> "CheckpointCatalog":
+        """Return the catalog of a base checkpoint whose fine-tuned versions lie below `folder`."""
         return cls(base, Versions(Path(folder), base))
 
     def names(self) -> list[str]:
-        """What clients can choose, the default first."""
-        known = [c.name for c in checkpoints.KNOWN.values() if c.name != self.base and c.path.is_file()]
-        return list(dict.fromkeys([AUTO, self.base, *known, *reversed(self.versions.names())]))
+        """Return the names that clients can choose from, the default first."""
+        installed = [c.name for c in checkpoints.KNOWN.values() if c.name != self.base and c.path.is_file()]
+        return list(dict.fromkeys([AUTO, self.base, *installed, *reversed(self.versions.names())]))
 
     def resolve(self, name: str) -> tuple[str, str]:
-        """(what `checkpoints.find` takes, what the answer calls it) for a name.
+        """Return what a name stands for at this moment.
+
+        Args:
+            name: One of `names()`. Paths are not accepted: only the person who starts the server may choose files.
+
+        Returns:
+            The name or path for `lib.model.checkpoints.find`, and the name under which the answer reports the checkpoint.
 
         Raises:
-            CheckpointError: not offered; paths are for whoever starts the server.
+            CheckpointError: The name is not offered.
         """
         if name not in self.names():
             raise CheckpointError(f"The server offers the checkpoints {', '.join(self.names())}; not {name!r}.")

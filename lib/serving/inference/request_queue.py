@@ -1,4 +1,4 @@
-"""Who may use the model next: clients take turns, each in the order of its own requests."""
+"""The queue for the model: clients take turns, and each client's requests keep their order."""
 
 import asyncio
 import threading
@@ -6,27 +6,31 @@ from collections import OrderedDict, deque
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-# Set while a request runs; the event is set when its client has gone.
+# The event of the request that is running in this context. The route sets it when the client has disconnected.
 GONE: ContextVar[threading.Event | None] = ContextVar("gone", default=None)
 
 
 class Cancelled(Exception):
-    """The client of the running request has gone."""
+    """The client of the running request has disconnected."""
 
 
 class QueueFull(Exception):
-    """No place in the queue: of this client (`own`), or of all."""
+    """A request was refused because too many are waiting.
 
-    def __init__(self, message: str, own: bool):
+    Attributes:
+        is_client_limit: Whether this client has too many requests waiting; otherwise all clients together have.
+    """
+
+    def __init__(self, message: str, is_client_limit: bool):
         super().__init__(message)
-        self.own = own
+        self.is_client_limit = is_client_limit
 
 
 def stop_if_gone() -> None:
-    """To be called now and then during long work.
+    """End the running request if nobody waits for its answer. Long computations call this now and then.
 
     Raises:
-        Cancelled: nobody waits for the answer.
+        Cancelled: The client has disconnected.
     """
     gone = GONE.get()
     if gone is not None and gone.is_set():
@@ -34,27 +38,33 @@ def stop_if_gone() -> None:
 
 
 class RequestQueue:
-    """A queue for each client; the queues are served in turn, so nobody waits for all clicks of another.
+    """One queue for each client, served in rotation, so that nobody has to wait for all the clicks of another client.
 
     Args:
-        at_once: requests that run at the same time. places: waiting requests of all clients. own: of one client.
+        max_running: Number of requests that run at the same time.
+        max_waiting: Number of requests that may wait, of all clients together.
+        max_waiting_per_client: Number of requests that may wait, of each client.
+
+    Attributes:
+        running: Number of requests that run now.
     """
 
-    def __init__(self, at_once: int = 1, places: int = 64, own: int = 8):
-        self.at_once, self.places, self.own = at_once, places, own
+    def __init__(self, max_running: int = 1, max_waiting: int = 64, max_waiting_per_client: int = 8):
+        self.max_running, self.max_waiting, self.max_waiting_per_client = max_running, max_waiting, max_waiting_per_client
         self.running = 0
         self._queues: OrderedDict[str, deque[asyncio.Future]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
+        """The number of requests that wait now."""
         return sum(map(len, self._queues.values()))
 
     @asynccontextmanager
     async def turn(self, client: str):
-        """Waits until this client's turn has come; a cancelled wait gives up its place.
+        """Wait for this client's turn and hold it within the context. A wait that is cancelled gives up its place.
 
         Raises:
-            Crowded: the queue is full.
+            QueueFull: Too many requests are waiting already.
         """
         await self._enter(client)
         try:
@@ -63,39 +73,43 @@ class RequestQueue:
             self._leave(client)
 
     async def _enter(self, client: str) -> None:
-        if self.running < self.at_once:
+        """Wait until this client may run."""
+        if self.running < self.max_running:
             self.running += 1
             return
-        if len(self._queues.get(client, ())) >= self.own:
-            raise QueueFull(f"{self.own} requests of yours are waiting already: wait for their answers.", own=True)
-        if self.waiting >= self.places:
-            raise QueueFull(f"The server is busy: {self.places} requests are waiting. Try again in a while.", own=False)
+        if len(self._queues.get(client, ())) >= self.max_waiting_per_client:
+            message = f"{self.max_waiting_per_client} requests of yours are waiting already: wait for their answers."
+            raise QueueFull(message, is_client_limit=True)
+        if self.waiting >= self.max_waiting:
+            message = f"The server is busy: {self.max_waiting} requests are waiting. Try again in a while."
+            raise QueueFull(message, is_client_limit=False)
         place = asyncio.get_running_loop().create_future()
         self._queues.setdefault(client, deque()).append(place)
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the turn came in this very moment
+            if place.done() and not place.cancelled():  # The turn came at the same moment as the cancellation.
                 self._leave(client)
             else:
-                self._forget(client, place)
+                self._remove_place(client, place)
             raise
 
-    def _leave(self, last: str) -> None:
-        """Hands the turn to the client that has waited longest for one; `last` has just had one."""
-        if last in self._queues:
-            self._queues.move_to_end(last)
+    def _leave(self, client: str) -> None:
+        """Hand the turn of `client` to the client that has waited longest for one."""
+        if client in self._queues:
+            self._queues.move_to_end(client)
         while self._queues:
-            client, queue = self._queues.popitem(last=False)
+            next_client, queue = self._queues.popitem(last=False)
             place = queue.popleft()
             if queue:
-                self._queues[client] = queue  # behind the others
+                self._queues[next_client] = queue  # The rest of its requests wait behind those of the other clients.
             if not place.done():
                 place.set_result(None)
                 return
         self.running -= 1
 
-    def _forget(self, client: str, place: asyncio.Future) -> None:
+    def _remove_place(self, client: str, place: asyncio.Future) -> None:
+        """Take a waiting request out of the queue of its client."""
         queue = self._queues.get(client)
         if queue and place in queue:
             queue.remove(place)

@@ -1,9 +1,14 @@
-"""`POST /infer/{model}`: as MONAI Label's, but in a thread, clients in turn, and ended when its client has gone."""
+"""The route `POST /infer/{model}`, which replaces MONAI Label's.
+
+Requests and answers are as in MONAI Label. But here the model runs in a thread, clients take turns, and a run ends when its client
+has disconnected.
+"""
 
 import asyncio
 import json
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import anyio
@@ -20,9 +25,9 @@ from lib.serving.inference.request_queue import GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
-ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-RESERVED = ("model", "image", "image_id", "session", "session_id", "file")  # only the server says these
-LOOK = 0.3  # seconds between looks whether the client is still there
+REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file")  # set by the server, never taken from params
+DISCONNECT_CHECK_S = 0.3  # how often a waiting request checks whether its client is still connected
 
 router = APIRouter(tags=["Infer"])
 
@@ -38,56 +43,64 @@ async def run(
     file: UploadFile = File(None),  # noqa: B008
     label: UploadFile = File(None),  # noqa: B008
     output: infer.ResultType | None = None,
-    user: User = ALLOWED,
+    user: User = REQUIRE_USER,
 ):
+    """Segment an image, an uploaded file or the volume of a session with one of the app's models."""
     app = app_instance()
     fields = request_checks.json_object(params, "params")
     for upload in (file, label):
         request_checks.file_name(upload)
-    client = _client(request, user, fields)
+    client = _client_name(request, user, fields)
     observability.note(client=client)
-    check = partial(_check, app, model, image, session_id, file, output, fields)
+    check = partial(_check_request, app, model, image, session_id, file, output, fields)
     gone = threading.Event()
     GONE.set(gone)
     await anyio.to_thread.run_sync(check)
-    if label and fields.get("label"):  # MONAI Label would take the name for the path of the file
+    if label and fields.get("label"):  # MONAI Label would take this name for the path of the uploaded file.
         fields.setdefault("selected_label_name", fields.pop("label"))
-    work = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
-    job = asyncio.ensure_future(_in_turn(turns_of(app), client, work))
+    infer_now = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
+    task = asyncio.ensure_future(_run_in_turn(turns_of(app), client, infer_now))
     try:
-        while not (await asyncio.wait({job}, timeout=LOOK))[0]:
+        while not (await asyncio.wait({task}, timeout=DISCONNECT_CHECK_S))[0]:
             if await request.is_disconnected():
                 raise HTTPException(499, "The client has gone.")
-        return job.result()
+        return task.result()
     except QueueFull as e:
-        raise HTTPException(429 if e.own else 503, str(e), headers={"Retry-After": "5"}) from e
+        raise HTTPException(429 if e.is_client_limit else 503, str(e), headers={"Retry-After": "5"}) from e
     finally:
         gone.set()
-        if not job.done():
-            job.cancel()
-            await asyncio.wait({job})
-        if job.cancelled() or job.exception():
-            await background_tasks()  # FastAPI runs them, which remove uploaded files, after good answers only
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if task.cancelled() or task.exception():
+            await background_tasks()  # These remove uploaded files. FastAPI runs them only after successful answers.
 
 
-async def _in_turn(turns: RequestQueue, client: str, work):
-    async with turns.turn(client):
-        return await anyio.to_thread.run_sync(_run, work, limiter=anyio.CapacityLimiter(1))
+async def _run_in_turn(queue: RequestQueue, client: str, infer_now: Callable):
+    """Wait for the client's turn, then run the inference in a thread."""
+    async with queue.turn(client):
+        # A limiter of its own: a run must not wait for one of the threads that all other routes share.
+        return await anyio.to_thread.run_sync(_run_with_clear_errors, infer_now, limiter=anyio.CapacityLimiter(1))
 
 
-def _run(work):
+def _run_with_clear_errors(infer_now: Callable):
+    """Run an inference and turn its errors into HTTP errors with a sentence."""
     with clear_errors(400, loose=True):
-        return work()
+        return infer_now()
 
 
-def _check(app, model: str, image: str, session_id: str, file, output, fields: dict) -> None:
-    """Refuses what would end in an error, or lead out of the datastore, before anything waits for it."""
+def _check_request(app, model: str, image: str, session_id: str, file, output, fields: dict) -> None:
+    """Refuse a request that would fail or lead out of the datastore, before it waits. Remove the reserved fields from `fields`.
+
+    Raises:
+        HTTPException: 404 for an unknown model, image or session, 422 for fields that make no sense.
+    """
     with clear_errors():
         if model not in app._infers:
             raise HTTPException(404, f"There is no model {model!r}; choose one of {', '.join(app._infers)}.")
         if not (file or image or session_id):
             raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
-        if image and not (session_id or file):  # Slicer sends the name of its volume beside a session
+        if image and not (session_id or file):  # Beside a session, 3D Slicer sends the name of its volume, which no datastore knows.
             request_checks.known_image(image, app.datastore())
         if session_id and not (request_checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
             raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
@@ -97,20 +110,20 @@ def _check(app, model: str, image: str, session_id: str, file, output, fields: d
             request_checks.tag(str(fields["label_tag"]))
         if output == "dicom_seg" and not (isinstance(app.datastore(), DICOMWebDatastore) and fields.get("label_info")):
             raise HTTPException(422, "DICOM SEG needs a DICOM store and the field label_info in params.")
-    for name in RESERVED:
+    for name in RESERVED_FIELDS:
         fields.pop(name, None)
 
 
 def turns_of(app) -> RequestQueue:
-    """The queue of an app."""
-    if not hasattr(app, "turns"):
-        conf = app.conf
-        app.turns = RequestQueue(*(int(conf.get(k, v)) for k, v in (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))))
-    return app.turns
+    """Return the request queue of an app; the first call creates it with the limits from `--conf`."""
+    if not hasattr(app, "request_queue"):
+        limits = (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))
+        app.request_queue = RequestQueue(*(int(app.conf.get(name, default)) for name, default in limits))
+    return app.request_queue
 
 
-def _client(request: Request, user: User, fields: dict) -> str:
-    """Who asks: the user where there are any, else Slicer's client id, else the address."""
+def _client_name(request: Request, user: User, fields: dict) -> str:
+    """Return who asks: the user if the server authenticates users, else 3D Slicer's client id, else the network address."""
     if settings.MONAI_LABEL_AUTH_ENABLE:
         return user.username
     return str(fields.get("client_id") or (request.client.host if request.client else "-"))[:100]

@@ -1,4 +1,7 @@
-"""Datastores without a server: a change happens as a whole or not at all, whatever stops it and whoever else writes."""
+"""Tests of the datastores without a server.
+
+A change takes place as a whole or not at all, whatever interrupts it and whoever else writes to the folder.
+"""
 
 import errno
 import json
@@ -19,16 +22,16 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from lib.common.errors import UserError
 from lib.imaging.volume import Volume
 from lib.samples import sample_data
-from lib.serving.datastore import dicom as store_module
-from lib.serving.datastore import folder as folder_module
-from lib.serving.datastore.dicom import UNSENT, SafeDicomDatastore
-from lib.serving.datastore.folder import SafeDatastore
+from lib.serving.datastore import dicom as dicom_module
+from lib.serving.datastore import transaction
+from lib.serving.datastore.dicom import UNSENT, CachedDicomDatastore
+from lib.serving.datastore.folder import TEMPORARY, FolderDatastore
 
-JSON = "datastore_v2.json"
+JSON_NAME = "datastore_v2.json"
 
 
-def volume_file(path: Path, value: int) -> str:
-    """A volume of one value: what is half-written or mixed shows."""
+def write_volume(path: Path, value: int) -> str:
+    """Write a volume of a single value, so that a half-written or mixed file is noticed, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.full((16, 16, 8), value, np.uint8), np.eye(4)), path)
     return str(path)
@@ -36,122 +39,127 @@ def volume_file(path: Path, value: int) -> str:
 
 @pytest.fixture
 def studies(tmp_path):
+    """Return a folder with the images a and b."""
     for name in "ab":
-        volume_file(tmp_path / "studies" / f"{name}.nii.gz", 1)
+        write_volume(tmp_path / "studies" / f"{name}.nii.gz", 1)
     return tmp_path / "studies"
 
 
 @pytest.fixture
 def label(tmp_path):
-    return lambda value, ending=".nii.gz": volume_file(tmp_path / "uploads" / f"label_{value}{ending}", value)
+    """Return a function that writes a label of a single value and returns its path."""
+    return lambda value, ending=".nii.gz": write_volume(tmp_path / "uploads" / f"label_{value}{ending}", value)
 
 
-def opened(studies, **more) -> SafeDatastore:
-    return SafeDatastore(str(studies), extensions=("*.nii.gz", "*.nii"), **more)
+def open_store(studies, **options) -> FolderDatastore:
+    """Return a datastore on a folder, as a new server would open it."""
+    return FolderDatastore(str(studies), extensions=("*.nii.gz", "*.nii"), **options)
 
 
-def saved(store, image="a", tag="final") -> tuple[int, int]:
-    """(value of all voxels, value in the info) of a label."""
+def saved_values(store, image="a", tag="final") -> tuple[int, int]:
+    """Return the value of all voxels of a saved label and the value in its info."""
     values = np.unique(nib.load(store.get_label_uri(image, tag)).get_fdata())
     assert len(values) == 1
     return int(values[0]), store.get_label_info(image, tag).get("value")
 
 
-def names(studies) -> list[str]:
+def file_names(studies) -> list[str]:
+    """Return the names of all files below a folder but the lock."""
     return sorted(p.name for p in studies.rglob("*") if p.is_file() and p.name != ".lock")
 
 
-def fails(*_, **__):
+def raise_disk_full(*_, **__):
+    """Fail as a full disk does."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("module, function", [(shutil, "copyfileobj"), (folder_module, "write_text")])
+@pytest.mark.parametrize("module, function", [(shutil, "copyfileobj"), (transaction, "write_text")])
 def test_on_a_full_disk_the_old_label_stays(studies, label, monkeypatch, module, function):
-    store = opened(studies)
+    store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
-    before = names(studies)
+    before = file_names(studies)
     with monkeypatch.context() as patch:
-        patch.setattr(module, function, fails)
+        patch.setattr(module, function, raise_disk_full)
         with pytest.raises(OSError) as e:
             store.save_label("a", label(2), "final", {"value": 2})
-    assert e.value.errno == errno.ENOSPC and names(studies) == before
-    assert saved(store) == saved(opened(studies)) == (1, 1)
+    assert e.value.errno == errno.ENOSPC and file_names(studies) == before
+    assert saved_values(store) == saved_values(open_store(studies)) == (1, 1)
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["first label", "next label"])
+@pytest.mark.parametrize("has_label", [False, True], ids=["first label", "next label"])
 @pytest.mark.parametrize("step", range(6))
-def test_a_kill_at_any_step_leaves_the_old_or_the_new_label(studies, label, step, known):
-    """Steps: the label on the disk, the JSON file on the disk, it is renamed, the label is renamed, names on the disk."""
-    if known:
-        opened(studies).save_label("a", label(1), "final", {"value": 1})
-    store, new = opened(studies), label(2)
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_label(studies, label, step, has_label):
+    """The steps: sync the label, sync the JSON file, rename the JSON file, rename the label, sync two folders."""
+    if has_label:
+        open_store(studies).save_label("a", label(1), "final", {"value": 1})
+    store, new_label = open_store(studies), label(2)
     child = os.fork()
     if child == 0:
-        count = iter(range(step + 1))
+        calls = iter(range(step + 1))
 
-        def mortal(function):
+        def killed_at_step(function):
             def call(*args):
-                if next(count) == step:
+                if next(calls) == step:
                     os._exit(9)
                 return function(*args)
 
             return call
 
         try:
-            os.fsync, os.replace = mortal(os.fsync), mortal(os.replace)
-            store.save_label("a", new, "final", {"value": 2})
+            os.fsync, os.replace = killed_at_step(os.fsync), killed_at_step(os.replace)
+            store.save_label("a", new_label, "final", {"value": 2})
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    again = opened(studies)
+    reopened = open_store(studies)
     if step < 3:
-        assert saved(again) == (1, 1) if known else not again.get_labels_by_image_id("a")
+        assert saved_values(reopened) == (1, 1) if has_label else not reopened.get_labels_by_image_id("a")
     else:
-        assert saved(again) == (2, 2)
-    assert not [n for n in names(studies) if n.endswith(".tmp")]
+        assert saved_values(reopened) == (2, 2)
+    assert not [n for n in file_names(studies) if n.endswith(".tmp")]
 
 
-def test_servers_on_one_folder_lose_nothing_of_each_other(studies, label):
-    stores = [opened(studies) for _ in range(3)]
+def test_servers_on_one_folder_keep_the_changes_of_each_other(studies, label):
+    stores = [open_store(studies) for _ in range(3)]
     files = [label(n) for n in range(3)]
 
-    def work(n):
-        for round_ in range(6):
+    def save_repeatedly(n):
+        for iteration in range(6):
             stores[n].save_label("a", files[n], "final", {"value": n})
             stores[n].save_label("b", files[n], f"tag{n}", {"value": n})
-            stores[n].update_image_info("a", {f"score{n}": round_})
+            stores[n].update_image_info("a", {f"score{n}": iteration})
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(work, range(3)))
-    last = opened(studies)
-    assert {f"score{n}": 5 for n in range(3)}.items() <= last.get_image_info("a").items()
-    assert [saved(last, "b", f"tag{n}") for n in range(3)] == [(n, n) for n in range(3)]
-    assert saved(last)[0] == saved(last)[1]
+        list(pool.map(save_repeatedly, range(3)))
+    reopened = open_store(studies)
+    assert {f"score{n}": 5 for n in range(3)}.items() <= reopened.get_image_info("a").items()
+    assert [saved_values(reopened, "b", f"tag{n}") for n in range(3)] == [(n, n) for n in range(3)]
+    assert saved_values(reopened)[0] == saved_values(reopened)[1]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"name": "x", "objects": {"a"', b"\xff\xfe", b"[]", b'{"objects": 3}'])
-def test_a_damaged_json_file_is_kept_and_made_anew(studies, label, caplog, content):
-    opened(studies).save_label("a", label(3), "final", {"value": 3})
-    for kept in (f"{JSON}.damaged", f"{JSON}.damaged1"):
-        (studies / JSON).write_bytes(content)
-        store = opened(studies)
-        assert sorted(store.list_images()) == ["a", "b"] and saved(store)[0] == 3
-        assert (studies / kept).read_bytes() == content and kept in caplog.text
-        assert "a" in json.loads((studies / JSON).read_text())["objects"]
+def test_a_damaged_json_file_is_set_aside_and_rebuilt(studies, label, caplog, content):
+    open_store(studies).save_label("a", label(3), "final", {"value": 3})
+    for backup in (f"{JSON_NAME}.damaged", f"{JSON_NAME}.damaged1"):
+        (studies / JSON_NAME).write_bytes(content)
+        store = open_store(studies)
+        assert sorted(store.list_images()) == ["a", "b"] and saved_values(store)[0] == 3
+        assert (studies / backup).read_bytes() == content and backup in caplog.text
+        assert "a" in json.loads((studies / JSON_NAME).read_text())["objects"]
 
 
-def test_a_running_server_repairs_a_damaged_json_file_with_what_it_knows(studies, label):
-    store = opened(studies)
+def test_a_running_server_repairs_a_damaged_json_file_from_its_memory(studies, label):
+    store = open_store(studies)
     store.save_label("a", label(3), "final", {"value": 3})
-    (studies / JSON).write_text("{")
+    (studies / JSON_NAME).write_text("{")
     store.save_label("b", label(4), "final", {"value": 4})
-    again = opened(studies)
-    assert saved(again) == (3, 3) and saved(again, "b") == (4, 4)
+    reopened = open_store(studies)
+    assert saved_values(reopened) == (3, 3) and saved_values(reopened, "b") == (4, 4)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "", "a/b", "a\\b", "a\0b", "x" * 300])
-def test_names_that_leave_the_folder_are_refused(studies, label, tmp_path, name):
-    store, before = opened(studies), sorted(tmp_path.rglob("*"))
+def test_ids_and_tags_that_lead_out_of_the_folder_are_refused(studies, label, tmp_path, name):
+    store, before = open_store(studies), sorted(tmp_path.rglob("*"))
     file = label(1)
     for attempt in (
         lambda: store.save_label("a", file, name, {}), lambda: store.save_label(name, file, "final", {}),
@@ -163,7 +171,7 @@ def test_names_that_leave_the_folder_are_refused(studies, label, tmp_path, name)
 
 
 def test_a_damaged_upload_replaces_nothing(studies, label, tmp_path):
-    store = opened(studies)
+    store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(Path(label(2)).read_bytes()[:-20])
@@ -171,75 +179,75 @@ def test_a_damaged_upload_replaces_nothing(studies, label, tmp_path):
         store.save_label("a", str(broken), "final", {"value": 2})
     with pytest.raises(UserError, match="damaged"):
         store.add_image("a", str(broken), {})
-    assert saved(store) == (1, 1) and nib.load(studies / "a.nii.gz").get_fdata().min() == 1
+    assert saved_values(store) == (1, 1) and nib.load(studies / "a.nii.gz").get_fdata().min() == 1
 
 
 def test_labels_of_unknown_images_are_refused(studies, label):
     with pytest.raises(ImageNotFoundException):
-        opened(studies).save_label("c", label(1), "final", {})
+        open_store(studies).save_label("c", label(1), "final", {})
 
 
 def test_an_image_sent_again_keeps_its_labels(studies, label):
-    store = opened(studies)
+    store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
     store.add_image("a", label(9), {"patient": "x"})
-    assert saved(store) == (1, 1) and store.get_image_info("a")["patient"] == "x"
+    assert saved_values(store) == (1, 1) and store.get_image_info("a")["patient"] == "x"
 
 
 def test_a_label_with_another_ending_replaces_the_first(studies, label):
-    store = opened(studies)
+    store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
     store.save_label("a", label(2, ".nii"), "final", {"value": 2})
-    (studies / JSON).unlink()
-    assert saved(opened(studies))[0] == 2 and "a.nii.gz" not in os.listdir(studies / "labels" / "final")
-    store = opened(studies)
+    (studies / JSON_NAME).unlink()
+    assert saved_values(open_store(studies))[0] == 2 and "a.nii.gz" not in os.listdir(studies / "labels" / "final")
+    store = open_store(studies)
     store.remove_label("a", "final")
     assert not store.get_labels_by_image_id("a") and not os.listdir(studies / "labels" / "final")
 
 
-def test_nothing_else_of_the_folder_is_renamed_by_an_info(studies, label):
-    """Clients can write infos; the name of a temporary file in one is no order to move any file."""
-    store = opened(studies)
+def test_an_info_cannot_make_the_server_move_other_files(studies, label):
+    """Clients can write infos, so the name of a temporary file in one must not move other files."""
+    store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
-    store.update_label_info("a", "final", {folder_module.TEMPORARY: "../../b.nii.gz"})
-    assert saved(opened(studies)) == (1, 1) and (studies / "b.nii.gz").is_file()
+    store.update_label_info("a", "final", {TEMPORARY: "../../b.nii.gz"})
+    assert saved_values(open_store(studies)) == (1, 1) and (studies / "b.nii.gz").is_file()
 
 
 def test_a_folder_that_cannot_be_written_can_be_read(studies, label, monkeypatch):
-    opened(studies).save_label("a", label(1), "final", {"value": 1})
-    volume_file(studies / "c.nii.gz", 1)
-    monkeypatch.setattr(folder_module, "write_text", fails)
-    store = opened(studies)
-    assert sorted(store.list_images()) == ["a", "b", "c"] and saved(store) == (1, 1)
+    open_store(studies).save_label("a", label(1), "final", {"value": 1})
+    write_volume(studies / "c.nii.gz", 1)
+    monkeypatch.setattr(transaction, "write_text", raise_disk_full)
+    store = open_store(studies)
+    assert sorted(store.list_images()) == ["a", "b", "c"] and saved_values(store) == (1, 1)
 
 
 def test_a_json_file_older_than_before_is_read(studies, label):
-    """The clock of the other server, or of this one, was set back."""
-    one, other = opened(studies), opened(studies)
+    """This happens if the clock of one of the servers is set back."""
+    store, other = open_store(studies), open_store(studies)
     other.save_label("a", label(1), "final", {"value": 1})
-    os.utime(studies / JSON, (0, 0))
-    one.refresh()
-    assert saved(one) == (1, 1)
+    os.utime(studies / JSON_NAME, (0, 0))
+    store.refresh()
+    assert saved_values(store) == (1, 1)
 
 
-def test_files_renamed_into_a_watched_folder_are_seen(studies, label):
-    store = opened(studies, auto_reload=True)
+def test_files_renamed_into_an_observed_folder_are_noticed(studies, label):
+    store = open_store(studies, auto_reload=True)
     try:
         shutil.copy(label(1), studies / ".c.tmp")
         os.replace(studies / ".c.tmp", studies / "c.nii.gz")
-        opened(studies).save_label("a", label(2), "final", {"value": 2})
-        end = time.monotonic() + 20
+        open_store(studies).save_label("a", label(2), "final", {"value": 2})
+        deadline = time.monotonic() + 20
         while "c" not in store.list_images() or not store.get_labels_by_image_id("a"):
-            assert time.monotonic() < end
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert saved(store) == (2, 2)
+        assert saved_values(store) == (2, 2)
     finally:
         store._observer.stop()
         store._observer.join()
 
 
-class Client:
-    """Stands for a DICOMweb client whose store has one series."""
+class FakeClient:
+    """A DICOMweb client whose store has one series."""
 
     base_url = "http://store"
 
@@ -255,38 +263,38 @@ class Client:
 
 @pytest.fixture
 def dicom(tmp_path, monkeypatch):
-    """A datastore with the series "1.2"; `down` makes its network fail after so many slices."""
+    """Yield a datastore with the series "1.2". If its `fails_after` is a number, the download of a series fails after so many slices."""
     volume = Volume(np.arange(16 * 16 * 6, dtype=np.int16).reshape(16, 16, 6), np.diag([-2.0, -2.0, 5.0, 1.0]), "ct")
     sample_data.write_dicom(volume, tmp_path / "series", modality="CT", description="ct")
 
     def download(_, series, folder, *__):
         os.makedirs(folder)
-        for n, file in enumerate(sorted((tmp_path / "series").iterdir())):
-            if n == store.down:
+        for count, file in enumerate(sorted((tmp_path / "series").iterdir())):
+            if count == store.fails_after:
                 raise requests.ConnectionError("closed")
             shutil.copy(file, folder)
 
-    monkeypatch.setattr(store_module, "dicom_web_download_series", download)
-    slice_ = next((tmp_path / "series").iterdir())
-    monkeypatch.setattr(monai_dicom, "nifti_to_dicom_seg", lambda *_: shutil.copy(slice_, tmp_path / "seg.dcm"))
-    store = SafeDicomDatastore(Client(), {}, str(tmp_path / "cache"))
-    store.down = None
+    monkeypatch.setattr(dicom_module, "dicom_web_download_series", download)
+    dicom_file = next((tmp_path / "series").iterdir())
+    monkeypatch.setattr(monai_dicom, "nifti_to_dicom_seg", lambda *_: shutil.copy(dicom_file, tmp_path / "seg.dcm"))
+    store = CachedDicomDatastore(FakeClient(), {}, str(tmp_path / "cache"))
+    store.fails_after = None
     yield store
     store._observer.stop()
     store._observer.join()
 
 
-def test_half_a_series_is_not_taken_for_all_of_it(dicom):
-    dicom.down = 3
+def test_an_incomplete_series_does_not_stay_in_the_cache(dicom):
+    dicom.fails_after = 3
     with pytest.raises(requests.ConnectionError):
         dicom.get_image_uri("1.2")
-    dicom.down = None
+    dicom.fails_after = None
     assert nib.load(dicom.get_image_uri("1.2")).shape == (16, 16, 6)
     assert len(os.listdir(Path(dicom._datastore.image_path(), "1.2"))) == 6
 
 
 @pytest.mark.parametrize("answer", [requests.ConnectionError("closed"), ""], ids=["down", "says that nothing was stored"])
-def test_a_label_that_the_dicom_store_did_not_take_is_kept(dicom, tmp_path, monkeypatch, answer):
+def test_a_label_that_the_dicom_store_did_not_accept_is_kept(dicom, tmp_path, monkeypatch, answer):
     def upload(*_):
         if isinstance(answer, Exception):
             raise answer
@@ -298,14 +306,14 @@ def test_a_label_that_the_dicom_store_did_not_take_is_kept(dicom, tmp_path, monk
     with pytest.raises(HTTPException, match="unsent") as e:
         dicom.save_label("1.2", str(tmp_path / "label.nii.gz"), "final", {"value": 7})
     assert e.value.status_code == 502
-    assert saved(dicom, "1.2", UNSENT) == (7, 7) and set(dicom.get_labels_by_image_id("1.2")) == {UNSENT}
+    assert saved_values(dicom, "1.2", UNSENT) == (7, 7) and set(dicom.get_labels_by_image_id("1.2")) == {UNSENT}
     monkeypatch.setattr(monai_dicom, "dicom_web_upload_dcm", lambda *_: "1.2.3")
     dicom.save_label("1.2", str(tmp_path / "label.nii.gz"), "final", {"value": 7})
     assert set(dicom.get_labels_by_image_id("1.2")) == {"final"} and dicom.get_label_info("1.2", "final")["SeriesInstanceUID"] == "1.2.3"
 
 
 def test_empty_labels_cannot_become_dicom_seg(dicom, tmp_path):
-    pixels = tmp_path / "label.bin"  # as OHIF sends it
+    pixels = tmp_path / "label.bin"  # OHIF sends raw pixels.
     pixels.write_bytes(bytes(16 * 16 * 6))
     with pytest.raises(UserError, match="empty"):
         dicom.save_label("1.2", str(pixels), "final", {})
@@ -313,7 +321,7 @@ def test_empty_labels_cannot_become_dicom_seg(dicom, tmp_path):
 
 
 @pytest.mark.parametrize("series", ["../../uploads", "/etc"])
-def test_series_are_no_paths(dicom, series):
+def test_series_ids_that_are_paths_are_refused(dicom, series):
     for attempt in (
         lambda: dicom.get_image_uri(series), lambda: dicom.get_label_uri(series, "final"),
         lambda: dicom.save_label(series, "x", "final", {}),

@@ -20,10 +20,10 @@ from fastapi import HTTPException
 
 from lib.samples import phantom, sample_data
 from lib.serving.active_learning.annotation_records import AnnotationRecords
-from lib.serving.datastore.folder import SafeDatastore
+from lib.serving.datastore.folder import FolderDatastore
 from lib.serving.launch import PLUGINS, free_port, start_orthanc, stop
 from lib.serving.web.http_errors import clear_errors
-from tests.serving.active_learning.test_strategies import work
+from tests.serving.active_learning.test_strategies import note_round
 from tests.serving.faults import Server, fill, image_bytes, label_bytes, row, said, until
 
 pytestmark = pytest.mark.server
@@ -96,7 +96,7 @@ def test_full_and_read_only_disks(tmpfs):
         subprocess.run(["mount", "-o", "remount,ro", studies], check=True)
         answer = server.save("ball_0", "small0", label_bytes(8), 8)
         assert answer.status_code == 500 and server.infer().ok
-        reader = SafeDatastore(str(studies))  # a server that starts now
+        reader = FolderDatastore(str(studies))  # a server that starts now
         lost = sum(server.saved("ball_0", f"small{n}") != (n, n) for n in kept)
         lost += sum(reader.get_label_info("ball_0", f"small{n}")["value"] != n for n in kept)
         subprocess.run(["mount", "-o", "remount,rw", studies], check=True)
@@ -165,9 +165,9 @@ def test_the_clock_is_set_back(tmp_path, monkeypatch):
     rounds = AnnotationRecords(tmp_path / "rounds")
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: 4e9)
-        work(rounds, "b", 0.6)
-        work(rounds, "a", 0.5, label="liver")
-    new = work(rounds, "b", 0.7, annotated=(5, 8))
+        note_round(rounds, "b", 0.6)
+        note_round(rounds, "a", 0.5, label="liver")
+    new = note_round(rounds, "b", 0.7, annotated=(5, 8))
     again = AnnotationRecords(tmp_path / "rounds")
     lost = again.of("b")["spleen"] != new or again.of("a")["liver"]["annotated"] != [5]
     row("clock set back by decades (records of rounds)", 1, "goes on", lost)

@@ -1,4 +1,4 @@
-"""The names that clients may choose from, and what they mean at the moment."""
+"""Tests of the checkpoint names that clients can choose from, and of the files behind them."""
 
 from dataclasses import replace
 
@@ -11,15 +11,16 @@ from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 @pytest.fixture
 def catalog(tmp_path, monkeypatch):
-    """Of the app's checkpoint on a machine that has "tiny" besides, and no other one."""
-    known = {n: replace(c, path=tmp_path / f"{n}.pt") for n, c in checkpoints.KNOWN.items() if n != "embedded"}
-    monkeypatch.setattr(checkpoints, "KNOWN", {"embedded": checkpoints.KNOWN["embedded"], **known})
+    """Return the catalog of the app's checkpoint on a machine where, besides it, only "tiny" is installed."""
+    others = {n: replace(c, path=tmp_path / f"{n}.pt") for n, c in checkpoints.KNOWN.items() if n != "embedded"}
+    monkeypatch.setattr(checkpoints, "KNOWN", {"embedded": checkpoints.KNOWN["embedded"], **others})
     (tmp_path / "tiny.pt").write_bytes(b"weights")
     return CheckpointCatalog.of("embedded", tmp_path / "versions")
 
 
 @pytest.fixture
 def weights(tmp_path):
+    """Return the file of a fine-tuned checkpoint."""
     path = tmp_path / "candidate.safetensors"
     path.write_bytes(b"weights")
     return path
@@ -48,18 +49,18 @@ def test_versions_are_offered_newest_first(catalog, weights):
     assert catalog.resolve("v0001") == (str(catalog.versions.path("v0001")), "embedded/v0001")
 
 
-def test_other_checkpoints_keep_their_names(catalog):
+def test_other_checkpoints_resolve_to_their_own_names(catalog):
     assert catalog.resolve("tiny") == ("tiny", "tiny")
 
 
 @pytest.mark.parametrize("name", ["", "large", "v0001", "v0002", "../x", "embedded/v0001", "embedded@x.yaml@512"])
-def test_what_is_not_offered_is_refused(catalog, weights, name):
+def test_names_that_are_not_offered_are_refused(catalog, weights, name):
     catalog.versions.add(weights, {}, better=False)
     with pytest.raises(CheckpointError, match="auto, embedded, tiny"):
         catalog.resolve(name)
 
 
-def test_paths_are_for_whoever_starts_the_server(catalog, weights):
+def test_clients_cannot_choose_checkpoints_by_path(catalog, weights):
     version = catalog.versions.add(weights, {}, better=True)
     for path in (weights, version):
         with pytest.raises(CheckpointError):

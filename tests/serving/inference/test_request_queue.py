@@ -1,3 +1,5 @@
+"""Tests of the queue in which clients take turns."""
+
 import asyncio
 
 import pytest
@@ -5,76 +7,83 @@ import pytest
 from lib.serving.inference.request_queue import QueueFull, RequestQueue
 
 
-def orders(requests, **limits):
-    """Who got a turn, in order, when all ask at once: requests are names of clients."""
-    async def ask(turns, client, done):
-        async with turns.turn(client):
+def order_of_turns(requests, **limits):
+    """Return the clients in the order of their turns when all requests come at once.
+
+    Args:
+        requests: One letter for each request, the name of its client.
+        **limits: Arguments of the `RequestQueue`.
+    """
+    async def take_turn(queue, client, finished):
+        async with queue.turn(client):
             await asyncio.sleep(0)
-            done.append(client)
+            finished.append(client)
 
-    async def all_of_them():
-        turns, done = RequestQueue(**limits), []
-        await asyncio.gather(*(ask(turns, c, done) for c in requests))
-        assert (turns.running, turns.waiting) == (0, 0)
-        return "".join(done)
+    async def take_all_turns():
+        queue, finished = RequestQueue(**limits), []
+        await asyncio.gather(*(take_turn(queue, c, finished) for c in requests))
+        assert (queue.running, queue.waiting) == (0, 0)
+        return "".join(finished)
 
-    return asyncio.run(all_of_them())
+    return asyncio.run(take_all_turns())
 
 
-@pytest.mark.parametrize("asked, answered", [
+@pytest.mark.parametrize("requests, expected", [
     ("a", "a"), ("aab", "aba"), ("aaaab", "abaaa"), ("aaabbbc", "abcabab"), ("abab", "abab"),
 ])  # fmt: skip
-def test_clients_take_turns(asked, answered):
-    assert orders(asked) == answered
+def test_clients_take_turns(requests, expected):
+    assert order_of_turns(requests) == expected
 
 
-def test_two_at_once():
-    assert sorted(orders("aabb", at_once=2)) == list("aabb")
+def test_two_requests_run_at_the_same_time():
+    assert sorted(order_of_turns("aabb", max_running=2)) == list("aabb")
 
 
-@pytest.mark.parametrize("asked, limits, own", [("aaaa", {"own": 2}, True), ("abcd", {"places": 2}, False)])
-def test_a_full_queue_says_so(asked, limits, own):
+@pytest.mark.parametrize("requests, limits, is_client_limit", [
+    ("aaaa", {"max_waiting_per_client": 2}, True), ("abcd", {"max_waiting": 2}, False),
+])  # fmt: skip
+def test_a_full_queue_refuses_requests(requests, limits, is_client_limit):
     with pytest.raises(QueueFull) as refused:
-        orders(asked, **limits)
-    assert refused.value.own is own
+        order_of_turns(requests, **limits)
+    assert refused.value.is_client_limit is is_client_limit
 
 
-def test_whoever_leaves_gives_up_the_place():
+def test_a_cancelled_request_gives_up_its_place():
     async def run():
-        turns, done = RequestQueue(), []
+        queue, finished = RequestQueue(), []
 
-        async def ask(client):
-            async with turns.turn(client):
+        async def take_turn(client):
+            async with queue.turn(client):
                 await asyncio.sleep(0.01)
-                done.append(client)
+                finished.append(client)
 
-        tasks = [asyncio.create_task(ask(c)) for c in "abcd"]
+        tasks = [asyncio.create_task(take_turn(c)) for c in "abcd"]
         await asyncio.sleep(0)
-        tasks[1].cancel()  # waiting
-        tasks[0].cancel()  # running
+        tasks[1].cancel()  # This one is waiting.
+        tasks[0].cancel()  # This one is running.
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert (turns.running, turns.waiting) == (0, 0)
-        return "".join(done)
+        assert (queue.running, queue.waiting) == (0, 0)
+        return "".join(finished)
 
     assert asyncio.run(run()) == "cd"
 
 
-def test_a_turn_given_to_someone_who_leaves_goes_on_to_the_next():
+def test_a_turn_that_comes_at_the_moment_of_cancellation_goes_to_the_next_client():
     async def run():
-        turns, done = RequestQueue(), []
+        queue, finished = RequestQueue(), []
 
-        async def ask(client):
-            async with turns.turn(client):
-                done.append(client)
+        async def take_turn(client):
+            async with queue.turn(client):
+                finished.append(client)
 
-        first = turns.turn("a")
+        first = queue.turn("a")
         await first.__aenter__()
-        second, third = asyncio.create_task(ask("b")), asyncio.create_task(ask("c"))
+        second, third = asyncio.create_task(take_turn("b")), asyncio.create_task(take_turn("c"))
         await asyncio.sleep(0)
-        await first.__aexit__(None, None, None)  # b has the turn now, but has not run yet
+        await first.__aexit__(None, None, None)  # Client b has the turn now, but has not run yet.
         second.cancel()
         await asyncio.gather(second, third, return_exceptions=True)
-        assert (turns.running, turns.waiting) == (0, 0)
-        return done
+        assert (queue.running, queue.waiting) == (0, 0)
+        return finished
 
     assert asyncio.run(run()) == ["c"]
