@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests."""
+"""Fixtures that tests of several packages use."""
 
 import itertools
 
@@ -10,7 +10,7 @@ ORIGIN_MM = (10.0, -20.5, 30.25)
 
 
 def _signed_permutations():
-    """The 48 ways to lay voxel axes along R, A and S: names such as "LPS" -> 3x3 matrices with one +-1 per column."""
+    """Yield the 48 ways to lay voxel axes along R, A and S: names such as "LPS" with 3x3 matrices of one +-1 per column."""
     letters = ("LR", "PA", "IS")
     for order in itertools.permutations(range(3)):
         for signs in itertools.product((0, 1), repeat=3):
@@ -21,7 +21,7 @@ def _signed_permutations():
 
 
 def _rotation(about_x: float, about_z: float) -> np.ndarray:
-    """Rotation matrix (3, 3) by two angles in radians: oblique to every axis."""
+    """Return the rotation matrix (3, 3) for two angles in radians; it is oblique to every axis."""
     (cx, sx), (cz, sz) = ((np.cos(a), np.sin(a)) for a in (about_x, about_z))
     return np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
 
@@ -33,8 +33,8 @@ DIRECTIONS["oblique left-handed"] = _rotation(0.3, -0.5) @ np.diag([1.0, 1.0, -1
 
 @pytest.fixture(params=DIRECTIONS, scope="session")
 def affine(request) -> np.ndarray:
-    """(4, 4) voxel to mm RAS: each of the 48 orientations and two oblique ones, with three different spacings."""
-    out = np.eye(4)
-    out[:3, :3] = DIRECTIONS[request.param] * SPACING_MM
-    out[:3, 3] = ORIGIN_MM
-    return out
+    """Return an affine (4, 4) from voxels to mm RAS: each of the 48 orientations and two oblique ones, with unequal spacings."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = DIRECTIONS[request.param] * SPACING_MM
+    matrix[:3, 3] = ORIGIN_MM
+    return matrix

@@ -1,4 +1,4 @@
-"""Labelled folders: tasks of the Medical Segmentation Decathlon, and what MONAI Label's annotators submitted."""
+"""Find labelled images in folders: data sets of the Medical Segmentation Decathlon, and labels submitted to MONAI Label."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled image; `labels` maps the values that are annotated in it to names."""
+    """One labelled image, given by its files; `labels` maps the values that are annotated in it to the structures' names."""
 
     name: str
     image: Path
@@ -23,28 +23,29 @@ class Case:
 
 
 def read_cases(folder: str | Path) -> list[Case]:
-    """Cases of a folder with a dataset.json, whose entries may have "labels" of their own.
+    """Return the training cases that a folder's dataset.json lists; an entry's own "labels" replace the common ones.
 
     Raises:
-        UserError: no readable dataset.json there.
+        UserError: There is no readable dataset.json.
     """
     folder = Path(folder)
     try:
         content = json.loads((folder / "dataset.json").read_text())
-        common = content.get("labels", {})
-        return [_case(folder, row, common) for row in content["training"]]
+        common_labels = content.get("labels", {})
+        return [_case_from_entry(folder, entry, common_labels) for entry in content["training"]]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
 
 
-def _case(folder: Path, row: dict, common: dict) -> Case:
-    image = folder / row["image"]
-    names = {int(k): str(v) for k, v in row.get("labels", common).items() if int(k) != 0}
-    return Case(image_name(image), image, folder / row["label"], names)
+def _case_from_entry(folder: Path, entry: dict, common_labels: dict) -> Case:
+    """Return the case of one entry of dataset.json, without the background label 0."""
+    image = folder / entry["image"]
+    names = {int(k): str(v) for k, v in entry.get("labels", common_labels).items() if int(k) != 0}
+    return Case(image_name(image), image, folder / entry["label"], names)
 
 
 def image_name(path: str | Path) -> str:
-    """File name without the ending of an image format; names may hold dots, as UIDs do.
+    """Return a file's name without the ending of an image format; other dots, as in a DICOM UID, stay.
 
     >>> image_name("1.2.826.0.1.nii.gz"), image_name("a/case_1.seg.nrrd"), image_name("folder/series.7")
     ('1.2.826.0.1', 'case_1', 'series.7')
@@ -54,10 +55,10 @@ def image_name(path: str | Path) -> str:
 
 
 def case_from_files(image: str | Path, label: str | Path) -> Case:
-    """A labelled image whose structures have no names but their values.
+    """Return the case of an image and its label map, whose structures are named after their values ("label_1").
 
     Raises:
-        UserError: one of the files cannot be read, or they do not belong together.
+        UserError: One of the files cannot be read, or the label map does not fit the image.
     """
     image, label = Path(image), Path(label)
     values = np.unique(read_mask(label, read_volume(image)))
@@ -65,10 +66,10 @@ def case_from_files(image: str | Path, label: str | Path) -> Case:
 
 
 def find_cases(folder: str | Path) -> list[Case]:
-    """Cases of a folder in the Decathlon's layout, or of a MONAI Label datastore (images, and labels/final).
+    """Return the cases of a folder in the Decathlon's layout or of a MONAI Label datastore (images, and labels/final).
 
     Raises:
-        UserError: neither, or nothing labelled in it.
+        UserError: The folder has neither layout, or no image in it is labelled.
     """
     folder = Path(folder)
     if (folder / "dataset.json").is_file():

@@ -1,4 +1,4 @@
-"""A volume as a video: one intensity window for all slices, one axis as time, square frames of true aspect."""
+"""Present a volume as a video: one voxel axis becomes time, and one intensity window applies to all slices."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,21 +9,17 @@ from lib.common.errors import OptionError
 from lib.imaging import geometry
 from lib.imaging.volume import Volume
 
-# Lower and upper bound in HU. "full" is the window of He et al. 2024 (section 2.2).
+# The lower and upper bound of each window in HU. "full" is the window of He et al. 2024 (section 2.2).
 CT_WINDOWS = {
-    "abdomen": (-160.0, 240.0),
-    "lung": (-1350.0, 150.0),
-    "bone": (-450.0, 1050.0),
-    "brain": (0.0, 80.0),
-    "mediastinum": (-125.0, 225.0),
-    "full": (-1000.0, 1000.0),
-}
+    "abdomen": (-160.0, 240.0), "lung": (-1350.0, 150.0), "bone": (-450.0, 1050.0), "brain": (0.0, 80.0),
+    "mediastinum": (-125.0, 225.0), "full": (-1000.0, 1000.0),
+}  # fmt: skip
 WINDOWS = ("auto", *CT_WINDOWS)
 AXES = ("auto", "0", "1", "2")
 
 
 def looks_like_ct(array: np.ndarray) -> bool:
-    """Whether values are Hounsfield units: a good share of air near -1000 and of soft tissue around 0-100."""
+    """Return whether the intensities of a volume are Hounsfield units: some air, some soft tissue and little else."""
     sample = _sample(array)
     air = np.mean(sample < -700)
     tissue = np.mean((sample > -200) & (sample < 300))
@@ -31,14 +27,14 @@ def looks_like_ct(array: np.ndarray) -> bool:
 
 
 def window_bounds(volume: Volume, window: str = "auto") -> tuple[float, float]:
-    """Intensities (low, high) that become 0 and 255.
+    """Return the intensities (low, high) that become 0 and 255.
 
     Args:
-        window: "auto" (soft tissue for CT, else the 0.5 and 99.5 percentiles of what is not background), a name of
-            CT_WINDOWS, or "low,high".
+        window: "auto" (soft tissue for CT, otherwise the 0.5th and 99.5th percentile of the foreground), a name in `CT_WINDOWS`,
+            or "low,high".
 
     Raises:
-        OptionError: none of these.
+        OptionError: The window is none of these.
     """
     window = str(window).strip().lower() or "auto"
     if window in CT_WINDOWS:
@@ -56,22 +52,22 @@ def window_bounds(volume: Volume, window: str = "auto") -> tuple[float, float]:
     sample = _sample(volume.array)
     low, high = float(sample.min()), float(sample.max())
     if low >= 0 and high <= 255 and high > 200 and np.issubdtype(volume.array.dtype, np.integer):
-        return 0.0, 255.0  # somebody windowed it already
-    # Background: the lowest value (air, padding) and what lies within 2 % of the range above it.
-    tissue = sample[sample > low + 0.02 * (np.percentile(sample, 99.9) - low)]
-    if tissue.size < 0.01 * sample.size or tissue.size < 16:
-        tissue = sample
-    p_low, p_high = np.percentile(tissue, [0.5, 99.5])
+        return 0.0, 255.0  # The image has already been windowed.
+    # The background is the lowest value (air, padding) and everything up to 2 % of the range above it.
+    foreground = sample[sample > low + 0.02 * (np.percentile(sample, 99.9) - low)]
+    if foreground.size < 0.01 * sample.size or foreground.size < 16:
+        foreground = sample
+    p_low, p_high = np.percentile(foreground, [0.5, 99.5])
     if p_high <= p_low:
         p_low, p_high = low, high
     return (float(p_low), float(p_high)) if p_high > p_low else (float(low), float(low) + 1.0)
 
 
 def resolve_axis(volume: Volume, axis: str | int = "auto") -> int:
-    """Slicing axis 0, 1 or 2 from an option value.
+    """Return the slicing axis (0, 1 or 2) that an option value stands for; "auto" chooses it by the volume's grid.
 
     Raises:
-        OptionError: unknown value.
+        OptionError: The value is unknown.
     """
     axis = str(axis).strip().lower()
     if axis in ("", "auto"):
@@ -83,15 +79,15 @@ def resolve_axis(volume: Volume, axis: str | int = "auto") -> int:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """The slices of a volume along one axis.
+    """The slices of a volume along one voxel axis, as a video of T frames with Y rows and X columns.
 
-    In frame t the pixel (y, x) is the voxel whose index along `axis` is t, and whose other two indices are x (the
-    first of them) and y (the second): for axis 2, voxel (i, j, k) is pixel x = i, y = j of frame t = k.
+    The index along `axis` is the frame t; the first of the other two indices is the column x, the second is the row y. For axis 2,
+    voxel (i, j, k) is therefore pixel x = i, y = j of frame t = k.
 
     Attributes:
-        volume, axis: what is sliced.
-        bounds: intensity window (low, high).
-        part: rows and columns to which the frames are cut, None for all. Positions of voxels are always those of whole frames.
+        volume, axis: The volume and the voxel axis (0, 1 or 2) along which it is sliced.
+        bounds: The intensities (low, high) that become 0 and 255.
+        crop: Rows and columns to which frames are cut, or None. `to_pixel` and `to_voxel` ignore it: they refer to whole frames.
     """
 
     volume: Volume
@@ -101,21 +97,22 @@ class Frames:
 
     @classmethod
     def of(cls, volume: Volume, *, window: str = "auto", axis: str | int = "auto") -> "Frames":
+        """Return the frames of a volume for the options `window` (see `window_bounds`) and `axis` (see `resolve_axis`)."""
         return cls(volume, resolve_axis(volume, axis), window_bounds(volume, window))
 
     @property
     def in_plane(self) -> tuple[int, int]:
-        """The voxel axes of (x, y)."""
+        """The voxel axes that become x and y."""
         return tuple(a for a in range(3) if a != self.axis)
 
     @cached_property
     def stack(self) -> np.ndarray:
-        """View (T, Y, X) of the voxels, not windowed."""
+        """View (T, Y, X) of the voxels with their original intensities, cut to `crop`."""
         stack = self.from_volume(self.volume.array)
         return stack if self.crop is None else stack[:, self.crop[0], self.crop[1]]
 
     def cropped(self, rows: slice, columns: slice) -> "Frames":
-        """Whole frames cut to a part, with the same window."""
+        """Return the frames cut to these rows and columns of the whole frames, with the same window."""
         return Frames(self.volume, self.axis, self.bounds, (rows, columns))
 
     def __len__(self) -> int:
@@ -123,79 +120,85 @@ class Frames:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(Y, X) pixels."""
+        """Height and width (Y, X) of a frame in pixels, after cropping."""
         return self.stack.shape[1:]
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
-        """(Y, X) pixel sizes."""
-        x, y = self.in_plane
-        return float(self.volume.spacing_mm[y]), float(self.volume.spacing_mm[x])
+        """Height and width of a pixel in mm."""
+        x_axis, y_axis = self.in_plane
+        return float(self.volume.spacing_mm[y_axis]), float(self.volume.spacing_mm[x_axis])
 
     @property
     def slice_mm(self) -> float:
-        """Distance of neighbouring slices."""
+        """Distance between neighbouring slices in mm."""
         return float(self.volume.spacing_mm[self.axis])
 
     @property
     def key(self) -> tuple:
-        """What the frames are a function of."""
-        part = self.crop and tuple((s.start, s.stop) for s in self.crop)
-        return self.volume.key, self.axis, self.bounds, part
+        """A hashable key for caches: frames with equal keys have equal content."""
+        crop = self.crop and tuple((s.start, s.stop) for s in self.crop)
+        return self.volume.key, self.axis, self.bounds, crop
 
     def windowed(self, indices) -> np.ndarray:
-        """Frames uint8 (len(indices), Y, X)."""
+        """Return the frames with these indices, windowed to uint8 (len(indices), Y, X)."""
         low, high = self.bounds
         frames = (self.stack[list(indices)].astype(np.float32) - low) * (255.0 / (high - low))
         return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
     def thumbnails(self, side: int) -> np.ndarray:
-        """All frames, small: uint8 (T, side, side), longer physical side filling the square, the rest 0."""
+        """Return all frames, windowed and scaled to fit a square of `side` pixels (see `fitted_size`): uint8 (T, side, side).
+
+        A frame fills the upper left of its square, the rest is 0. Each thumbnail pixel is the mean of a grid of 2 x 2 samples.
+        """
         height, width = fitted_size(self.size, self.pixel_mm, side)
-        rows, columns = (((np.arange(2 * n) + 0.5) * size / (2 * n)).astype(int) for n, size in zip((height, width), self.size, strict=True))
+        sizes = zip((height, width), self.size, strict=True)
+        rows, columns = (((np.arange(2 * n) + 0.5) * size / (2 * n)).astype(int) for n, size in sizes)
         low, high = self.bounds
-        out = np.zeros((len(self), side, side), np.uint8)
-        for small, frame in zip(out, self.stack, strict=True):
-            sampled = (frame[rows[:, None], columns].astype(np.float32) - low) * (255.0 / (high - low))
-            small[:height, :width] = np.rint(np.clip(sampled, 0, 255).reshape(height, 2, width, 2).mean((1, 3)))
-        return out
+        thumbnails = np.zeros((len(self), side, side), np.uint8)
+        for thumbnail, frame in zip(thumbnails, self.stack, strict=True):
+            samples = (frame[rows[:, None], columns].astype(np.float32) - low) * (255.0 / (high - low))
+            thumbnail[:height, :width] = np.rint(np.clip(samples, 0, 255).reshape(height, 2, width, 2).mean((1, 3)))
+        return thumbnails
 
     def to_pixel(self, ijk) -> tuple[int, float, float]:
-        """(t, y, x) of a voxel index."""
-        x, y = self.in_plane
-        return int(ijk[self.axis]), float(ijk[y]), float(ijk[x])
+        """Return the position (t, y, x) of a voxel index (i, j, k)."""
+        x_axis, y_axis = self.in_plane
+        return int(ijk[self.axis]), float(ijk[y_axis]), float(ijk[x_axis])
 
     def to_voxel(self, t: int, y: int, x: int) -> tuple[int, int, int]:
-        """(i, j, k) of a pixel of frame t."""
+        """Return the voxel index (i, j, k) of pixel (y, x) of frame t."""
         ijk = [0, 0, 0]
-        (ax, ay) = self.in_plane
-        ijk[self.axis], ijk[ay], ijk[ax] = int(t), int(y), int(x)
+        x_axis, y_axis = self.in_plane
+        ijk[self.axis], ijk[y_axis], ijk[x_axis] = int(t), int(y), int(x)
         return tuple(ijk)
 
     def to_volume(self, stack: np.ndarray) -> np.ndarray:
-        """View (I, J, K) of an array (T, Y, X)."""
-        x, y = self.in_plane
-        return stack.transpose(np.argsort((self.axis, y, x)))
+        """Return an array (T, Y, X) of whole frames as a view (I, J, K)."""
+        x_axis, y_axis = self.in_plane
+        return stack.transpose(np.argsort((self.axis, y_axis, x_axis)))
 
     def from_volume(self, array: np.ndarray) -> np.ndarray:
-        """View (T, Y, X) of an array (I, J, K)."""
-        x, y = self.in_plane
-        return array.transpose(self.axis, y, x)
+        """Return an array (I, J, K) as a view (T, Y, X) of whole frames."""
+        x_axis, y_axis = self.in_plane
+        return array.transpose(self.axis, y_axis, x_axis)
 
 
 def fitted_size(size: tuple[int, int], pixel_mm: tuple[float, float], side: int) -> tuple[int, int]:
-    """Height and width in a square of `side` pixels of a slice of `size` (Y, X), longer physical side filling it.
+    """Return the height and width in pixels at which a slice of `size` (Y, X) fits a square of `side` pixels.
+
+    The slice keeps its physical proportions, and its physically longer side fills the square.
 
     >>> fitted_size((512, 512), (0.7, 0.7), 256), fitted_size((100, 200), (2.0, 1.0), 256), fitted_size((50, 200), (1.0, 1.0), 256)
     ((256, 256), (256, 256), (64, 256))
     """
-    extent = np.array(size) * np.array(pixel_mm)
-    height, width = np.maximum(1, np.rint(extent / extent.max() * side)).astype(int)
+    extent_mm = np.array(size) * np.array(pixel_mm)
+    height, width = np.maximum(1, np.rint(extent_mm / extent_mm.max() * side)).astype(int)
     return int(height), int(width)
 
 
-def _sample(array: np.ndarray, about: int = 400_000) -> np.ndarray:
-    """Voxels on a regular grid, float32, so that percentiles of large volumes are cheap."""
-    step = max(1, int(round((array.size / about) ** (1 / 3))))
+def _sample(array: np.ndarray, target_size: int = 400_000) -> np.ndarray:
+    """Return roughly `target_size` voxels of a regular grid, float32 (N,), so that percentiles of large volumes are cheap."""
+    step = max(1, int(round((array.size / target_size) ** (1 / 3))))
     steps = [min(step, max(1, n // 8)) for n in array.shape]
     return np.asarray(array[tuple(slice(s // 2, None, s) for s in steps)], np.float32).ravel()

@@ -1,4 +1,4 @@
-"""Affines and slicing axes. Voxel indices are (i, j, k) as stored; millimetres are RAS+ as in NIfTI."""
+"""Compute with affines and choose slicing axes. Voxel indices are (i, j, k) as stored; positions are in mm, RAS+ as in NIfTI."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def spacing(affine: np.ndarray) -> np.ndarray:
-    """Voxel sizes (3,) in mm of a 4x4 affine.
+    """Return the voxel sizes (3,) in mm of a 4x4 affine.
 
     >>> spacing(np.diag([-2.0, 1.0, 5.0, 1.0])).tolist()
     [2.0, 1.0, 5.0]
@@ -15,13 +15,13 @@ def spacing(affine: np.ndarray) -> np.ndarray:
 
 
 def is_valid_affine(affine: np.ndarray) -> bool:
-    """Whether a 4x4 affine is finite and invertible."""
+    """Return whether an affine is a finite, invertible 4x4 matrix."""
     affine = np.asarray(affine, float)
     return affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
 
 
 def ras_from_itk(origin, spacing_mm, direction) -> np.ndarray:
-    """4x4 RAS affine of an ITK image (origin (3,), spacing (3,) and direction (9,) in LPS)."""
+    """Return the 4x4 RAS affine of an ITK image with this origin (3,), spacing (3,) and direction (9,), which are in LPS."""
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(direction, float).reshape(3, 3) * np.asarray(spacing_mm, float)
     affine[:3, 3] = origin
@@ -29,9 +29,9 @@ def ras_from_itk(origin, spacing_mm, direction) -> np.ndarray:
 
 
 def itk_from_ras(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Origin (3,), spacing (3,) and direction (9,) in LPS of a 4x4 RAS affine.
+    """Return the origin (3,), spacing (3,) and direction (9,) in LPS of a 4x4 RAS affine, as ITK needs them.
 
-    A sheared affine has no orthonormal direction, which ITK insists on: the nearest rotation is taken.
+    ITK accepts only orthonormal directions; the direction of a sheared affine is replaced by the nearest orthonormal matrix.
     """
     lps = LPS_FROM_RAS @ np.asarray(affine, float)
     sizes = spacing(lps)
@@ -43,16 +43,15 @@ def itk_from_ras(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def to_mm(affine: np.ndarray, ijk) -> np.ndarray:
-    """Positions (..., 3) in mm RAS of voxel indices (..., 3)."""
+    """Return the positions (..., 3) in mm RAS of voxel indices (..., 3)."""
     return np.asarray(ijk, float) @ affine[:3, :3].T + affine[:3, 3]
 
 
 def slicing_axis(shape, spacing_mm) -> int:
-    """The axis (0, 1 or 2) along which slices were acquired.
+    """Return the axis (0, 1 or 2) along which the slices of a volume were probably acquired.
 
-    That is the axis of clearly larger spacing, else the one with clearly fewer voxels, else the last one, as files
-    store it; of a single slice always the axis with one voxel. (1.2: reformatted "isotropic" volumes differ by a few
-    per cent.)
+    This is the axis with clearly larger spacing, otherwise the one with clearly fewer voxels, otherwise the last one. If the volume
+    is a single slice, it is the axis with one voxel.
 
     >>> slicing_axis((512, 512, 30), (0.7, 0.7, 5.0)), slicing_axis((20, 256, 256), (4.0, 1.0, 1.0))
     (2, 0)
@@ -62,7 +61,7 @@ def slicing_axis(shape, spacing_mm) -> int:
     sizes, counts = np.asarray(spacing_mm, float), np.asarray(shape[:3], float)
     if (counts == 1).sum() == 1:
         return int(np.argmin(counts))
-    if sizes.max() >= 1.2 * np.median(sizes):
+    if sizes.max() >= 1.2 * np.median(sizes):  # The spacings of reformatted "isotropic" volumes differ by a few per cent.
         return int(np.argmax(sizes))
     if counts.min() * 2 <= np.median(counts):
         return int(np.argmin(counts))

@@ -1,8 +1,5 @@
-"""Operations on binary masks."""
+"""Operate on binary masks of slices (Y, X) and volumes (T, Y, X)."""
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 
 import cc3d
@@ -15,73 +12,66 @@ COMPONENTS = ("annotated", "largest", "all")
 
 
 def empty_mask(shape: tuple[int, ...]) -> np.ndarray:
-    """A mask of False only, which takes memory where it is filled, in pages of 2 MB where Linux has them: a mask of 300 slices has
-    20,000 of the usual pages, and each takes time when it is first touched."""
-    size = math.prod(shape)
-    if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.zeros(shape, bool)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, bool).reshape(shape)
+    """Return a bool array of this shape in which nothing is set."""
+    return np.zeros(shape, bool)
 
 
 def slice_areas(mask: np.ndarray) -> np.ndarray:
-    """Pixels (T,) of each slice of bool (T, Y, X); slice by slice, which is many times as fast as a sum."""
-    return np.array([np.count_nonzero(m) for m in mask])
+    """Return the number of pixels (T,) that are set in each slice of bool (T, Y, X)."""
+    return np.array([np.count_nonzero(m) for m in mask])  # Many times as fast as mask.sum((1, 2)).
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Where bool (T, Y, X) is not empty; None if it is empty. Quick when few of the slices are filled."""
+    """Return the smallest box, as slices along T, Y and X, that contains the foreground of bool (T, Y, X); None if it is empty."""
     filled = np.flatnonzero(slice_areas(mask))
     if not len(filled):
         return None
     depth = slice(int(filled[0]), int(filled[-1]) + 1)
-    flat = mask[depth].any(0)
-    ends = [np.flatnonzero(flat.any(a)) for a in (1, 0)]
-    return depth, *(slice(int(e[0]), int(e[-1]) + 1) for e in ends)
+    projection = mask[depth].any(0)
+    filled_rows_columns = [np.flatnonzero(projection.any(a)) for a in (1, 0)]
+    return depth, *(slice(int(f[0]), int(f[-1]) + 1) for f in filled_rows_columns)
 
 
 def keep_components(mask: np.ndarray, which: str, annotated: Sequence[int]) -> np.ndarray:
-    """The wanted 26-connected components of a 3D mask.
+    """Return a mask with only some of its 26-connected components; if none of them qualifies, with all.
 
     Args:
-        mask: bool (T, Y, X).
-        which: "annotated" keeps those that touch what the user annotated, "largest" the one of most voxels, "all" all.
-        annotated: indices of the annotated slices.
+        mask: bool (T, Y, X), which stays as it is.
+        which: "annotated" keeps the components that reach an annotated slice, "largest" the one with the most voxels, "all" all.
+        annotated: Indices of the annotated slices.
 
     Raises:
-        OptionError: another value of `which`.
+        OptionError: `which` has another value.
     """
     if which not in COMPONENTS:
         raise OptionError(f"Unknown value {which!r} for components: use {', '.join(COMPONENTS)}.")
     if which == "all" or not mask.any():
         return mask
-    # Three to five times as fast as SciPy and SimpleITK; for bool, 4.1.1 takes another way, which fails for single rows of voxels.
-    parts, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
-    wanted = np.zeros(count + 1, bool)
+    # cc3d is three to five times as fast as SciPy and SimpleITK. Its version 4.1.1 fails for bool arrays that are single rows of voxels.
+    components, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
+    is_kept = np.zeros(count + 1, bool)
     if which == "annotated":
         for t in annotated:
-            wanted[parts[t]] = True
+            is_kept[components[t]] = True
     else:
-        wanted[1 + np.bincount(parts[mask])[1:].argmax()] = True
-    wanted[0] = False
-    if wanted[1:].all() or not wanted.any():
+        is_kept[1 + np.bincount(components[mask])[1:].argmax()] = True
+    is_kept[0] = False
+    if is_kept[1:].all() or not is_kept.any():
         return mask
-    return np.stack([wanted[slice_] for slice_ in parts])  # all at once would need a copy in 64 bits
+    return np.stack([is_kept[labels] for labels in components])  # Indexing all slices at once would need a 64-bit copy of them.
 
 
 def edge_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance in pixels of each pixel of bool (Y, X) to the outside; the image's edge counts as outside."""
-    out = np.zeros(mask.shape)
+    """Return each pixel's distance in pixels to the outside of a mask, bool (Y, X); beyond the image's edge is outside too."""
+    distance = np.zeros(mask.shape)
     box = bounding_box(mask[None])
     if box is not None:
-        out[box[1:]] = ndimage.distance_transform_edt(np.pad(mask[box[1:]], 1))[1:-1, 1:-1]
-    return out
+        distance[box[1:]] = ndimage.distance_transform_edt(np.pad(mask[box[1:]], 1))[1:-1, 1:-1]
+    return distance
 
 
 def deepest_pixel(mask: np.ndarray) -> tuple[int, int] | None:
-    """(y, x) farthest from the mask's edge, the first of equals in reading order; None if the mask is empty."""
+    """Return the pixel (y, x) farthest from the outside of bool (Y, X), in reading order the first; None if the mask is empty."""
     if not mask.any():
         return None
     y, x = np.unravel_index(int(edge_distance(mask).argmax()), mask.shape)
@@ -89,26 +79,26 @@ def deepest_pixel(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 class BorderStrength:
-    """How clearly the borders of masks are edges of an image (Y, X), whatever the image's range."""
+    """Measures how clearly the borders of masks follow edges of one image (Y, X) of any intensity range."""
 
     def __init__(self, image: np.ndarray):
         self._image = image.astype(np.float32)
-        self._side = 2 * max(2, round(max(image.shape) / 128)) + 1
-        self._mean = ndimage.uniform_filter(self._image, self._side)
+        self._window = 2 * max(2, round(max(image.shape) / 128)) + 1
+        self._mean = ndimage.uniform_filter(self._image, self._window)
         self._noise = np.abs(self._image - ndimage.uniform_filter(self._image, 3))
-        self._least = 1e-3 * np.ptp(self._image) + 1e-12
+        self._min_noise = 1e-3 * np.ptp(self._image) + 1e-12
 
-    def contrast(self, mask: np.ndarray) -> float:
-        """0 to 1 for bool (Y, X); 0 for no border.
+    def edge_strength(self, mask: np.ndarray) -> float:
+        """Return the mean edge strength along the border of bool (Y, X), from 0 (no edge, or no border) to 1 (sharp edge).
 
-        At each pixel of the border, the difference of the mean intensities within and beyond it, in a window of about 1/60 of
-        the image's side, against itself plus the noise within the mask; averaged along the border.
+        At each border pixel, let d be the difference between the mean intensities inside and outside the mask in a window of about
+        1/60 of the image's side, and n the mean noise inside the mask. The edge strength there is d / (d + n).
         """
         border = mask & ~ndimage.binary_erosion(mask, border_value=1)
         if not border.any():
             return 0.0
-        share = ndimage.uniform_filter(mask.astype(np.float32), self._side)[border]
-        within = ndimage.uniform_filter(self._image * mask, self._side)[border]
-        beyond = (self._mean[border] - within) / np.maximum(1 - share, 1e-3)
-        steps = np.abs(within / np.maximum(share, 1e-3) - beyond)
-        return float((steps / (steps + self._noise[mask].mean() + self._least)).mean())
+        inside_share = ndimage.uniform_filter(mask.astype(np.float32), self._window)[border]
+        inside_sum = ndimage.uniform_filter(self._image * mask, self._window)[border]  # divided by the window's area
+        outside_mean = (self._mean[border] - inside_sum) / np.maximum(1 - inside_share, 1e-3)
+        difference = np.abs(inside_sum / np.maximum(inside_share, 1e-3) - outside_mean)
+        return float((difference / (difference + self._noise[mask].mean() + self._min_noise)).mean())

@@ -1,4 +1,4 @@
-"""Reads NIfTI, NRRD, MHA/MHD and DICOM series into a `Volume` with the file's own voxel indices."""
+"""Read NIfTI, NRRD, MHA/MHD and DICOM series into a `Volume`. Voxel indices stay those of the file."""
 
 import logging
 import math
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 _POSITION = ["ImagePositionPatient", "ImageOrientationPatient"]
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
-MAX_MEGAVOXELS = 1100  # 1024 x 1024 x 1024; the environment variable SAM2_MAX_MEGAVOXELS sets another limit
-# What nibabel and SimpleITK raise on damaged files.
+MAX_MEGAVOXELS = 1100  # enough for 1024 x 1024 x 1024 voxels; the environment variable SAM2_MAX_MEGAVOXELS sets another limit
+# The errors that nibabel and SimpleITK raise on damaged files.
 READ_ERRORS = (
     OSError, EOFError, zlib.error, RuntimeError, ValueError, OverflowError,
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
@@ -30,13 +30,14 @@ READ_ERRORS = (
 
 
 def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
-    """The volume at `path`: an image file, one DICOM file, or a folder with one DICOM series.
+    """Read the volume at `path`: an image file, a single DICOM file, or a folder with one DICOM series.
 
     Args:
-        channel: of a 4D image, which one.
+        channel: Index of the channel or time point to read from a 4D image.
 
     Raises:
-        VolumeError: nothing there, not an image, damaged, too large, several series, or not a volume (see `make_volume`).
+        VolumeError: There is no image or there are several series, or the image is damaged, too large or not a volume (see
+            `make_volume`).
     """
     path = Path(path)
     if not path.exists():
@@ -50,9 +51,9 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         if name.endswith(ITK_ENDINGS):
             if name.endswith((".mha", ".mhd")):
                 _check_dimensions(path)
-            _check_alone(path)
-            return _from_itk(_reader(path, path.name).Execute(), path.name, channel)
-        return _from_itk(_reader(path, path.name, "GDCMImageIO").Execute(), path.name, channel)
+            _check_data_file(path)
+            return _from_itk(_checked_reader(path, path.name).Execute(), path.name, channel)
+        return _from_itk(_checked_reader(path, path.name, "GDCMImageIO").Execute(), path.name, channel)
     except VolumeError:
         raise
     except MemoryError as e:
@@ -63,37 +64,40 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
 
 
 def read_mask(path: str | Path, volume: Volume) -> np.ndarray:
-    """A label map on the grid of `volume`, integer (I, J, K).
+    """Read a label map that lies on the grid of `volume`, int32 (I, J, K).
 
     Raises:
-        VolumeError: unreadable, of another shape, or elsewhere in space by more than half a voxel.
+        VolumeError: It cannot be read, has another shape, or lies elsewhere in space by more than half a voxel.
     """
     mask = read_volume(path)
     if mask.shape != volume.shape:
         raise VolumeError(f"{Path(path).name} has shape {mask.shape}, but the image has {volume.shape}.")
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
-    away = np.linalg.norm(geometry.to_mm(mask.affine, corners) - geometry.to_mm(volume.affine, corners), axis=1)
-    if away.max() > 0.5 * volume.spacing_mm.min() and not mask.planar:
-        raise VolumeError(f"{Path(path).name} lies elsewhere than the image (by {away.max():.1f} mm): resample it to the image.")
+    offset_mm = np.linalg.norm(geometry.to_mm(mask.affine, corners) - geometry.to_mm(volume.affine, corners), axis=1).max()
+    if offset_mm > 0.5 * volume.spacing_mm.min() and not mask.planar:
+        raise VolumeError(f"{Path(path).name} lies elsewhere than the image (by {offset_mm:.1f} mm): resample it to the image.")
     return np.rint(mask.array).astype(np.int32)
 
 
 def _check_size(shape, name: str) -> None:
-    """Refuses what a header claims, before anything is allocated for it: a file of a few bytes can claim terabytes."""
-    text = os.environ.get("SAM2_MAX_MEGAVOXELS") or str(MAX_MEGAVOXELS)
+    """Raise VolumeError if the product of `shape`, as a header claims it, is above the limit.
+
+    This must happen before anything is allocated for the image, because a file of a few bytes can claim terabytes.
+    """
+    setting = os.environ.get("SAM2_MAX_MEGAVOXELS") or str(MAX_MEGAVOXELS)
     try:
-        limit = float(text)
+        limit = float(setting)
     except ValueError as e:
-        raise VolumeError(f"SAM2_MAX_MEGAVOXELS must be a number of million voxels; it is {text!r}.") from e
-    claimed = math.prod(int(n) for n in shape) / 1e6
-    if claimed > limit:
+        raise VolumeError(f"SAM2_MAX_MEGAVOXELS must be a number of million voxels; it is {setting!r}.") from e
+    megavoxels = math.prod(int(n) for n in shape) / 1e6
+    if megavoxels > limit:
         raise VolumeError(
-            f"{name} claims {claimed:,.0f} million voxels; up to {limit:,g} million are read (SAM2_MAX_MEGAVOXELS sets another limit)."
+            f"{name} claims {megavoxels:,.0f} million voxels; up to {limit:,g} million are read (SAM2_MAX_MEGAVOXELS sets another limit)."
         )
 
 
 def _check_dimensions(path: Path) -> None:
-    """Refuses headers of MetaImage (MHA, MHD) that claim so many dimensions that ITK would crash, and the server with it."""
+    """Raise VolumeError if a MetaImage header (MHA, MHD) claims so many dimensions that ITK, and thus the server, would crash."""
     with open(path, "rb") as file:
         head = file.read(2**20)
     if b"ElementDataFile" not in head:
@@ -103,46 +107,51 @@ def _check_dimensions(path: Path) -> None:
         raise VolumeError(f"{path.name} claims to have other than two to four axes.")
 
 
-def _check_alone(path: Path) -> None:
-    """Refuses headers that name files elsewhere: whoever may upload an image could look into any file of the server with them."""
+def _check_data_file(path: Path) -> None:
+    """Raise VolumeError if a header refers to a data file outside its folder.
+
+    With such a header, a user who may upload images could read any file of the server.
+    """
     with open(path, "rb") as file:
         head = file.read(2**20).replace(b"\r\n", b"\n")
     if path.suffix.lower() in (".nrrd", ".nhdr"):
         head, end, _ = head.partition(b"\n\n")
-        named = re.findall(rb"^\s*data ?file\s*:\s*(.*?)\s*$", head, re.I | re.M)
+        data_files = re.findall(rb"^\s*data ?file\s*:\s*(.*?)\s*$", head, re.I | re.M)
         if path.suffix.lower() == ".nrrd" and not end:
             raise ValueError("no end of the header")
-    else:  # this field ends the header
-        named = [n for n in re.findall(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", head, re.M)[:1] if n != b"LOCAL"]
-    in_folder = path.suffix.lower() in (".nhdr", ".mhd")  # formats of two files
-    if any(not in_folder or n.upper() == b"LIST" or not re.fullmatch(rb"[^/\\%\s]+", n) for n in named):
+    else:  # The field ElementDataFile ends a MetaImage header.
+        data_files = [n for n in re.findall(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", head, re.M)[:1] if n != b"LOCAL"]
+    has_data_file = path.suffix.lower() in (".nhdr", ".mhd")  # These formats consist of two files in one folder.
+    if any(not has_data_file or n.upper() == b"LIST" or not re.fullmatch(rb"[^/\\%\s]+", n) for n in data_files):
         raise VolumeError(f"The header of {path.name} names another file: save the image as one file.")
 
 
 def nifti_header(path: str | Path) -> nib.Nifti1Header:
-    """The fixed part of a NIfTI-1 or -2 header; `nibabel.load` also reads extensions, and believes whatever size they claim.
+    """Return the fixed part of a NIfTI-1 or NIfTI-2 header.
+
+    `nibabel.load` would also read the header's extensions, whose claimed size it does not check.
 
     Raises:
-        ImageFileError, HeaderDataError, OSError: no NIfTI file, or damaged.
+        ImageFileError, HeaderDataError, OSError: The file is damaged or is not a NIfTI file.
     """
     with nib.openers.ImageOpener(str(path)) as file:
         block = file.read(nib.Nifti2Header.sizeof_hdr)
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        if kind.may_contain_header(block):
-            return kind(block[: kind.sizeof_hdr])
+    for header_class in (nib.Nifti1Header, nib.Nifti2Header):
+        if header_class.may_contain_header(block):
+            return header_class(block[: header_class.sizeof_hdr])
     raise nib.filebasedimages.ImageFileError("no NIfTI header")
 
 
 def _read_nifti(path: Path, channel: int | None) -> Volume:
     header = nifti_header(path)
-    if 3000 <= int(header["intent_code"]) < 3100:  # CIFTI, which ends in .nii too
+    if 3000 <= int(header["intent_code"]) < 3100:  # CIFTI, whose file names end in .nii too
         raise VolumeError(f"{path.name} has no affine.")
     data = nib.arrayproxy.ArrayProxy(str(path), header)
-    one = len(data.shape) == 4 and channel is not None and 0 <= channel < data.shape[3]
-    wide = -(-data.dtype.itemsize // 8)  # a voxel of 16 bytes counts as two
-    _check_size((*(data.shape[:3] if one else data.shape), wide), path.name)
-    if one:
-        array = np.asarray(data[..., channel])  # only that channel is read
+    has_channel = len(data.shape) == 4 and channel is not None and 0 <= channel < data.shape[3]
+    weight = -(-data.dtype.itemsize // 8)  # A voxel of 16 bytes counts as two.
+    _check_size((*(data.shape[:3] if has_channel else data.shape), weight), path.name)
+    if has_channel:
+        array = np.asarray(data[..., channel])  # This reads only the chosen channel.
     elif data.slope == 1 and data.inter == 0:
         array = np.asarray(data)
     else:
@@ -150,61 +159,66 @@ def _read_nifti(path: Path, channel: int | None) -> Volume:
     return make_volume(array, header.get_best_affine(), name=path.name, channel=channel)
 
 
-def _reader(file, name: str, kind: str = "", files: int = 1) -> sitk.ImageFileReader:
-    """A reader of `file` (one of `files` of a series), which is not too large."""
+def _checked_reader(file, name: str, image_io: str = "", file_count: int = 1) -> sitk.ImageFileReader:
+    """Return a reader of `file` after checking the claimed size of the whole image, which has `file_count` such files."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    reader.SetImageIO(kind)
+    reader.SetImageIO(image_io)
     reader.ReadImageInformation()
-    _check_size((*reader.GetSize(), reader.GetNumberOfComponents(), files), name)
+    _check_size((*reader.GetSize(), reader.GetNumberOfComponents(), file_count), name)
     return reader
 
 
 def _read_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        found = "no DICOM series" if not series else f"{len(series)} DICOM series"
-        raise VolumeError(f"The folder {folder.name} holds {found}; one is needed.")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    first = _reader(files[0], folder.name, "GDCMImageIO", len(files))  # ITK reads only series whose slices have one size
+    series_uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series_uids) != 1:
+        content = "no DICOM series" if not series_uids else f"{len(series_uids)} DICOM series"
+        raise VolumeError(f"The folder {folder.name} holds {content}; one is needed.")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_uids[0])
+    first = _checked_reader(files[0], folder.name, "GDCMImageIO", len(files))  # ITK refuses series whose slices differ in size.
     if len(files) == 1:
         return first.Execute()
-    _check_gaps(files, folder.name)
+    _check_slice_distances(files, folder.name)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     return reader.Execute()
 
 
-def _check_gaps(files, name: str) -> None:
-    """Refuses a series with a slice missing or twice: ITK would spread the rest evenly, and masks would lie elsewhere."""
+def _check_slice_distances(files, name: str) -> None:
+    """Raise VolumeError if a slice of a series is missing or duplicate.
+
+    ITK would place the other slices at even distances, so masks would lie in the wrong place.
+    """
     headers = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=_POSITION) for f in files]
     if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in headers):
         return
-    across = np.asarray(headers[0].ImageOrientationPatient, float)
-    normal = np.cross(across[:3], across[3:])
-    steps = np.diff([np.dot(np.asarray(h.ImagePositionPatient, float), normal) for h in headers])
-    if np.abs(steps - np.median(steps)).max() > 0.1 * abs(np.median(steps)) + 1e-3:
+    in_plane = np.asarray(headers[0].ImageOrientationPatient, float)
+    normal = np.cross(in_plane[:3], in_plane[3:])
+    distances_mm = np.diff([np.dot(np.asarray(h.ImagePositionPatient, float), normal) for h in headers])
+    if np.abs(distances_mm - np.median(distances_mm)).max() > 0.1 * abs(np.median(distances_mm)) + 1e-3:
         raise VolumeError(f"The slices of {name} are not evenly spaced: a slice is missing or there twice.")
 
 
 def _from_itk(image: sitk.Image, name: str, channel: int | None) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (K, J, I) or (K, J, I, components)
-    colour = image.GetNumberOfComponentsPerPixel()
-    if colour > 1 and image.HasMetaDataKey("Segment0_ID"):
-        raise VolumeError(f"{name} holds overlapping segments in {colour} layers: save it from Slicer without 'Allow overlapping segments'.")
-    if colour in (3, 4) and channel is None and array.dtype == np.uint8:
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1 and image.HasMetaDataKey("Segment0_ID"):
+        raise VolumeError(
+            f"{name} holds overlapping segments in {components} layers: save it from Slicer without 'Allow overlapping segments'."
+        )
+    if components in (3, 4) and channel is None and array.dtype == np.uint8:  # RGB(A) becomes luminance.
         array = array[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
-        colour = 1
-    axes = tuple(reversed(range(image.GetDimension())))
-    array = array.transpose((*axes, image.GetDimension()) if colour > 1 else axes)
+        components = 1
     dimension = image.GetDimension()
+    axes = tuple(reversed(range(dimension)))
+    array = array.transpose((*axes, dimension) if components > 1 else axes)
     if dimension == 3:
         affine = geometry.ras_from_itk(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
     elif dimension == 2:
         direction = np.eye(3)
         direction[:2, :2] = np.asarray(image.GetDirection()).reshape(2, 2)
         affine = geometry.ras_from_itk((*image.GetOrigin(), 0.0), (*image.GetSpacing(), 1.0), direction)
-        if colour > 1:  # channels stay the fourth axis; without them `make_volume` adds the third and notes it
+        if components > 1:  # Channels must be the fourth axis. Without channels, `make_volume` adds the third and sets `planar`.
             array = array[:, :, None]
     else:
         direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:3, :3]

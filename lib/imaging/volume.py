@@ -1,4 +1,4 @@
-"""One 3D image: voxels, where they lie, and a name by content."""
+"""Represent one 3D image: its voxels, their positions in space, and a key that identifies its content."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from lib.imaging import geometry
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A grey-scale volume.
+    """A grey-scale volume; `make_volume` creates one from other kinds of arrays.
 
     Attributes:
-        array: (I, J, K), any real dtype, finite; indices are the file's own (i, j, k).
-        affine: (4, 4), voxel indices to mm RAS.
-        name: for messages and titles.
-        planar: the file held one 2D image (then K = 1).
+        array: Finite real numbers (I, J, K), in the index order of the file.
+        affine: (4, 4), from voxel indices (i, j, k) to positions in mm RAS.
+        name: Name for messages and titles.
+        planar: Whether the file contained a single 2D image; K is then 1.
     """
 
     array: np.ndarray
@@ -34,6 +34,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (I, J, K)."""
         return self.array.shape
 
     @cached_property
@@ -43,30 +44,30 @@ class Volume:
 
     @cached_property
     def key(self) -> str:
-        """Hex digest of voxels and affine: the same image under two paths has one key."""
+        """Hexadecimal digest of voxels and affine: copies of an image have the same key wherever they are stored."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(str((self.array.shape, self.array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(self.affine, "<f8").tobytes())
-        for block in self.array:  # slab by slab: no second copy of a large volume
+        for block in self.array:  # Going slab by slab avoids a second copy of a large volume.
             digest.update(np.ascontiguousarray(block))
         return digest.hexdigest()
 
 
 def make_volume(array, affine=None, *, name="volume", channel: int | None = None) -> Volume:
-    """A `Volume` from whatever an image file held.
+    """Return a `Volume` made from the content of any image file.
 
-    2D images become one slice; trailing axes of length one are dropped; RGB(A) becomes luminance; NaN and infinities
-    become the lowest finite value; complex values become magnitudes.
+    A 2D image becomes one slice; trailing axes of length one are removed; RGB(A) becomes luminance; complex values become
+    magnitudes; NaN and infinities become the lowest finite value.
 
     Args:
-        array: (I, J), (I, J, K), or (I, J, K, C) with `channel` given or C = 1; real, complex, or of an RGB(A) dtype.
-        channel: which of several channels or time points to use.
+        array: (I, J), (I, J, K) or (I, J, K, C), with real, complex or RGB(A) values.
+        channel: Index of the channel or time point to use; needed if C is greater than 1.
 
     Raises:
-        VolumeError: no voxels, several channels and none chosen, nothing finite.
+        VolumeError: There are no voxels, no finite value, too many axes, or several channels and none is chosen.
     """
     array = np.asarray(array)
-    if array.dtype.names:  # NIfTI's RGB dtype
+    if array.dtype.names:  # RGB in NIfTI
         array = np.stack([array[n] for n in array.dtype.names[:3]], -1).astype(np.float32) @ [0.299, 0.587, 0.114]
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -1,4 +1,4 @@
-"""Writes masks on the grid of their volume: NIfTI, NRRD, MHA and Slicer's .seg.nrrd."""
+"""Write masks on the grid of their volume as NIfTI, NRRD, MHA or 3D Slicer's .seg.nrrd."""
 
 import io
 import os
@@ -14,40 +14,43 @@ from lib.common.errors import OptionError
 from lib.imaging import geometry
 from lib.imaging.volume import Volume
 
-NAME = b"Segment0_Name:="
-EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # no .mhd: it is two files
+SEGMENT_NAME_FIELD = b"Segment0_Name:="
+EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
 
 
 def write_mask(
     mask: np.ndarray, volume: Volume, path: str | Path, *, dtype="uint8", compress=True, label="segment"
 ) -> Path:
-    """Writes `mask` (I, J, K) with the affine of `volume`; the file appears complete or not at all.
+    """Write `mask`, bool or integer (I, J, K), with the affine of `volume`; return the path.
+
+    The file is replaced atomically: if writing fails, an older file stays as it was.
 
     Args:
-        path: its ending chooses the format, see EXTENSIONS.
-        dtype: NumPy integer type of the voxels.
-        compress: gzip inside NRRD and MHA (.nii.gz always, .nii never).
-        label: the segment's name in a .seg.nrrd.
+        path: File to write; its ending, one of `EXTENSIONS`, chooses the format.
+        dtype: NumPy integer type of the stored voxels.
+        compress: Whether to compress NRRD and MHA files with gzip. Files named .nii.gz always are, .nii never.
+        label: Name of the segment in a .seg.nrrd.
 
     Raises:
-        OptionError: unknown ending or dtype.
-        OSError: the disk is full or not writable.
+        OptionError: The ending or `dtype` is unknown.
+        OSError: The disk is full or not writable.
     """
     path = Path(path)
     ending = mask_extension(path.name)
     try:
-        kind = np.dtype(dtype)
+        voxel_type = np.dtype(dtype)
     except TypeError as e:
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
-    if kind.kind not in "ui":
+    if voxel_type.kind not in "ui":
         raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")
-    mask = mask.view(kind) if mask.dtype == bool and kind.itemsize == 1 else mask.astype(kind)  # no copy where none is needed
+    # A bool mask can be viewed as bytes, which avoids a copy.
+    mask = mask.view(voxel_type) if mask.dtype == bool and voxel_type.itemsize == 1 else mask.astype(voxel_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(suffix=ending, dir=path.parent)
     os.close(handle)
     try:
         if ending in (".nii", ".nii.gz"):
-            image = nib.Nifti1Image(mask, volume.affine, dtype=kind)  # 64 bits only when asked for
+            image = nib.Nifti1Image(mask, volume.affine, dtype=voxel_type)  # With an explicit dtype, nibabel accepts 64 bits.
             image.header.set_xyzt_units("mm")
             nib.save(image, temporary)
         elif ending.endswith(".nrrd"):
@@ -62,13 +65,13 @@ def write_mask(
 
 
 def mask_extension(name: str) -> str:
-    """The format's ending of a file name.
+    """Return the ending of a file name that chooses the format.
 
     >>> mask_extension("liver.seg.nrrd"), mask_extension("a.nii.gz")
     ('.seg.nrrd', '.nii.gz')
 
     Raises:
-        OptionError: none of EXTENSIONS.
+        OptionError: The ending is not one of `EXTENSIONS`.
     """
     for ending in EXTENSIONS:
         if name.lower().endswith(ending):
@@ -85,8 +88,8 @@ def _write_itk(mask, volume, path, compress) -> None:
     sitk.WriteImage(image, path, useCompression=bool(compress))
 
 
-def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
-    """With the name of a segment, a segmentation as 3D Slicer writes it."""
+def _write_nrrd(mask, volume, path, compress, segment_name: str | None) -> None:
+    """Write a NRRD file; with the name of a segment, write a segmentation like those of 3D Slicer."""
     lps = geometry.LPS_FROM_RAS @ volume.affine
     header = {
         "space": "left-posterior-superior",
@@ -96,8 +99,8 @@ def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
         "encoding": "gzip" if compress else "raw",
     }
     name = b""
-    if segment is not None:
-        name = segment.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace")
+    if segment_name is not None:
+        name = segment_name.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace")
         filled = [np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
         header |= {
             "Segment0_ID": "Segment_1",
@@ -110,21 +113,24 @@ def _write_nrrd(mask, volume, path, compress, segment: str | None) -> None:
         nrrd.write(path, mask, header=header, index_order="F")
     else:
         _write_raw(mask, header, path)
-    if segment is not None:
-        with open(path, "r+b") as file:  # pynrrd writes ASCII only, and does not escape line ends
-            file.seek(file.read(1 << 16).index(NAME) + len(NAME))
+    if segment_name is not None:
+        with open(path, "r+b") as file:  # pynrrd writes only ASCII and does not escape line ends, so the name is filled in here.
+            file.seek(file.read(1 << 16).index(SEGMENT_NAME_FIELD) + len(SEGMENT_NAME_FIELD))
             file.write(name)
 
 
 def _write_raw(mask, header, path) -> None:
-    """As pynrrd would, but slice by slice: it makes a copy of the whole mask. Empty slices, most of them, need no writing."""
-    empty = io.BytesIO()
-    nrrd.write(empty, np.empty((0, 0, 0), mask.dtype), header=header, index_order="F")
+    """Write an uncompressed NRRD file slice by slice; pynrrd would make a copy of the whole mask.
+
+    Empty slices are skipped: most are empty, and the gaps that `seek` and `truncate` leave in the file read as zeros.
+    """
+    header_bytes = io.BytesIO()
+    nrrd.write(header_bytes, np.empty((0, 0, 0), mask.dtype), header=header, index_order="F")
     with open(path, "wb") as file:
-        file.write(empty.getvalue().replace(b"sizes: 0 0 0", b"sizes: %d %d %d" % mask.shape, 1))
+        file.write(header_bytes.getvalue().replace(b"sizes: 0 0 0", b"sizes: %d %d %d" % mask.shape, 1))
         start = file.tell()
-        for n, plane in enumerate(mask.transpose(2, 1, 0)):
+        for k, plane in enumerate(mask.transpose(2, 1, 0)):
             if plane.any():
-                file.seek(start + n * plane.nbytes)
+                file.seek(start + k * plane.nbytes)
                 file.write(np.ascontiguousarray(plane))
         file.truncate(start + mask.nbytes)

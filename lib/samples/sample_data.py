@@ -1,4 +1,4 @@
-"""Fills sample-data/ from what the installation brings: no download, no patient."""
+"""Fill the sample-data folder from the installed packages alone: nothing is downloaded, and no patient's image is used."""
 
 import json
 import logging
@@ -20,30 +20,30 @@ BRAIN_LABELS = {"grey_matter": 1, "white_matter": 2, "cerebrospinal_fluid": 3}
 
 
 def make_samples(folder: Path) -> None:
-    """Writes nifti/, reference/, dicom/ and dataset.json (Medical Segmentation Decathlon layout); skips what is there."""
+    """Write the samples to `folder` in the layout of the Medical Segmentation Decathlon; samples that already exist are skipped.
+
+    Images go to nifti/ and dicom/, label maps to reference/; dataset.json lists them.
+    """
     cases = {"icbm152_t1": (icbm152, BRAIN_LABELS, "MR"), "ct_phantom": (phantom.abdomen, phantom.LABELS, "CT")}
-    training = []
-    for name, (make, labels, modality) in cases.items():
+    entries = []
+    for name, (generate, labels, modality) in cases.items():
         image, label = folder / "nifti" / f"{name}.nii.gz", folder / "reference" / f"{name}.nii.gz"
         series = folder / "dicom" / name
-        training.append({
-            "image": f"./nifti/{image.name}", "label": f"./reference/{label.name}",
-            "labels": {str(v): k for k, v in labels.items()},
-        })  # fmt: skip
+        names = {str(value): structure for structure, value in labels.items()}
+        entries.append({"image": f"./nifti/{image.name}", "label": f"./reference/{label.name}", "labels": names})
         if image.exists() and label.exists() and (series / "complete").exists():
             continue
         logger.info("Making sample %s.", name)
-        volume, reference = make()
-        _save(volume.array, volume.affine, image)
-        _save(reference, volume.affine, label)
+        volume, reference = generate()
+        _save_nifti(volume.array, volume.affine, image)
+        _save_nifti(reference, volume.affine, label)
         write_dicom(volume, series, modality=modality, description=name)
         (series / "complete").touch()
-    text = json.dumps({"name": "samples", "training": training}, indent=1)
-    (folder / "dataset.json").write_text(text)
+    (folder / "dataset.json").write_text(json.dumps({"name": "samples", "training": entries}, indent=1))
 
 
 def icbm152() -> tuple[Volume, np.ndarray]:
-    """The ICBM 152 T1 template (1 mm) that `nilearn` ships, and labels from its tissue maps (uint8, BRAIN_LABELS)."""
+    """Return the ICBM 152 T1 template (1 mm) of nilearn, and labels made from its tissue maps, uint8 (I, J, K), see `BRAIN_LABELS`."""
     t1 = datasets.load_mni152_template(resolution=1)
     grey, white, brain = (
         np.asarray(load(resolution=1).dataobj, np.float32)
@@ -58,15 +58,15 @@ def icbm152() -> tuple[Volume, np.ndarray]:
 
 
 def write_dicom(volume: Volume, folder: Path, *, modality: str, description: str) -> None:
-    """Writes one axial series, slices along voxel axis k; CT values in HU.
+    """Write a volume as one DICOM series with a slice per index k.
 
     Args:
-        modality: "CT" or "MR".
+        modality: "CT" for intensities in HU, or "MR".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    origin, sizes, direction = itk_from_ras(volume.affine)
+    origin, spacing_mm, direction = itk_from_ras(volume.affine)
     matrix = direction.reshape(3, 3)
-    study, series, frame = (generate_uid(entropy_srcs=[description, s]) for s in ("study", "series", "frame"))
+    study, series, frame = (generate_uid(entropy_srcs=[description, level]) for level in ("study", "series", "frame"))
     offset = 1024 if modality == "CT" else 0
     for k in range(volume.shape[2]):
         ds = pydicom.Dataset()
@@ -85,10 +85,10 @@ def write_dicom(volume: Volume, folder: Path, *, modality: str, description: str
         ds.StudyDescription = ds.SeriesDescription = description
         ds.Modality, ds.Manufacturer, ds.PositionReferenceIndicator = modality, "generated", ""
         ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        ds.ImagePositionPatient = [f"{v:.6f}" for v in origin + matrix[:, 2] * sizes[2] * k]
+        ds.ImagePositionPatient = [f"{v:.6f}" for v in origin + matrix[:, 2] * spacing_mm[2] * k]
         ds.ImageOrientationPatient = [f"{v:.6f}" for v in (*matrix[:, 0], *matrix[:, 1])]
-        ds.PixelSpacing = [f"{sizes[1]:.6f}", f"{sizes[0]:.6f}"]
-        ds.SliceThickness = ds.SpacingBetweenSlices = f"{sizes[2]:.6f}"
+        ds.PixelSpacing = [f"{spacing_mm[1]:.6f}", f"{spacing_mm[0]:.6f}"]
+        ds.SliceThickness = ds.SpacingBetweenSlices = f"{spacing_mm[2]:.6f}"
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.RescaleIntercept, ds.RescaleSlope = str(-offset), "1"
@@ -100,7 +100,8 @@ def write_dicom(volume: Volume, folder: Path, *, modality: str, description: str
         ds.save_as(folder / f"{k + 1:04d}.dcm", write_like_original=False)
 
 
-def _save(array, affine, path: Path) -> None:
+def _save_nifti(array, affine, path: Path) -> None:
+    """Write a NIfTI file atomically and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")

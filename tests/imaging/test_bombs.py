@@ -1,4 +1,4 @@
-"""Small files whose headers claim huge images: refused by a sentence, before anything is allocated."""
+"""Tests that harmful files are refused: small files that claim huge images, crash ITK or refer to other files."""
 
 import gzip
 import struct
@@ -21,9 +21,9 @@ HUGE = r"claims [\d,]+ million voxels; up to 1,100 million are read"
 RAMP = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
 
 
-def nifti(path, shape, dtype=np.int16, kind=nib.Nifti1Header, offset=0, content=bytes(100)):
-    """A NIfTI file with that header, and `content` behind it."""
-    header = kind()
+def write_nifti(path, shape, dtype=np.int16, header_class=nib.Nifti1Header, offset=0, content=bytes(100)):
+    """Write a NIfTI file whose header claims this shape and which has only `content` after the header."""
+    header = header_class()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header["vox_offset"], header["magic"] = offset or header.single_vox_offset, header.single_magic
@@ -32,19 +32,21 @@ def nifti(path, shape, dtype=np.int16, kind=nib.Nifti1Header, offset=0, content=
     path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
 
 
-def nrrd(path, encoding="gzip", shape=SHAPE, kinds="domain domain domain"):
+def write_nrrd(path, encoding="gzip", shape=SHAPE, kinds="domain domain domain"):
+    """Write a NRRD file of a few bytes whose header claims this shape."""
     head = f"NRRD0004\ntype: short\ndimension: {len(shape)}\nsizes: {' '.join(map(str, shape))}\nkinds: {kinds}\nendian: little\n"
     path.write_bytes(f"{head}encoding: {encoding}\n\n".encode() + gzip.compress(bytes(100)))
 
 
-def mha(path, compressed=True, shape=SHAPE, data="LOCAL", dimensions=3):
+def write_metaimage(path, compressed=True, shape=SHAPE, data="LOCAL", dimensions=3):
+    """Write a MetaImage file of a few bytes whose header claims this shape and number of dimensions."""
     head = f"ObjectType = Image\nNDims = {dimensions}\nBinaryData = True\nCompressedData = {compressed}\n"
     head += f"DimSize = {' '.join(map(str, shape))}\nElementType = MET_SHORT\nElementDataFile = {data}\n"
     path.write_bytes(head.encode() + zlib.compress(bytes(100)))
 
 
-def dicom(path, frames=1):
-    """The first slice of a series, which claims 65535 x 65535 x `frames` voxels."""
+def write_dicom_bomb(path, frames=1):
+    """Write a DICOM series whose files each claim 65535 x 65535 x `frames` voxels; return its folder."""
     write_dicom(Volume(RAMP), path, modality="CT", description="bomb")
     for file in path.iterdir():
         header = pydicom.dcmread(file)
@@ -56,53 +58,53 @@ def dicom(path, frames=1):
 
 
 @pytest.mark.parametrize("dimensions", ["65536", "-1", "11", "0", "99999999999", "x"])
-def test_dimensions_that_make_itk_crash(dimensions, tmp_path):
-    mha(tmp_path / "a.mha", shape=RAMP.shape, dimensions=dimensions)
+def test_numbers_of_dimensions_that_crash_itk_are_refused(dimensions, tmp_path):
+    write_metaimage(tmp_path / "a.mha", shape=RAMP.shape, dimensions=dimensions)
     with pytest.raises(VolumeError, match="^a.mha claims to have other than two to four axes"):
         read_volume(tmp_path / "a.mha")
 
 
-@pytest.mark.parametrize("name, make", [
-    ("a.nii.gz", lambda p: nifti(p, SHAPE)),
-    ("a.nii", lambda p: nifti(p, SHAPE)),
-    ("four.nii.gz", lambda p: nifti(p, (512, 512, 300, 20000))),
-    ("two.nii", lambda p: nifti(p, (2**20, 2**20, 2**20), kind=nib.Nifti2Header)),
-    ("wide.nii.gz", lambda p: nifti(p, (1000, 1000, 1000), np.complex128)),
-    ("a.nrrd", nrrd),
-    ("raw.nrrd", lambda p: nrrd(p, "raw")),
-    ("vector.nrrd", lambda p: nrrd(p, shape=(3, 1000, 1000, 900), kinds="vector domain domain domain")),
-    ("a.nhdr", lambda p: nrrd(p, "raw")),
-    ("a.mha", mha),
-    ("raw.mha", lambda p: mha(p, False)),
-    ("a.mhd", lambda p: mha(p, data="a.raw")),
+@pytest.mark.parametrize("name, write", [
+    ("a.nii.gz", lambda p: write_nifti(p, SHAPE)),
+    ("a.nii", lambda p: write_nifti(p, SHAPE)),
+    ("four.nii.gz", lambda p: write_nifti(p, (512, 512, 300, 20000))),
+    ("two.nii", lambda p: write_nifti(p, (2**20, 2**20, 2**20), header_class=nib.Nifti2Header)),
+    ("wide.nii.gz", lambda p: write_nifti(p, (1000, 1000, 1000), np.complex128)),
+    ("a.nrrd", write_nrrd),
+    ("raw.nrrd", lambda p: write_nrrd(p, "raw")),
+    ("vector.nrrd", lambda p: write_nrrd(p, shape=(3, 1000, 1000, 900), kinds="vector domain domain domain")),
+    ("a.nhdr", lambda p: write_nrrd(p, "raw")),
+    ("a.mha", write_metaimage),
+    ("raw.mha", lambda p: write_metaimage(p, False)),
+    ("a.mhd", lambda p: write_metaimage(p, data="a.raw")),
 ])  # fmt: skip
-def test_claims_of_headers(name, make, tmp_path):
-    make(tmp_path / name)
+def test_headers_that_claim_huge_images_are_refused(name, write, tmp_path):
+    write(tmp_path / name)
     with pytest.raises(VolumeError, match=f"^{name} {HUGE}"):
         read_volume(tmp_path / name)
 
 
-def test_dicom(tmp_path):
-    series = dicom(tmp_path / "series")
+def test_dicom_files_that_claim_huge_images_are_refused(tmp_path):
+    series = write_dicom_bomb(tmp_path / "series")
     with pytest.raises(VolumeError, match=f"^series {HUGE}"):
         read_volume(series)
-    one = sorted(dicom(tmp_path / "frames", 3000).iterdir())[0]
-    with pytest.raises(VolumeError, match=f"^{one.name} {HUGE}"):
-        read_volume(one)
+    file = sorted(write_dicom_bomb(tmp_path / "frames", 3000).iterdir())[0]
+    with pytest.raises(VolumeError, match=f"^{file.name} {HUGE}"):
+        read_volume(file)
 
 
-def test_many_slices_of_a_usual_size(tmp_path, monkeypatch):
+def test_the_slices_of_a_series_are_counted_together(tmp_path, monkeypatch):
     write_dicom(Volume(RAMP), tmp_path, modality="CT", description="long")
-    monkeypatch.setenv("SAM2_MAX_MEGAVOXELS", "0.000119")  # each slice has 20 of the 120 voxels
+    monkeypatch.setenv("SAM2_MAX_MEGAVOXELS", "0.000119")  # Each slice has only 20 of the 120 voxels.
     with pytest.raises(VolumeError, match="voxels"):
         read_volume(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.dcm", "a"])
 def test_a_picture_is_no_volume(name, tmp_path):
-    """A PNG of 60000 x 60000 pixels: only DICOM is read under such names."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    """A PNG that claims 60000 x 60000 pixels is refused, because under such names only DICOM is read."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b""))
@@ -112,10 +114,10 @@ def test_a_picture_is_no_volume(name, tmp_path):
 
 @pytest.mark.parametrize("size", [-100, 0, 2**31 - 16, 200_000_000])
 def test_extensions_of_nifti_are_not_unpacked(size, tmp_path):
-    """nibabel would read an extension of any size, and for a negative one the whole file."""
+    """For an extension, nibabel would read as many bytes as the header claims, and the whole file if the number is negative."""
     path = tmp_path / "a.nii.gz"
     extension = b"\x01\0\0\0" + struct.pack("<ii", size, 6) + bytes(200_000_000)
-    nifti(path, RAMP.shape, offset=200_000_000, content=extension)
+    write_nifti(path, RAMP.shape, offset=200_000_000, content=extension)
     tracemalloc.start()
     try:
         assert read_volume(path).shape == nifti_header(path).get_data_shape() == RAMP.shape
@@ -125,7 +127,7 @@ def test_extensions_of_nifti_are_not_unpacked(size, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
-def test_the_limit_can_be_set(name, tmp_path, monkeypatch):
+def test_the_limit_of_voxels_can_be_set(name, tmp_path, monkeypatch):
     sitk.WriteImage(sitk.GetImageFromArray(RAMP.transpose(2, 1, 0)), str(tmp_path / name))
     for megavoxels in ("0.00012", "1e9", ""):
         monkeypatch.setenv("SAM2_MAX_MEGAVOXELS", megavoxels)
@@ -136,7 +138,7 @@ def test_the_limit_can_be_set(name, tmp_path, monkeypatch):
             read_volume(tmp_path / name)
 
 
-def test_one_channel_of_many_is_read(tmp_path, monkeypatch):
+def test_only_the_chosen_channel_counts_towards_the_limit(tmp_path, monkeypatch):
     monkeypatch.setenv("SAM2_MAX_MEGAVOXELS", "0.00012")
     nib.save(nib.Nifti1Image(np.stack([RAMP] * 9, -1), np.eye(4)), tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz", channel=4).array, RAMP)
@@ -153,7 +155,7 @@ META = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 5 6\nEleme
     ("a.nhdr", NRRD + "data file: LIST\n../secret\n"), ("a.mha", META + "ElementDataFile = {secret}\n"),
     ("a.mha", META + "ElementDataFile : LIST\n../secret\n"), ("a.mhd", META + "ElementDataFile = ../secret\n"),
 ])  # fmt: skip
-def test_headers_do_not_lead_to_other_files(name, header, tmp_path):
+def test_headers_that_refer_to_other_files_are_refused(name, header, tmp_path):
     (tmp_path / "studies").mkdir()
     for file in (tmp_path / "secret", tmp_path / "studies" / "own.raw"):
         file.write_bytes(bytes(range(120)))
@@ -163,6 +165,6 @@ def test_headers_do_not_lead_to_other_files(name, header, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
-def test_formats_of_two_files_in_a_folder(ending, tmp_path):
+def test_formats_of_two_files_can_be_read_from_a_folder(ending, tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(RAMP.transpose(2, 1, 0)), str(tmp_path / f"a{ending}"))
     np.testing.assert_array_equal(read_volume(tmp_path / f"a{ending}").array, RAMP)

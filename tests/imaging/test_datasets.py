@@ -1,4 +1,4 @@
-"""Labelled folders of both layouts, made by hand."""
+"""Tests of finding labelled images in small folders of both layouts."""
 
 import json
 
@@ -13,7 +13,7 @@ LABELS = {"0": "background", "1": "liver", "3": "spleen"}
 
 
 def save(path, *values, shape=(5, 4, 3)):
-    """An image with these values in its first voxels."""
+    """Save an image with these values in its first voxels and 0 elsewhere; return its path."""
     array = np.zeros(shape, np.uint8)
     array.ravel()[: len(values)] = values
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +23,7 @@ def save(path, *values, shape=(5, 4, 3)):
 
 @pytest.fixture
 def decathlon(tmp_path):
+    """Return a folder with a dataset.json in the layout of the Medical Segmentation Decathlon, but without the images."""
     rows = [
         {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
         {"image": "imagesTr/b.nii.gz", "label": "labelsTr/b.nii.gz", "labels": {"0": "background", "2": "tumour"}},
@@ -33,7 +34,7 @@ def decathlon(tmp_path):
 
 @pytest.fixture
 def datastore(tmp_path):
-    """As MONAI Label keeps it: two images with a final label, one with none, a label whose image is gone, other labels."""
+    """Return a folder like MONAI Label's: two images with final labels, one without, and a final label whose image is gone."""
     for name in ("a", "b", "unlabelled"):
         save(tmp_path / f"{name}.nii.gz", 7)
     save(tmp_path / "labels/final/a.nii.gz", 1, 1, 3)
@@ -49,16 +50,16 @@ def test_decathlon_folders(decathlon, read):
     a, b = decathlon / "imagesTr/a.nii.gz", decathlon / "labelsTr/a.nii.gz"
     first, second = read(str(decathlon))
     assert first == Case("a", a, b, {1: "liver", 3: "spleen"}), "without the background"
-    assert (second.name, second.labels) == ("b", {2: "tumour"}), "labels of its own go before the common ones"
+    assert (second.name, second.labels) == ("b", {2: "tumour"}), "an entry's own labels replace the common ones"
 
 
-def test_a_datastore_gives_what_was_submitted(datastore):
+def test_a_datastore_gives_the_images_with_final_labels(datastore):
     a, b = find_cases(datastore)
     assert a == Case("a", datastore / "a.nii.gz", datastore / "labels/final/a.nii.gz", {1: "label_1", 3: "label_3"})
     assert (b.name, b.labels) == ("b", {2: "label_2"})
 
 
-def test_dataset_json_goes_first(datastore):
+def test_a_dataset_json_takes_precedence_over_labels_of_the_datastore(datastore):
     row = {"image": "unlabelled.nii.gz", "label": "labels/original/unlabelled.nii.gz"}
     (datastore / "dataset.json").write_text(json.dumps({"labels": LABELS, "training": [row]}))
     assert [c.name for c in find_cases(datastore)] == ["unlabelled"]
@@ -72,7 +73,7 @@ def test_a_broken_dataset_json_is_refused(tmp_path, read, content):
         read(tmp_path)
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_folders_of_another_layout_are_refused(tmp_path):
     save(tmp_path / "a.nii.gz", 7)
     save(tmp_path / "labels/original/a.nii.gz", 1)
     for folder in (tmp_path, tmp_path / "nowhere"):

@@ -1,3 +1,5 @@
+"""Tests of intensity windows, slicing axes and frames."""
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from lib.imaging.volume import Volume
 
 
 def filled(*shares, dtype=np.int16):
-    """A volume (20, 20, 20) of (share, low, high): each share of the voxels a ramp from low to high."""
+    """Return a volume (20, 20, 20); each (share, low, high) fills a share of its voxels with a ramp from low to high."""
     ramps = [np.linspace(low, high, round(8000 * share)) for share, low, high in shares]
     return Volume(np.concatenate(ramps).astype(dtype).reshape(20, 20, 20))
 
@@ -28,22 +30,22 @@ DARK_BYTES = filled((0.5, 0, 0), (0.5, 50, 150), dtype=np.uint8)
         (MR, "brain", (0, 80)),
         (MR, "-10,90.5", (-10, 90.5)),
         (MR, "0, 1", (0, 1)),
-        (MR, "auto", (104, 896)),  # 0.5 and 99.5 % of the upper half, not of the background
+        (MR, "auto", (104, 896)),  # percentiles 0.5 and 99.5 of the upper half, not of the background
         (WINDOWED, "auto", (0, 255)),
         (DARK_BYTES, "auto", (50.5, 149.5)),  # a byte image that fills only a part of the range
         (filled((1, 7, 7)), "auto", (7, 8)),
         (filled((1, 0, 0)), "auto", (0, 1)),
-        (filled((1, -1000, -1000)), "auto", (-1000, -999)),  # air alone is no CT of anything
+        (filled((1, -1000, -1000)), "auto", (-1000, -999)),  # A volume of air alone is not recognized as CT.
     ],
 )
-def test_window(volume, window, bounds):
-    # One percentile of a sampled ramp of 800 values is good to a few values.
+def test_window_bounds(volume, window, bounds):
+    # A percentile of a sampled ramp of 800 values is accurate to a few values.
     np.testing.assert_allclose(window_bounds(volume, window), bounds, atol=0 if window != "auto" else 5)
     assert np.diff(window_bounds(volume, window)) > 0
 
 
 @pytest.mark.parametrize("window", ["liver", "1", "1,2,3", "a,b", "5,5", "9,1", "nan,1", "0,inf", "None"])
-def test_window_refused(window):
+def test_unknown_windows_are_refused(window):
     with pytest.raises(OptionError, match="window"):
         window_bounds(MR, window)
 
@@ -54,34 +56,34 @@ def test_few_bright_voxels_do_not_set_the_window():
     assert window_bounds(Volume(array))[1] < 1000
 
 
-def test_windowed():
+def test_windowed_frames_are_scaled_and_clipped():
     volume = Volume(np.array([-10, 0, 25, 50, 100, 200], np.int16).reshape(1, 1, 6))
     frames = Frames.of(volume, window="0,100", axis=2)
-    out = frames.windowed([0, 1, 2, 3, 4, 5])
-    assert out.dtype == np.uint8
-    assert out.ravel().tolist() == [0, 0, 64, 128, 255, 255]
+    windowed = frames.windowed([0, 1, 2, 3, 4, 5])
+    assert windowed.dtype == np.uint8
+    assert windowed.ravel().tolist() == [0, 0, 64, 128, 255, 255]
     assert frames.windowed([3]).tolist() == [[[128]]]
 
 
 @pytest.mark.parametrize(("axis", "expected"), [("auto", 1), ("", 1), ("0", 0), (1, 1), (" 2 ", 2)])
-def test_axis(axis, expected):
+def test_resolve_axis(axis, expected):
     assert resolve_axis(Volume(np.zeros((4, 5, 6)), np.diag([1.0, 3, 1, 1])), axis) == expected
 
 
 @pytest.mark.parametrize("axis", ["3", -1, "z", "None", 1.5])
-def test_axis_refused(axis):
+def test_unknown_axes_are_refused(axis):
     with pytest.raises(OptionError, match="axis"):
         resolve_axis(MR, axis)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 1), (1, 5, 1)])
-def test_planar_image_is_one_frame(shape):
+def test_a_planar_image_is_one_frame(shape):
     frames = Frames.of(Volume(np.zeros(shape), np.diag([3.0, 1, 1, 1]), planar=True))
     assert (frames.axis, len(frames), frames.size) == (2, 1, (5, shape[0]))
 
 
-# Volume (4, 5, 6) with voxels of 2 x 3 x 7 mm: axis, number of frames, (Y, X), (Y, X) in mm, mm between slices, voxel
-# (1, 2, 3) as (t, y, x).
+# For a volume (4, 5, 6) with voxels of 2 x 3 x 7 mm: axis, number of frames, size (Y, X), pixel size (Y, X) in mm, distance of
+# slices in mm, and the position (t, y, x) of voxel (1, 2, 3).
 SLICED = [
     (0, 4, (6, 5), (7, 3), 2, (1, 3, 2)),
     (1, 5, (6, 4), (7, 2), 3, (2, 3, 1)),
@@ -90,7 +92,7 @@ SLICED = [
 
 
 @pytest.mark.parametrize(("axis", "total", "size", "pixel_mm", "slice_mm", "pixel"), SLICED)
-def test_frames(axis, total, size, pixel_mm, slice_mm, pixel):
+def test_frames_along_each_axis(axis, total, size, pixel_mm, slice_mm, pixel):
     array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
     frames = Frames.of(Volume(array, np.diag([2.0, 3, 7, 1])), axis=axis)
     assert (len(frames), frames.size, frames.pixel_mm, frames.slice_mm) == (total, size, pixel_mm, slice_mm)
@@ -102,22 +104,22 @@ def test_frames(axis, total, size, pixel_mm, slice_mm, pixel):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_every_voxel_there_and_back(axis):
+def test_every_voxel_survives_the_conversion_to_pixels_and_back(axis):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     frames = Frames.of(Volume(array), axis=axis)
-    seen = set()
+    pixels = set()
     for ijk in np.ndindex(2, 3, 4):
         t, y, x = frames.to_pixel(ijk)
         assert frames.to_voxel(t, y, x) == ijk
         assert frames.stack[t, int(y), int(x)] == array[ijk]
-        seen.add((t, y, x))
-    assert len(seen) == 24
+        pixels.add((t, y, x))
+    assert len(pixels) == 24
 
 
-def test_key_tells_what_the_frames_depend_on():
+def test_the_key_depends_on_axis_and_bounds_only():
     volume = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     keys = {Frames.of(volume, axis=a, window=w).key for a in (0, 2) for w in ("brain", "0,80", "lung")}
-    assert len(keys) == 4  # "brain" is 0,80
+    assert len(keys) == 4  # "brain" has the bounds 0,80
 
 
 @pytest.mark.parametrize(
@@ -128,17 +130,17 @@ def test_key_tells_what_the_frames_depend_on():
         ((200, 100), (1.0, 1.0), (256, 128)),
         ((30, 300), (5.0, 0.5), (256, 256)),  # a reformatted slice: equal extents in mm
         ((30, 256), (5.0, 1.0), (150, 256)),
-        ((1, 5000), (1.0, 1.0), (1, 256)),  # never nothing
+        ((1, 5000), (1.0, 1.0), (1, 256)),  # at least one pixel
     ],
 )
-def test_fit(size, pixel_mm, expected):
+def test_fitted_size(size, pixel_mm, expected):
     assert fitted_size(size, pixel_mm, 256) == expected
 
 
 def test_thumbnails_are_small_frames_of_true_aspect():
     array = np.zeros((40, 20, 3), np.int16)  # x, y, slices of 1 x 1 mm
     array[20:, :, 1] = 100
-    small = Frames.of(Volume(array, np.eye(4)), axis=2, window="0,100").thumbnails(16)
-    assert small.shape == (3, 16, 16) and small.dtype == np.uint8
-    assert not small[0].any() and not small[1, 8:].any()  # the slice is half as high as wide
-    assert (small[1, :8, 8:] == 255).all() and not small[1, :, :8].any()
+    thumbnails = Frames.of(Volume(array, np.eye(4)), axis=2, window="0,100").thumbnails(16)
+    assert thumbnails.shape == (3, 16, 16) and thumbnails.dtype == np.uint8
+    assert not thumbnails[0].any() and not thumbnails[1, 8:].any()  # The slice is half as high as wide.
+    assert (thumbnails[1, :8, 8:] == 255).all() and not thumbnails[1, :, :8].any()

@@ -1,22 +1,24 @@
+"""Tests of affines and slicing axes; the fixture `affine` covers all orientations."""
+
 import numpy as np
 import pytest
 
 from lib.imaging import geometry
 
 
-def test_spacing_is_that_of_the_columns(affine):
+def test_spacing_is_the_length_of_the_columns(affine):
     np.testing.assert_allclose(geometry.spacing(affine), (0.7, 1.3, 5.0))
 
 
-def test_itk_and_back(affine):
+def test_conversion_to_itk_and_back(affine):
     origin, sizes, direction = geometry.itk_from_ras(affine)
     matrix = direction.reshape(3, 3)
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(geometry.ras_from_itk(origin, sizes, direction), affine, atol=1e-12)
 
 
-def test_itk_literal():
-    """Voxels of 2 x 3 x 4 mm along R, A, S: in LPS the first two axes and the origin change sign."""
+def test_conversion_of_one_affine_to_itk():
+    """Voxels measure 2 x 3 x 4 mm along R, A and S; in LPS the first two axes and coordinates of the origin change sign."""
     affine = np.array([[2, 0, 0, 5], [0, 3, 0, -6], [0, 0, 4, 7], [0, 0, 0, 1.0]])
     origin, sizes, direction = geometry.itk_from_ras(affine)
     assert origin.tolist() == [-5, 6, 7]
@@ -24,7 +26,7 @@ def test_itk_literal():
     assert direction.tolist() == [-1, 0, 0, 0, -1, 0, 0, 0, 1]
 
 
-def test_sheared_affine_gets_the_nearest_rotation():
+def test_a_sheared_affine_gets_the_nearest_orthonormal_direction():
     affine = np.eye(4)
     affine[0, 1] = 0.2
     _, sizes, direction = geometry.itk_from_ras(affine)
@@ -61,12 +63,12 @@ def test_is_valid_affine(affine, valid):
         ((512, 512, 30), (0.7, 0.7, 5.0), 2),  # axial CT
         ((20, 256, 256), (4.0, 1.0, 1.0), 0),  # sagittal MR
         ((256, 24, 256), (1.0, 3.0, 1.0), 1),  # coronal MR
-        ((128, 128, 400), (1.0, 1.0, 5.0), 2),  # a whole body: spacing outweighs the number of slices
-        ((240, 16, 240), (1.0, 1.0, 1.0), 1),  # one spacing: few slices
+        ((128, 128, 400), (1.0, 1.0, 5.0), 2),  # whole-body CT: spacing outweighs the number of slices
+        ((240, 16, 240), (1.0, 1.0, 1.0), 1),  # equal spacings, few slices
         ((512, 512, 1), (0.5, 0.5, 0.5), 2),
-        ((512, 256, 1), (1.0, 2.0, 1.0), 2),  # one slice of oblong pixels
+        ((512, 256, 1), (1.0, 2.0, 1.0), 2),  # one slice with oblong pixels
         ((1, 256, 256), (1.0, 2.0, 1.0), 0),
-        ((197, 233, 189), (1.0, 1.0, 1.0), 2),  # nothing to tell by
+        ((197, 233, 189), (1.0, 1.0, 1.0), 2),  # no axis stands out
         ((100, 100, 100), (1.1, 1.0, 1.0), 2),  # resampled, nearly isotropic
         ((100, 100, 100), (1.2, 1.0, 1.0), 0),
     ],

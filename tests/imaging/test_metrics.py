@@ -1,17 +1,20 @@
+"""Tests of overlap metrics on hand-made masks."""
+
 import numpy as np
 import pytest
 
 from lib.imaging.metrics import dice, empty_fp_share, slice_dice
 
 
-def drawn(*rows):
+def mask_from(*rows):
+    """Return the bool mask (Y, X) in which "#" is foreground."""
     return np.array([[c == "#" for c in row] for row in rows])
 
 
-EMPTY = drawn("....", "....", "....")
-SQUARE = drawn("##..", "##..", "....")
-SHIFTED = drawn(".##.", ".##.", "....")
-FAR = drawn("....", "....", "...#")
+EMPTY = mask_from("....", "....", "....")
+SQUARE = mask_from("##..", "##..", "....")
+SHIFTED = mask_from(".##.", ".##.", "....")
+FAR = mask_from("....", "....", "...#")
 
 
 @pytest.mark.parametrize(
@@ -45,9 +48,9 @@ def test_slice_dice(axis):
         ((SQUARE, FAR, EMPTY, SQUARE), (SQUARE, EMPTY, EMPTY, EMPTY), 2 / 3),
         ((EMPTY, EMPTY), (SQUARE, EMPTY), 0.0),
         ((SQUARE, FAR), (EMPTY, EMPTY), 1.0),
-        ((SQUARE, EMPTY), (SQUARE, FAR), None),  # no empty slice: undefined
+        ((SQUARE, EMPTY), (SQUARE, FAR), None),  # undefined without an empty slice
     ],
 )
 def test_empty_fp_share(predicted, reference, share, axis):
-    out = empty_fp_share(np.stack(predicted, axis), np.stack(reference, axis), axis)
-    assert np.isnan(out) if share is None else out == pytest.approx(share)
+    measured = empty_fp_share(np.stack(predicted, axis), np.stack(reference, axis), axis)
+    assert np.isnan(measured) if share is None else measured == pytest.approx(share)

@@ -1,4 +1,4 @@
-"""A voxel's index and position survive every format and orientation."""
+"""Tests that the indices and positions of voxels survive every format and orientation."""
 
 import nibabel as nib
 import nrrd
@@ -18,7 +18,8 @@ RAMP = np.arange(120, dtype=np.int16).reshape(SHAPE)
 AXIAL_LPS = np.array([[-0.7, 0, 0, 10], [0, -1.3, 0, 20.5], [0, 0, 5, -30.25], [0, 0, 0, 1]])
 
 
-def marked(affine) -> Volume:
+def marked_volume(affine) -> Volume:
+    """Return a volume in which only the voxel `MARKED` is 1."""
     array = np.zeros(SHAPE, np.uint8)
     array[MARKED] = 1
     return Volume(array, affine)
@@ -29,7 +30,8 @@ def save_nifti(array, path, affine=AXIAL_LPS):
     return path
 
 
-def assert_same(volume: Volume, affine):
+def assert_marked(volume: Volume, affine):
+    """Check that the volume has this affine and that its marked voxel has the right index and position."""
     assert volume.shape == SHAPE
     assert np.argwhere(volume.array == 1).tolist() == [list(MARKED)]
     np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
@@ -37,23 +39,23 @@ def assert_same(volume: Volume, affine):
 
 
 # --- every orientation -----------------------------------------------------------------------------------------------
-def test_nifti_of_nibabel(affine, tmp_path):
-    assert_same(read_volume(save_nifti(marked(affine).array, tmp_path / "a.nii.gz", affine)), affine)
+def test_reading_a_nifti_file_of_nibabel(affine, tmp_path):
+    assert_marked(read_volume(save_nifti(marked_volume(affine).array, tmp_path / "a.nii.gz", affine)), affine)
 
 
 @pytest.mark.parametrize("ending", EXTENSIONS)
-def test_write_and_read(affine, ending, tmp_path):
-    path = write_mask(marked(affine).array, marked(affine), tmp_path / f"a{ending}")
-    assert_same(read_volume(path), affine)
-    # A reader that is not ours: position of the marked voxel by SimpleITK, in mm LPS.
+def test_writing_and_reading_each_format(affine, ending, tmp_path):
+    path = write_mask(marked_volume(affine).array, marked_volume(affine), tmp_path / f"a{ending}")
+    assert_marked(read_volume(path), affine)
+    # SimpleITK, as an independent reader, must find the marked voxel at the same position; it computes in mm LPS.
     image = sitk.ReadImage(str(path))
     assert image[MARKED] == 1
     position = np.array(image.TransformIndexToPhysicalPoint(MARKED)) * (-1, -1, 1)
     np.testing.assert_allclose(position, geometry.to_mm(affine, MARKED), atol=1e-3)
 
 
-def test_seg_nrrd_of_pynrrd(affine, tmp_path):
-    array, header = nrrd.read(str(write_mask(marked(affine).array, marked(affine), tmp_path / "a.seg.nrrd", label="liver")))
+def test_pynrrd_reads_a_seg_nrrd(affine, tmp_path):
+    array, header = nrrd.read(str(write_mask(marked_volume(affine).array, marked_volume(affine), tmp_path / "a.seg.nrrd", label="liver")))
     assert np.argwhere(array).tolist() == [list(MARKED)]
     position = (header["space origin"] + MARKED @ header["space directions"]) * (-1, -1, 1)
     np.testing.assert_allclose(position, geometry.to_mm(affine, MARKED), atol=1e-3)
@@ -63,7 +65,7 @@ def test_seg_nrrd_of_pynrrd(affine, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("filled", [[], [0], [5], [2, 3]])
-def test_empty_slices_of_a_raw_nrrd_are_there_although_they_are_not_written(filled, dtype, tmp_path):
+def test_empty_slices_of_a_raw_nrrd_read_as_zeros(filled, dtype, tmp_path):
     mask = np.zeros((7, 8, 6), bool)
     mask[2:4, 3:5, filled] = True
     path = write_mask(mask, Volume(mask.astype(np.int16), np.eye(4)), tmp_path / "a.nrrd", dtype=dtype, compress=False)
@@ -77,9 +79,9 @@ def test_formats_and_dicom_agree(tmp_path):
     write_dicom(volume, tmp_path / "series", modality="CT", description="test")
     paths = [write_mask(RAMP, volume, tmp_path / f"a{e}", dtype="int16") for e in EXTENSIONS]
     for path in (tmp_path / "series", save_nifti(RAMP, tmp_path / "b.nii"), *paths):
-        got = read_volume(path)
-        np.testing.assert_array_equal(got.array, RAMP)
-        np.testing.assert_allclose(got.affine, AXIAL_LPS, atol=1e-3)
+        result = read_volume(path)
+        np.testing.assert_array_equal(result.array, RAMP)
+        np.testing.assert_allclose(result.affine, AXIAL_LPS, atol=1e-3)
 
 
 def test_dicom_slices_are_sorted_by_position(tmp_path):
@@ -87,10 +89,10 @@ def test_dicom_slices_are_sorted_by_position(tmp_path):
     for k, name in enumerate("fbdaec"):
         (tmp_path / f"{k + 1:04d}.dcm").rename(tmp_path / name)
     np.testing.assert_array_equal(read_volume(tmp_path).array, RAMP)
-    assert read_volume(tmp_path / "f").array[:, :, 0].tolist() == RAMP[:, :, 0].tolist()  # one file: one slice
+    assert read_volume(tmp_path / "f").array[:, :, 0].tolist() == RAMP[:, :, 0].tolist()  # A single file is a single slice.
 
 
-def test_2d_image_lies_where_its_file_says(tmp_path):
+def test_a_2d_image_keeps_its_position(tmp_path):
     image = sitk.GetImageFromArray(RAMP[:, :, 0].T.copy())
     image.SetSpacing((2, 3))
     image.SetOrigin((7, 8))
@@ -102,8 +104,8 @@ def test_2d_image_lies_where_its_file_says(tmp_path):
         np.testing.assert_allclose(geometry.to_mm(volume.affine, (1, 1, 0)), (-9, -11, 0), atol=1e-3)
 
 
-# --- what files hold -------------------------------------------------------------------------------------------------
-def test_channels(tmp_path):
+# --- contents of files -------------------------------------------------------------------------------------------------
+def test_reading_one_channel(tmp_path):
     nifti = save_nifti(np.stack([RAMP, RAMP + 1], -1), tmp_path / "a.nii.gz")
     series = sitk.JoinSeries([sitk.GetImageFromArray((RAMP + n).transpose(2, 1, 0)) for n in (0, 1)])
     vector = sitk.GetImageFromArray(np.stack([RAMP, RAMP + 1], -1).transpose(2, 1, 0, 3), isVector=True)
@@ -125,7 +127,7 @@ def test_rgb_becomes_luminance(name, tmp_path):
     np.testing.assert_allclose(volume.array, 60.39, rtol=1e-5)
 
 
-def test_scaled_and_not_finite_values(tmp_path):
+def test_scaled_values_values_that_are_not_finite_and_single_slices(tmp_path):
     array = RAMP / 4.0
     array[0, 0, 0] = np.nan
     assert read_volume(save_nifti(array, tmp_path / "a.nii")).array[0, 0, 0] == 0.25
@@ -138,7 +140,7 @@ def test_scaled_and_not_finite_values(tmp_path):
     assert read_volume(save_nifti(RAMP[:, :, 0], tmp_path / "d.nii")).planar
 
 
-def test_read_mask(tmp_path):
+def test_a_mask_must_have_the_shape_of_the_volume(tmp_path):
     mask = (RAMP % 3).astype(np.float32)
     path = save_nifti(mask, tmp_path / "a.nii")
     np.testing.assert_array_equal(read_mask(path, Volume(RAMP, read_volume(path).affine)), RAMP % 3)

@@ -1,3 +1,5 @@
+"""Tests of volumes and of making them from arrays."""
+
 import numpy as np
 import pytest
 
@@ -15,14 +17,14 @@ from lib.imaging.volume import Volume, make_volume
         ((4, 5, 6, 1, 1), (4, 5, 6)),
     ],
 )
-def test_shapes(given, shape):
+def test_arrays_of_several_shapes_become_volumes(given, shape):
     volume = make_volume(np.ones(given, np.int16))
     assert volume.shape == shape
     assert volume.planar is (len(given) == 2)
     assert volume.array.dtype == np.int16
 
 
-def test_channel():
+def test_a_channel_is_selected():
     array = np.zeros((2, 3, 4, 2), np.uint8)
     array[..., 1] = 7
     assert make_volume(array, channel=1).array.tolist() == np.full((2, 3, 4), 7).tolist()
@@ -41,12 +43,12 @@ def test_channel():
         (np.array([["a", "b"]]), None, "numbers are needed"),
     ],
 )
-def test_refused(array, channel, message):
+def test_arrays_that_are_no_volume_are_refused(array, channel, message):
     with pytest.raises(VolumeError, match=message):
         make_volume(array, channel=channel, name="scan")
 
 
-def test_not_finite_becomes_lowest():
+def test_values_that_are_not_finite_become_the_lowest_finite_value():
     array = np.array([[[1.0, np.nan, np.inf, -np.inf, -3.0]]])
     assert make_volume(array).array.tolist() == [[[1.0, -3.0, -3.0, -3.0, -3.0]]]
 
@@ -59,10 +61,10 @@ def test_not_finite_becomes_lowest():
         (np.full((2, 2, 2), 0.5, np.float64), np.float32, 0.5),
     ],
 )
-def test_dtypes(array, dtype, value):
-    out = make_volume(array).array
-    assert out.dtype == dtype
-    assert (out == value).all()
+def test_values_are_converted_to_real_numbers(array, dtype, value):
+    voxels = make_volume(array).array
+    assert voxels.dtype == dtype
+    assert (voxels == value).all()
 
 
 def test_rgb_dtype_becomes_luminance():
@@ -74,17 +76,17 @@ def test_rgb_dtype_becomes_luminance():
 
 
 @pytest.mark.parametrize("affine", [np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan), np.eye(3)])
-def test_unusable_affine(affine):
+def test_an_unusable_affine_is_refused(affine):
     with pytest.raises(VolumeError, match="unusable affine"):
         make_volume(np.ones((2, 3, 4)), affine)
 
 
-def test_volume_needs_three_axes():
+def test_a_volume_needs_three_axes():
     with pytest.raises(VolumeError, match="three axes"):
         Volume(np.ones((2, 3)))
 
 
-def test_key_is_a_function_of_voxels_and_affine():
+def test_the_key_depends_on_voxels_and_affine_only():
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     key = Volume(array).key
     assert Volume(np.asfortranarray(array), name="elsewhere").key == key

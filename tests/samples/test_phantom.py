@@ -1,3 +1,5 @@
+"""Tests of the generated CT phantom."""
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def patient():
 
 
 def centre_mm(patient, name):
-    """Centre (3,) in mm RAS of a structure."""
+    """Return the centre (3,) of a structure in mm RAS."""
     volume, labels = patient
     return to_mm(volume.affine, np.argwhere(labels == phantom.LABELS[name]).mean(0))
 
@@ -34,7 +36,7 @@ def test_every_structure_is_there(patient):
 
 
 def test_anatomy_lies_on_the_right_side(patient):
-    """mm RAS: x grows to the patient's right, y to the front, z to the head."""
+    """In mm RAS, x grows to the patient's right, y to the front and z to the head."""
     liver, spleen, left, right, spine = (
         centre_mm(patient, n) for n in ("liver", "spleen", "kidney_left", "kidney_right", "vertebra")
     )
@@ -52,9 +54,9 @@ def test_values_are_hounsfield_units(patient):
     assert (frames.axis, frames.bounds) == (2, (-160.0, 240.0))
 
 
-def test_seed_decides(patient):
-    again, other = phantom.abdomen(0, **SMALL), phantom.abdomen(1, **SMALL)
-    assert again[0].key == patient[0].key
-    np.testing.assert_array_equal(again[1], patient[1])
+def test_equal_seeds_give_equal_patients_and_other_seeds_give_others(patient):
+    same, other = phantom.abdomen(0, **SMALL), phantom.abdomen(1, **SMALL)
+    assert same[0].key == patient[0].key
+    np.testing.assert_array_equal(same[1], patient[1])
     assert (other[1] != patient[1]).any()
     assert other[0].name == "ct_phantom_1"

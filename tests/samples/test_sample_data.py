@@ -1,5 +1,4 @@
-"""Sample data: made from the installation, the same as NIfTI and as DICOM."""
-
+"""Tests of the sample data, which is generated once for all tests of this module."""
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ from lib.samples import phantom, sample_data
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("samples")
-    sample_data.make_samples(out)
-    return out
+    path = tmp_path_factory.mktemp("samples")
+    sample_data.make_samples(path)
+    return path
 
 
-def test_nifti_and_dicom_hold_the_same_image(folder):
+def test_nifti_and_dicom_contain_the_same_image(folder):
     for name in ("icbm152_t1", "ct_phantom"):
         nifti, dicom = read_volume(folder / "nifti" / f"{name}.nii.gz"), read_volume(folder / "dicom" / name)
         assert nifti.shape == dicom.shape
@@ -24,7 +23,7 @@ def test_nifti_and_dicom_hold_the_same_image(folder):
         np.testing.assert_array_equal(nifti.array, dicom.array)
 
 
-def test_references_hold_the_named_labels(folder):
+def test_label_maps_contain_the_named_structures(folder):
     for case in read_cases(folder):
         labels = read_mask(case.label, read_volume(case.image))
         assert set(case.labels) <= set(np.unique(labels)), case.name
@@ -37,6 +36,6 @@ def test_a_second_call_changes_nothing(folder):
 
 
 def test_phantoms_differ_by_seed():
-    a, _ = phantom.abdomen(1, shape=(40, 40, 20), spacing_mm=(8, 8, 12))
-    b, _ = phantom.abdomen(2, shape=(40, 40, 20), spacing_mm=(8, 8, 12))
-    assert (a.array != b.array).any()
+    first, _ = phantom.abdomen(1, shape=(40, 40, 20), spacing_mm=(8, 8, 12))
+    second, _ = phantom.abdomen(2, shape=(40, 40, 20), spacing_mm=(8, 8, 12))
+    assert (first.array != second.array).any()
