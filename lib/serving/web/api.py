@@ -1,7 +1,7 @@
-"""What stands before MONAI Label's own routes: the app's routes, checks, threads, and sentences for errors.
+"""Installation of the app's routes before MONAI Label's own ones, and wrapping of those with threads, checks and clear errors.
 
-MONAI Label's routes are `async` functions that work on the event loop, so that no one is answered while one of them runs. Here
-each runs in a thread.
+MONAI Label's routes are `async` functions that do blocking work on the event loop, so no other request is answered while one of them
+runs. Here each of them runs in a thread.
 """
 
 import functools
@@ -39,80 +39,78 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
 from lib.serving.inference import route
-from lib.serving.observability import Watch
+from lib.serving.observability import RequestMonitor
 from lib.serving.web import request_checks, routes
 from lib.serving.web.http_errors import clear_errors
 
-logger = logging.getLogger(__name__)
-
-ROUTERS = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, proxy, session)
-OWN = "monailabel.endpoints."
-TASKS = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
-AT_ONCE = {"datastore": 8, "proxy": 16, "session": 8}  # threads that may wait for files or the DICOM store; others go on
-_one_caller = threading.RLock()  # MONAI Label's datastores expect one caller at a time
+WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, proxy, session)
+MONAI_LABEL_PREFIX = "monailabel.endpoints."
+TASK_TABLES = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
+MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # limits of routes that wait for files or the DICOM store, so others can go on
+_datastore_lock = threading.RLock()  # MONAI Label's datastores expect one caller at a time
 
 
 def install(app: FastAPI) -> None:
-    """Puts the app's routes first and wraps those of MONAI Label; once, however often it is called."""
+    """Put the app's routes first and wrap those of MONAI Label. Further calls do nothing."""
     if getattr(app.state, "sam2_routes", False):
         return
     app.state.sam2_routes = True
-    app.router.routes[:] = [r for r in app.router.routes if isinstance(r, (Route, Mount)) and not _is_endpoint(r)]
+    app.router.routes[:] = [r for r in app.router.routes if isinstance(r, (Route, Mount)) and not _is_replaced(r)]
     prefix = settings.MONAI_LABEL_API_STR
-    for router in (route.router, routes.router, _wrapped(ROUTERS)):
+    for router in (route.router, routes.router, _wrap_routes(WRAPPED_MODULES)):
         app.include_router(router, prefix=prefix)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router, prefix=prefix)
-    app.add_exception_handler(RequestValidationError, _wrong_fields)
-    app.add_exception_handler(HTTPException, _said)
-    app.add_exception_handler(Exception, _failed)
-    app.user_middleware.insert(0, Middleware(Watch))
-    app.middleware_stack = app.build_middleware_stack()  # the server has made one already, without these
-    for name in ("uvicorn.access", "monailabel.endpoints.infer"):  # `Watch` says it in one line
+    app.add_exception_handler(RequestValidationError, _answer_wrong_fields)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_failure)
+    app.user_middleware.insert(0, Middleware(RequestMonitor))
+    app.middleware_stack = app.build_middleware_stack()  # the server has built it already, without the lines above
+    for name in ("uvicorn.access", "monailabel.endpoints.infer"):  # `RequestMonitor` logs the same in one line
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _is_endpoint(route) -> bool:
-    """Whether a route is wrapped below, or lets anybody drop the app (`POST /reload`)."""
-    return getattr(route, "endpoint", install).__module__.startswith(OWN) or route.path == "/reload"
+def _is_replaced(route: Route | Mount) -> bool:
+    """Return whether a route is MONAI Label's, which is wrapped below, or `POST /reload`, with which anybody could unload the app."""
+    return getattr(route, "endpoint", install).__module__.startswith(MONAI_LABEL_PREFIX) or route.path == "/reload"
 
 
-def _wrapped(modules) -> APIRouter:
-    """The routes of MONAI Label's modules, run by `_guarded`."""
+def _wrap_routes(modules) -> APIRouter:
+    """Return the routes of MONAI Label's modules, each with its endpoint wrapped by `_wrap_endpoint`."""
     router = APIRouter()
-    for endpoint_route in (r for m in modules for r in m.router.routes):
+    for r in (r for m in modules for r in m.router.routes):
         router.add_api_route(
-            endpoint_route.path, _guarded(endpoint_route.endpoint), methods=endpoint_route.methods, name=endpoint_route.name, summary=endpoint_route.summary, tags=endpoint_route.tags,
-            responses=endpoint_route.responses, dependencies=endpoint_route.dependencies, deprecated=endpoint_route.deprecated,
-            include_in_schema=endpoint_route.include_in_schema, response_model=endpoint_route.response_model,
+            r.path, _wrap_endpoint(r.endpoint), methods=r.methods, name=r.name, summary=r.summary, tags=r.tags, responses=r.responses,
+            dependencies=r.dependencies, deprecated=r.deprecated, include_in_schema=r.include_in_schema, response_model=r.response_model,
         )  # fmt: skip
     return router
 
 
-def _guarded(endpoint):
-    """An endpoint of MONAI Label with checked fields, in a thread, with clear errors."""
-    kind = endpoint.__module__.removeprefix(OWN)
-    limiter = anyio.CapacityLimiter(AT_ONCE[kind]) if kind in AT_ONCE else None
+def _wrap_endpoint(endpoint):
+    """Return an endpoint of MONAI Label that checks its fields, runs in a thread and answers with clear errors."""
+    kind = endpoint.__module__.removeprefix(MONAI_LABEL_PREFIX)
+    limiter = anyio.CapacityLimiter(MAX_THREADS[kind]) if kind in MAX_THREADS else None
     locked = kind == "datastore" and "download" not in endpoint.__name__
 
     @functools.wraps(endpoint)
     async def call(**fields):
         for value in fields.values():
             if isinstance(value, Request):
-                await value.body()  # is kept, so that the endpoint need not wait for it
+                await value.body()  # the request keeps it, so the endpoint need not wait for it on the event loop
         try:
-            return await anyio.to_thread.run_sync(work, fields, limiter=limiter)
+            return await anyio.to_thread.run_sync(run, fields, limiter=limiter)
         except Exception:
             if tasks := fields.get("background_tasks"):
-                await tasks()  # they remove uploads; FastAPI runs them after good answers only
+                await tasks()  # they delete uploaded files, and FastAPI runs them only after successful answers
             raise
 
-    def work(fields):
+    def run(fields):
         with clear_errors(loose=True):
-            _check(kind, endpoint.__name__, fields)
-            with _one_caller if locked else nullcontext():
+            _check_fields(kind, endpoint.__name__, fields)
+            with _datastore_lock if locked else nullcontext():
                 answer = _finish(endpoint(**fields))
-            if kind == "logs" and isinstance(answer, FileResponse):  # the file grows while it is sent
+            # The log grows while it is sent, and would then be longer than its Content-Length.
+            if kind == "logs" and isinstance(answer, FileResponse):
                 return Response(Path(answer.path).read_bytes(), media_type=answer.media_type)
             return answer
 
@@ -120,10 +118,10 @@ def _guarded(endpoint):
 
 
 def _finish(result):
-    """The result of a function that is `async` by name only.
+    """Return the result of an endpoint, which may be a coroutine that never waits for anything.
 
     Raises:
-        HTTPException: 404, it is a file that is not there.
+        HTTPException: 404 if the result is a file that does not exist.
     """
     if inspect.iscoroutine(result):
         try:
@@ -132,21 +130,25 @@ def _finish(result):
             raise RuntimeError("This endpoint waits for something.")
         except StopIteration as end:
             result = end.value
-    if isinstance(result, FileResponse) and not os.path.isfile(result.path):  # a folder, or gone in the meantime
+    if isinstance(result, FileResponse) and not os.path.isfile(result.path):  # it may be a folder, or deleted meanwhile
         raise HTTPException(404, "There is no such file.")
     return result
 
 
-def _check(kind: str, name: str, fields: dict) -> None:
-    """Refuses names that are no names, and texts that are not JSON.
+def _check_fields(kind: str, endpoint_name: str, fields: dict) -> None:
+    """Check the fields of a request to one of MONAI Label's endpoints.
+
+    Args:
+        kind: name of the module of `monailabel.endpoints` that has the endpoint.
+        endpoint_name: name of its function.
 
     Raises:
-        HTTPException: 404, 422.
+        HTTPException: 404 if something named does not exist, 422 if a name or JSON text is not valid.
     """
     app = app_instance()
-    wanted = fields.get("model")
-    if kind in TASKS and wanted is not None and wanted not in getattr(app, TASKS[kind]):
-        raise HTTPException(404, f"There is nothing called {wanted!r} here; choose one of {', '.join(getattr(app, TASKS[kind]))}.")
+    model_name = fields.get("model")
+    if kind in TASK_TABLES and model_name is not None and model_name not in (tasks := getattr(app, TASK_TABLES[kind])):
+        raise HTTPException(404, f"There is nothing called {model_name!r} here; choose one of {', '.join(tasks)}.")
     if kind == "proxy" and not str(app.studies).startswith("http"):
         raise HTTPException(404, "The images are files in a folder: there is no DICOM store.")
     if kind == "session":
@@ -162,18 +164,18 @@ def _check(kind: str, name: str, fields: dict) -> None:
             request_checks.json_object(fields[text], text)
         elif isinstance(fields.get(text), dict):
             request_checks.can_be_sent(fields[text], text)
-    if name == "gpu_info" and not shutil.which("nvidia-smi"):
+    if endpoint_name == "gpu_info" and not shutil.which("nvidia-smi"):
         raise HTTPException(404, "This server has no nvidia-smi.")
-    if name == "api_download_dataset" and not app.datastore().datalist():
+    if endpoint_name == "api_download_dataset" and not app.datastore().datalist():
         raise HTTPException(404, "No image has a final label: there is nothing to download.")
     if kind == "datastore":
-        _check_ids(app, name, fields)
+        _check_datastore_fields(app, endpoint_name, fields)
 
 
-def _check_ids(app, name: str, fields: dict) -> None:
+def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
     if fields.get("tag"):
         request_checks.tag(fields["tag"])
-    if name == "api_add_image":
+    if endpoint_name == "api_add_image":
         image, file = fields.get("image"), fields["file"].filename or ""
         if image and not request_checks.is_name(image):
             raise HTTPException(422, "An image id is a name without / and \\.")
@@ -185,15 +187,15 @@ def _check_ids(app, name: str, fields: dict) -> None:
             request_checks.known_image(fields[field], app.datastore())
 
 
-async def _said(request: Request, error: HTTPException) -> JSONResponse:
+async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
     detail = error.detail.encode(errors="replace").decode() if isinstance(error.detail, str) else error.detail
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 
-async def _wrong_fields(request: Request, error: RequestValidationError) -> JSONResponse:
-    said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-    return await _said(request, HTTPException(422, f"The request is not complete or has wrong fields: {said}."))
+async def _answer_wrong_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+    problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+    return await _answer_http_error(request, HTTPException(422, f"The request is not complete or has wrong fields: {problems}."))
 
 
-async def _failed(request: Request, error: Exception) -> JSONResponse:
+async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "The server failed; what happened is in its log."}, 500)

@@ -1,4 +1,4 @@
-"""What goes wrong, as an HTTP status with a sentence; details go to the log."""
+"""Conversion of exceptions to HTTP errors with a status and a sentence for the user; the details go to the log."""
 
 import errno
 import logging
@@ -14,24 +14,24 @@ from lib.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
-DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
-# What MONAI Label's own functions raise on fields of a wrong kind.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BAD_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+# MONAI Label's own functions raise these for fields of a wrong type.
 MISUSE = (TypeError, ValueError, OverflowError, LookupError, AttributeError, RecursionError, EOFError)
 
 
 @contextmanager
 def clear_errors(wrong: int = 422, *, loose: bool = False):
-    """Sentences instead of tracebacks.
+    """Turn exceptions of the code within into HTTP errors.
 
     Args:
-        wrong: status of wrong input.
-        loose: the code below does not check its input, so errors of kind `MISUSE` count as wrong input, too.
+        wrong: HTTP status for wrong input.
+        loose: True if the code does not check its input itself, so that the exceptions `MISUSE` count as wrong input as well.
 
     Raises:
-        HTTPException: `wrong`, 404 unknown image or label, 502 the DICOM store failed, 503 out of memory, 507 disk full,
-            500 other errors of the file system.
+        HTTPException: `wrong` for wrong input, 400 for MONAI Label's other errors, 404 for an unknown image or label, 502 if the DICOM
+            store failed, 503 if memory ran out or the folder is locked, 507 if the disk is full, 500 for other errors of the file system.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
     except MONAILabelException as e:
         raise HTTPException(400, str(e.msg)) from e
     except (MemoryError, torch.OutOfMemoryError) as e:
-        raise _of_memory() from e
+        raise _out_of_memory_error() from e
     except requests.RequestException as e:
         logger.warning("DICOM store: %s", e)
         raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
     except filelock.Timeout as e:
         raise HTTPException(503, "Another server holds the folder's lock; try again.") from e
     except OSError as e:
-        raise (_of_memory() if e.errno == errno.ENOMEM else _of_files(e)) from e
+        raise (_out_of_memory_error() if e.errno == errno.ENOMEM else _file_error(e)) from e
     except MISUSE as e:
         if not loose:
             raise
@@ -60,18 +60,18 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
         raise HTTPException(wrong, "The request was not understood: a field has a wrong type or value.") from e
 
 
-def _of_memory() -> HTTPException:
+def _out_of_memory_error() -> HTTPException:
     logger.exception("Out of memory")
     return HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.")
 
 
-def _of_files(e: OSError) -> HTTPException:
-    if e.errno in FULL:
+def _file_error(e: OSError) -> HTTPException:
+    if e.errno in DISK_FULL:
         logger.exception("Disk full")
         return HTTPException(507, "The server's disk is full.")
-    if e.errno in NAMES:
+    if e.errno in BAD_NAME:
         return HTTPException(422, "This name cannot be used for a file.")
     logger.exception("File system")
-    if e.errno in DENIED:
+    if e.errno in NOT_WRITABLE:
         return HTTPException(500, "The server could not write: its folder is read-only.")
     return HTTPException(500, "The server could not read or write a file; see its log.")

@@ -1,4 +1,4 @@
-"""Fields of requests, checked before MONAI Label uses them as names of files, or as JSON."""
+"""Checks of request fields, made before MONAI Label uses them as names of files or as JSON."""
 
 import json
 import os
@@ -8,19 +8,21 @@ from pathlib import PureWindowsPath
 from fastapi import HTTPException, UploadFile
 
 TAG = re.compile(r"[A-Za-z0-9_\-]{1,64}")
-LONGEST = 200
+MAX_NAME_LENGTH = 200
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` names something in a folder, and cannot lead out of it."""
-    return 0 < len(text) <= LONGEST and text.isprintable() and not set(text) & set("/\\") and text.strip(". ") != ""
+    """Return whether a text can be the name of something in a folder, and cannot lead out of that folder."""
+    return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable() and not set(text) & set("/\\") and text.strip(". ") != ""
 
 
 def known_image(image: str, datastore) -> str:
-    """An id that may be looked up in the datastore. MONAI Label takes a path of the server for an image as well: refused.
+    """Return the id of an image if it may be looked up in the datastore.
+
+    MONAI Label also accepts the path of a file on the server as an image; that is refused here.
 
     Raises:
-        HTTPException: 404.
+        HTTPException: 404 if the id is no name, or a path.
     """
     if not is_name(image) or (os.path.exists(image) and image not in datastore.list_images()):
         raise HTTPException(404, "There is no such image in the datastore.")
@@ -28,10 +30,14 @@ def known_image(image: str, datastore) -> str:
 
 
 def json_object(text: str, name: str) -> dict:
-    """The JSON object of a form field.
+    """Return the JSON object that a form field holds; {} if the field is empty.
+
+    Args:
+        text: content of the field.
+        name: name of the field, for the error.
 
     Raises:
-        HTTPException: 422.
+        HTTPException: 422 if the text is not a JSON object.
     """
     try:
         value = json.loads(text) if text and text.strip() else {}
@@ -43,10 +49,12 @@ def json_object(text: str, name: str) -> dict:
 
 
 def can_be_sent(value: dict, name: str) -> dict:
-    """Itself. What is kept is sent again later: no NaN, and no half characters (lone surrogates), which Python's parser lets pass.
+    """Return `value` if it can be written as JSON again, since what the server stores it will send later.
+
+    Python's parser accepts NaN and lone surrogates, which JSON in UTF-8 does not have.
 
     Raises:
-        HTTPException: 422.
+        HTTPException: 422 if it holds such a number or character.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -56,10 +64,10 @@ def can_be_sent(value: dict, name: str) -> dict:
 
 
 def tag(text: str) -> str:
-    """A label's tag, which becomes the name of a folder.
+    """Return a label's tag if it can be the name of a folder.
 
     Raises:
-        HTTPException: 422.
+        HTTPException: 422 if not.
     """
     if not TAG.fullmatch(text):
         raise HTTPException(422, "A tag is a short word of letters, digits, - and _; for example final.")
@@ -67,13 +75,13 @@ def tag(text: str) -> str:
 
 
 def file_name(upload: UploadFile | None) -> None:
-    """Takes the folder off the name of an uploaded file, whose ending MONAI Label keeps: Slicer sends the whole path.
+    """Remove the folder from the name of an uploaded file, because Slicer sends the whole path.
 
     Raises:
-        HTTPException: 422.
+        HTTPException: 422 if what remains cannot be a file's name.
     """
     if upload is None or not upload.filename:
         return
-    upload.filename = PureWindowsPath(upload.filename).name  # knows / and \\
+    upload.filename = PureWindowsPath(upload.filename).name  # splits at both / and \\
     if not is_name(upload.filename):
         raise HTTPException(422, "The uploaded file has a name that cannot be used: send it as, for example, image.nii.gz.")

@@ -1,8 +1,7 @@
-"""HTTP: *Next Sample* that says which slice, and the pages of the app under /sam2/.
+"""The app's own routes: *Next Sample* that names a slice, scoring, metrics, and the pages under /sam2/.
 
-The routes are put in front of MONAI Label's own when the server starts (`lib.serving.web.api`) and ask for the same rights. Those that read
-files or ask a DICOM store are plain functions, which FastAPI runs in its thread pool: the event loop never waits for them. Samples are
-chosen one at a time, because datastores keep unlocked caches.
+`lib.serving.web.api` puts these routes before MONAI Label's own ones, and they ask for the same rights. All are plain functions, which
+FastAPI runs in its thread pool, so the event loop does not wait while they read files or ask a DICOM store.
 """
 
 import logging
@@ -26,46 +25,46 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from lib.common.errors import UserError
 from lib.imaging.frames import Frames
 from lib.serving import observability
-from lib.serving.active_learning.strategies import TARGET
+from lib.serving.active_learning.strategies import TARGET_DICE
 from lib.serving.inference.route import turns_of
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.http_errors import clear_errors
-from lib.serving.web.viewers import Grid, viewer_numbers
+from lib.serving.web.viewers import Grid, locate_in_viewers
 
 logger = logging.getLogger(__name__)
 
-PER_PAGE = 20
+VOLUMES_PER_PAGE = 20
 ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-# Pages load nothing from elsewhere, and nobody else may frame them.
-POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+# The pages load nothing from other servers, and no other site may show them in a frame.
+CONTENT_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
 templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_sampling = threading.Lock()
+_sampling = threading.Lock()  # samples are chosen one at a time, because datastores keep caches without locks
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample: which slice of which image to annotate")
 def next_sample(strategy: str, request: Request, params: dict | None = None, user: User = ALLOWED) -> dict:
-    """As MONAI Label's, and `viewer`: what OHIF and Slicer call the slice. The fields that clients show say it too."""
+    """Answer as MONAI Label does, with the slice in the fields that clients display, and in `viewer` how OHIF and Slicer name it."""
     app = app_instance()
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
-    params = {k: v for k, v in request_checks.can_be_sent(params or {}, "params").items() if k != "strategy"}  # the address says which
+    params = {k: v for k, v in request_checks.can_be_sent(params or {}, "params").items() if k != "strategy"}  # the URL names it
     with _sampling, clear_errors(loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
-    numbers = _numbers(volume_page.grid_of(str(answer.get("path"))), answer)
-    return volume_page.as_shown(answer, numbers, _ohif_link(request, app, answer["id"], answer.get("slice")))
+    location = _locate(volume_page.read_grid(str(answer.get("path"))), answer)
+    return volume_page.describe_slice(answer, location, _ohif_link(request, app, answer["id"], answer.get("slice")))
 
 
 @router.post("/scoring/{method}", dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))], summary="Score all images")
 def score(method: str, params: dict | None = None, run_sync: bool = False) -> dict:
-    """As MONAI Label's, which starts a process also for methods that do not exist."""
+    """Answer as MONAI Label does, but with 404 for an unknown method, for which MONAI Label would start a process."""
     app = app_instance()
     if method not in app._scoring_methods:
         raise HTTPException(404, f"There is no scoring method {method!r}; choose one of {', '.join(app._scoring_methods)}.")
@@ -86,130 +85,138 @@ def metrics() -> Response:
 @router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")
 def overview(request: Request) -> HTMLResponse:
     app = app_instance()
-    wanted = _number("page", request.query_params.get("page", "1"))
+    number = _parse_number("page", request.query_params.get("page", "1"))
     with clear_errors():
-        cards = volume_page.volume_summaries(app.datastore(), app.rounds)
-        pages = max(1, -(-len(cards) // PER_PAGE))
-        n = min(max(wanted, 1), pages)
-        shown = [_with_links(request, app, c) for c in cards[(n - 1) * PER_PAGE : n * PER_PAGE]]
-    counts = {s: sum(c.status == s for c in cards) for s in ("in work", "untouched", "done", "labelled")}
+        summaries = volume_page.summarize_volumes(app.datastore(), app.records)
+        pages = max(1, -(-len(summaries) // VOLUMES_PER_PAGE))
+        number = min(max(number, 1), pages)
+        on_page = summaries[(number - 1) * VOLUMES_PER_PAGE : number * VOLUMES_PER_PAGE]
+        volumes = [_with_links(request, app, s) for s in on_page]
+    counts = {status: sum(s.status == status for s in summaries) for status in ("in work", "untouched", "done", "labelled")}
     text = templates.get_template("overview.html").render(
-        cards=shown, counts=counts, number=n, pages=pages, total=len(cards), target=TARGET, store=_is_dicom(app)
+        volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE
     )  # fmt: skip
-    return HTMLResponse(text, headers={**FRESH, "Content-Security-Policy": POLICY})
+    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": CONTENT_POLICY})
 
 
 @router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
 def state(image: str = "") -> dict:
     app = app_instance()
-    _known(app, image)
+    _check_image(app, image)
     info = app.datastore().get_image_info(image) or {}
     scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
-    return {"image": image, "structures": app.rounds.of(image), "scores": scores}
+    return {"image": image, "structures": app.records.of(image), "scores": scores}
 
 
 @router.get("/sam2/thumbnail", response_class=Response, summary="PNG of a slice with the contour of a structure's mask")
 def thumbnail(request: Request, image: str = "", structure: str = "") -> Response:
-    """Query: image, structure (a key of /sam2/state or a name in a saved label), slice (0-based along the slicing axis)."""
+    """Answer the query fields image, structure (a key of /sam2/state or a name in a saved label) and slice (0-based)."""
     app = app_instance()
-    t = _number("slice", request.query_params.get("slice", ""))
-    _known(app, image)
+    t = _parse_number("slice", request.query_params.get("slice", ""))
+    _check_image(app, image)
     with clear_errors():
         volume = app.page_volumes.get(app.datastore().get_image_uri(image))
-        record = app.rounds.of(image).get(structure)
+        record = app.records.of(image).get(structure)
         frames = Frames.of(volume, window=app.conf.get("window", "auto"), axis=record["axis"] if record else "auto")
         if not 0 <= t < len(frames):
             raise HTTPException(422, f"There is no slice {t}: the image has slices 0 to {len(frames) - 1}.")
         if record:
-            mask = app.rounds.mask(image, structure)
+            mask = app.records.mask(image, structure)
         else:
-            found = volume_page.saved_mask(app.datastore(), image, structure, volume)
-            if found is None:
+            saved_mask = volume_page.read_saved_mask(app.datastore(), image, structure, volume)
+            if saved_mask is None:
                 raise HTTPException(404, f"Nothing is known of a structure {structure!r} in this image.")
-            mask = frames.from_volume(found)
+            mask = frames.from_volume(saved_mask)
         if mask is not None and mask.shape != (len(frames), *frames.size):
-            mask = None  # of an image that was here before under this name
+            mask = None  # the record belongs to an earlier image of the same name
         proposal = (record or {}).get("proposal") or {}
         point = proposal.get("point") if proposal.get("slice") == t else None
-        return Response(volume_page.thumbnail(frames, mask, t, point), media_type="image/png", headers=FRESH)
+        return Response(volume_page.render_thumbnail(frames, mask, t, point), media_type="image/png", headers=UNCACHED)
 
 
 @router.get("/sam2/ohif", response_class=HTMLResponse, summary="Page: OHIF's annotation mode standing on a slice")
 def ohif(request: Request, image: str = "") -> HTMLResponse:
-    """Query: image (SeriesInstanceUID), slice (default: the proposed one), structure (default: the one proposed on that slice)."""
+    """Answer the query fields image (SeriesInstanceUID), slice (default: the proposed one) and structure (default: as proposed there)."""
     app = app_instance()
     if not _is_dicom(app):
         raise HTTPException(404, "The images are files in a folder, which OHIF cannot show: use 3D Slicer.")
-    _known(app, image)
-    asked = request.query_params.get("slice")
+    _check_image(app, image)
+    requested = request.query_params.get("slice")
     with clear_errors():
-        t = None if asked is None else _number("slice", asked)
-        grid = volume_page.grid_of(app.datastore().get_image_uri(image))  # first: this fetches the store's info, too
+        t = None if requested is None else _parse_number("slice", requested)
+        # The grid comes first, because fetching the image from the DICOM store also fetches its info.
+        grid = volume_page.read_grid(app.datastore().get_image_uri(image))
         info = app.datastore().get_image_info(image) or {}
-        card = volume_page.volume_summary(app.datastore(), image, app.rounds.of(image), False)
-        here = volume_page.chosen(card.structures, t, request.query_params.get("structure"))
-        place = _place(image, info, here, t)
-        place["viewer"] = _numbers(grid, place)
+        summary = volume_page.summarize_volume(app.datastore(), image, app.records.of(image), False)
+        structure = volume_page.choose_structure(summary.structures, t, request.query_params.get("structure"))
+        place = _describe_place(image, info, structure, t)
+        place["viewer"] = _locate(grid, place)
     if t is not None and place["viewer"] is None:
         raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
     nonce = secrets.token_urlsafe(16)
-    policy = f"{POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
-    text = templates.get_template("ohif.html").render(place=place, base=_base(request), nonce=nonce, title=card.name)
-    return HTMLResponse(text, headers={**FRESH, "Content-Security-Policy": policy})
+    policy = f"{CONTENT_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
+    text = templates.get_template("ohif.html").render(place=place, base=_base(request), nonce=nonce, title=summary.name)
+    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": policy})
 
 
-def _place(image: str, info: dict, here: volume_page.Structure | None, t: int | None) -> dict:
-    """As an answer of *Next Sample*: what the bar above OHIF shows of a slice."""
-    out: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "slice": t, "label": ""}
-    if here is None:
-        return {**out, "reason": "Nothing is annotated yet."}
-    proposal = here.proposal
+def _describe_place(image: str, info: dict, structure: volume_page.StructureSummary | None, t: int | None) -> dict:
+    """Return what the bar above OHIF displays, with the fields of an answer of *Next Sample*.
+
+    Args:
+        info: of the image in the datastore.
+        structure: the one to annotate, or None if nothing is annotated yet.
+        t: the slice, or None for the proposed one.
+    """
+    place: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "slice": t, "label": ""}
+    if structure is None:
+        return {**place, "reason": "Nothing is annotated yet."}
+    proposal = structure.proposal
     t = proposal.get("slice") if t is None else t
-    out |= {"slice": t, "axis": here.axis, "label": here.label, "volume_dice": here.volume_dice}
+    place |= {"slice": t, "axis": structure.axis, "label": structure.label, "volume_dice": structure.volume_dice}
     if proposal and t == proposal["slice"]:
-        return {**out, "expected_dice": proposal["expected_dice"], "point": proposal["point"], "reason": proposal["reason"]}
-    if t is not None and 0 <= t < len(here.dice):
-        reason = "This slice is annotated." if t in here.annotated else ""
-        return {**out, "expected_dice": here.dice[t], "reason": reason}
-    return {**out, "reason": "" if t is not None else "Every slice of it has been annotated."}
+        return {**place, "expected_dice": proposal["expected_dice"], "point": proposal["point"], "reason": proposal["reason"]}
+    if t is not None and 0 <= t < len(structure.dice):
+        reason = "This slice is annotated." if t in structure.annotated else ""
+        return {**place, "expected_dice": structure.dice[t], "reason": reason}
+    return {**place, "reason": "" if t is not None else "Every slice of it has been annotated."}
 
 
-def _with_links(request: Request, app, card: volume_page.VolumeSummary) -> dict:
-    """A card with addresses, and what viewers call its worst slices."""
+def _with_links(request: Request, app, summary: volume_page.VolumeSummary) -> dict:
+    """Return what the template displays of a volume: its summary, and the worst slices with addresses and their names in viewers."""
     base, structures = _base(request), []
-    grid = _grid(app, card.image) if card.structures else None
-    for s in card.structures:
+    grid = _read_grid(app, summary.image) if summary.structures else None
+    for structure in summary.structures:
         slices = []
-        for t in s.worst():
-            proposed = t == s.proposal.get("slice")
-            place = {"slice": t, "axis": s.axis, "point": s.proposal["point"] if proposed else None}
-            query = urlencode({"image": card.image, "structure": s.key, "slice": t})
+        for t in structure.worst_slices():
+            proposed = t == structure.proposal.get("slice")
+            place = {"slice": t, "axis": structure.axis, "point": structure.proposal["point"] if proposed else None}
+            query = urlencode({"image": summary.image, "structure": structure.key, "slice": t})
             slices.append({
-                "slice": t, "dice": s.dice[t] if t < len(s.dice) else None, "proposed": proposed,
-                "viewer": _numbers(grid, place), "picture": f"{base}/sam2/thumbnail?{query}",
+                "slice": t, "dice": structure.dice[t] if t < len(structure.dice) else None, "proposed": proposed,
+                "viewer": _locate(grid, place), "picture": f"{base}/sam2/thumbnail?{query}",
                 "ohif": f"{base}/sam2/ohif?{query}" if _is_dicom(app) else None,
             })  # fmt: skip
-        structures.append({"of": s, "curve": s.curve(), "slices": slices})
-    return {"of": card, "structures": structures, "ohif": _ohif_link(request, app, card.image, None)}
+        structures.append({"summary": structure, "plot": structure.plot(), "slices": slices})
+    return {"summary": summary, "structures": structures, "ohif": _ohif_link(request, app, summary.image, None)}
 
 
-def _grid(app, image: str) -> Grid | None:
-    """Where the voxels of an image lie; None if that is not at hand: one broken image must not spoil a page of them."""
+def _read_grid(app, image: str) -> Grid | None:
+    """Return the voxel grid of an image, or None if it cannot be read, so that one broken image does not spoil the page."""
     try:
-        return volume_page.grid_of(app.datastore().get_image_uri(image))
+        return volume_page.read_grid(app.datastore().get_image_uri(image))
     except (OSError, requests.RequestException, UserError) as e:
         logger.warning("No geometry of %s: %s", image, e)
         return None
 
 
-def _numbers(grid: Grid | None, place: dict) -> dict | None:
-    """What viewers call the slice of an answer; None if it names none that exists."""
+def _locate(grid: Grid | None, place: dict) -> dict | None:
+    """Return how viewers name the slice of an answer, or None if the answer names no slice that exists."""
     t = place.get("slice")
     if t is None or grid is None:
         return None
     axis = place.get("axis")
     axis = volume_page.slicing_axis(grid) if axis is None else int(axis)
-    return viewer_numbers(grid, axis, t, place.get("point")) if 0 <= t < grid.shape[axis] else None
+    return locate_in_viewers(grid, axis, t, place.get("point")) if 0 <= t < grid.shape[axis] else None
 
 
 def _ohif_link(request: Request, app, image: str, t: int | None) -> str | None:
@@ -218,7 +225,7 @@ def _ohif_link(request: Request, app, image: str, t: int | None) -> str | None:
 
 
 def _base(request: Request) -> str:
-    """What comes before the routes in addresses of this server."""
+    """Return the path that precedes all routes in addresses of this server."""
     return str(request.scope.get("root_path") or "").rstrip("/") + settings.MONAI_LABEL_API_STR
 
 
@@ -226,8 +233,8 @@ def _is_dicom(app) -> bool:
     return isinstance(app.datastore(), DICOMWebDatastore)
 
 
-def _known(app, image: str) -> None:
-    """Only ids of the datastore go on to files."""
+def _check_image(app, image: str) -> None:
+    """Let only ids of the datastore pass, because ids become names of files."""
     if not image:
         raise HTTPException(422, "Say which image: ?image=ID.")
     with clear_errors():
@@ -235,7 +242,7 @@ def _known(app, image: str) -> None:
             raise HTTPException(404, "There is no such image in the datastore.")
 
 
-def _number(name: str, text: str) -> int:
+def _parse_number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 9):
         raise HTTPException(422, f"{name} must be a whole number.")
     return int(text)

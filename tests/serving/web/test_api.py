@@ -1,4 +1,4 @@
-"""The whole of MONAI Label's server with the app's front, in this process: threads, checks, sentences, authentication."""
+"""MONAI Label's server with the app's routes, in this process: threads, checks, error messages, authentication."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from lib.common.errors import VolumeError
 from lib.serving.inference import route
 from lib.serving.inference.request_queue import GONE
-from lib.serving.observability import Watch
+from lib.serving.observability import RequestMonitor
 from lib.serving.web import api, request_checks, routes
 from lib.serving.web.http_errors import clear_errors
 
@@ -28,13 +28,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class App:
+    """A stand-in for the MONAI Label app, whose datastore has one image "a"."""
+
     studies, conf, sessions = "/studies", {"queue_per_client": "2"}, staticmethod(lambda: None)
     _infers = _trainers = {"sam2": None}
 
     def __init__(self):
-        self.store = SimpleNamespace(list_images=lambda: ["a"], get_image_info=self.no_image)
+        self.store = SimpleNamespace(list_images=lambda: ["a"], get_image_info=self._raise_not_found)
 
-    def no_image(self, image):
+    def _raise_not_found(self, image):
         raise ImageNotFoundException(f"Image {image} not found")
 
     def datastore(self):
@@ -60,12 +62,12 @@ def client(app):
     return TestClient(server, raise_server_exceptions=False)
 
 
-def test_our_routes_come_first_and_only_once(client):
+def test_the_routes_of_the_app_come_first_and_only_once(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert paths["/sam2/"]["get"]["summary"] == "Page: volumes by need, with the quality of their slices"
     assert paths["/infer/{model}"]["post"]["summary"] == "A mask for clicks, boxes or painted slices"
     assert "/batch/infer/{model}" in paths
-    assert [m.cls for m in client.app.user_middleware] == [Watch]
+    assert [m.cls for m in client.app.user_middleware] == [RequestMonitor]
 
 
 def test_the_routes_of_monai_label_run_in_threads(client):
@@ -80,13 +82,13 @@ def test_the_routes_of_monai_label_run_in_threads(client):
     ("post", "/infer/sam2?image=/etc/hostname", 404), ("post", "/infer/sam2?image=lib", 404), ("post", "/infer/sam2?session_id=x", 404),
     ("get", "/datastore/?output=none", 422),
 ])  # fmt: skip
-def test_wrong_names_get_a_sentence(client, method, path, status):
+def test_wrong_names_are_answered_with_a_sentence(client, method, path, status):
     answer = client.request(method, path)
     assert (answer.status_code, type(answer.json()["detail"])) == (status, str)
 
 
 @pytest.mark.parametrize("params", ["[]", "5", "{", '"a"', "[" * 100_000, '{"label": "/tmp/x"}', '{"label_tag": "../x"}'])
-def test_wrong_params_get_a_sentence(client, params):
+def test_wrong_params_are_answered_with_a_sentence(client, params):
     answer = client.post("/infer/sam2?image=a", data={"params": params})
     assert answer.status_code == 422 and isinstance(answer.json()["detail"], str)
 
@@ -106,25 +108,25 @@ def test_usual_names_are_names(name):
     (OSError(36, "long"), 422), (KeyError("x"), 422), (HTTPException(418), 418),
 ])  # fmt: skip
 def test_errors_become_a_status_with_a_sentence(error, status):
-    with pytest.raises(HTTPException) as got, clear_errors(loose=True):
+    with pytest.raises(HTTPException) as raised, clear_errors(loose=True):
         raise error
-    assert got.value.status_code == status and "Errno" not in got.value.detail
+    assert raised.value.status_code == status and "Errno" not in raised.value.detail
 
 
-def test_our_own_mistakes_are_not_blamed_on_the_client():
+def test_errors_of_the_app_itself_do_not_count_as_wrong_input():
     with pytest.raises(KeyError), clear_errors():
         raise KeyError("x")
 
 
 def test_others_are_answered_while_a_model_runs_and_the_fourth_request_of_a_client_is_refused(client, monkeypatch):
-    running, go = threading.Event(), threading.Event()
+    running, may_finish = threading.Event(), threading.Event()
 
-    def model(*_):
+    def run_inference(*_):
         running.set()
-        assert go.wait(20)
+        assert may_finish.wait(20)
         return {"done": True}
 
-    monkeypatch.setattr(endpoint, "run_inference", model)
+    monkeypatch.setattr(endpoint, "run_inference", run_inference)
     answers = []
 
     def ask():
@@ -139,20 +141,20 @@ def test_others_are_answered_while_a_model_runs_and_the_fourth_request_of_a_clie
         wait_until(lambda: route.turns_of(api.app_instance()).waiting == 2)
         refused = client.post("/infer/sam2?image=a")
         assert refused.status_code == 429 and refused.headers["retry-after"] and "waiting" in refused.json()["detail"]
-        go.set()
+        may_finish.set()
         for t in threads:
             t.join(20)
     assert answers == [200] * 3
 
 
 def test_a_run_knows_that_its_client_has_gone(client, monkeypatch):
-    seen = []
-    monkeypatch.setattr(endpoint, "run_inference", lambda *_: seen.append(GONE.get()))
+    events = []
+    monkeypatch.setattr(endpoint, "run_inference", lambda *_: events.append(GONE.get()))
     assert client.post("/infer/sam2?image=a").status_code == 200
-    assert seen[0].is_set(), "set when the answer was sent; a run that is still going on would end"
+    assert events[0].is_set(), "set when the answer was sent; a run that is still going on would end"
 
 
-def test_figures_and_one_line_for_each_request(client, app, caplog):
+def test_metrics_and_one_log_line_for_each_request(client, app, caplog):
     app._infers = {"sam2": SimpleNamespace(feature_bytes=7)}
     with caplog.at_level("INFO", "lib.serving.observability"):
         client.get("/info/", headers={"X": "y"})
@@ -169,25 +171,25 @@ def test_the_whole_log_arrives_while_it_grows(client, monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "MONAI_LABEL_APP_DIR", str(tmp_path))
     finish = api._finish
 
-    def grows(result):
+    def finish_and_grow(result):
         answer = finish(result)
-        answer.set_stat_headers(log.stat())  # as if it had been asked just before the next line
+        answer.set_stat_headers(log.stat())  # as if the file had been examined just before the next line was logged
         log.write_text("first\nsecond\n")
         return answer
 
-    monkeypatch.setattr(api, "_finish", grows)
+    monkeypatch.setattr(api, "_finish", finish_and_grow)
     answer = client.get("/logs/?lines=0")
     assert answer.text == "first\nsecond\n" and int(answer.headers["content-length"]) == len(answer.content)
 
 
-def wait_until(true, seconds=20):
+def wait_until(condition, seconds=20):
     end = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_with_authentication_on_everything_asks_for_a_token():
+def test_with_authentication_every_route_asks_for_a_token():
     script = """
 from fastapi.testclient import TestClient
 from monailabel.app import app

@@ -1,4 +1,4 @@
-"""The app's pages and *Next Sample*, over datastores of MONAI Label's own; a stand-in for the app, no engine, no browser."""
+"""The app's pages and *Next Sample* on MONAI Label's datastores, with a stand-in for the app, without engine and browser."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import WorstSlice
 from lib.serving.inference.tasks import VolumeCache
 from lib.serving.web import routes, volume_page
-from lib.serving.web.viewers import Grid, as_viewed, ohif_number, viewer_numbers
+from lib.serving.web.viewers import Grid, locate_in_viewers, ohif_slice_number, viewer_orientation
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE, AFFINE = (20, 16, 12), np.diag([-1.0, -1.0, 5.0, 1.0])
@@ -30,14 +30,14 @@ DICOM = {"Modality": "CT", "PatientID": "P1", "StudyInstanceUID": "1.2", "Retrie
 
 
 class Store(LocalDatastore):
-    """Reads a folder as it is now."""
+    """A datastore that reads the folder once, without watching it."""
 
     def __init__(self, folder):
         super().__init__(str(folder), extensions=("*.nii.gz",))
 
 
 class DicomStore(DICOMWebDatastore):
-    """As a DICOM store whose series are all here."""
+    """A stand-in for a DICOM store all of whose series are in the cache: a folder."""
 
     def __init__(self, folder):
         LocalDatastore.__init__(self, str(folder), extensions=("*.nii.gz",))
@@ -47,9 +47,11 @@ class DicomStore(DICOMWebDatastore):
 
 
 class App:
+    """A stand-in for the MONAI Label app, with a datastore of class `kind`."""
+
     def __init__(self, folder, kind):
-        self.store, self.rounds, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder / "rounds"), {}, VolumeCache(2)
-        self._strategies = {"worst_slice": WorstSlice(self.rounds)}
+        self.store, self.records, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder / "records"), {}, VolumeCache(2)
+        self._strategies = {"worst_slice": WorstSlice(self.records)}
 
     def datastore(self):
         return self.store
@@ -76,7 +78,7 @@ def studies(tmp_path):
 
 @pytest.fixture
 def serve(studies, monkeypatch):
-    """Starts: serve(kind of datastore) -> (app, client)."""
+    """Return a function that starts an app: serve(class of the datastore) -> (app, client)."""
 
     def start(kind=Store):
         app, server = App(studies, kind), FastAPI()
@@ -88,18 +90,19 @@ def serve(studies, monkeypatch):
     return start
 
 
-def work(app, image, iou=0.5, label="spleen", annotated=(5,)):
-    """A round in which all other slices are expected to have that IoU; the mask is a bar on slices 1 to 10."""
+def note_round(app, image, iou=0.5, label="spleen", annotated=(5,)):
+    """Record a round after which all slices but the annotated ones are expected to have this IoU; the mask is a bar on slices 1 to 10."""
     mask = np.zeros(SHAPE, bool)
     mask[2:10, 2:9, 1:11] = True
     expected, ones = np.full(12, iou), np.ones(12)
     expected[list(annotated)] = 1
     frames = Frames.of(Volume(np.zeros(SHAPE, np.float32), AFFINE), axis=2)
     result = Result(mask, 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((12, 1)), expected)
-    return app.rounds.note(image, {"label": label}, frames, result, "embedded")
+    return app.records.note(image, {"label": label}, frames, result, "embedded")
 
 
-def orange(answer) -> int:
+def contour_pixels(answer) -> int:
+    """Return how many pixels of a PNG answer are on a contour."""
     return int((np.array(Image.open(io.BytesIO(answer.content))) == volume_page.ORANGE).all(-1).sum())
 
 
@@ -107,10 +110,10 @@ def test_the_page_sorts_volumes_by_need(serve, studies):
     app, client = serve()
     save(studies / "d.nii.gz", np.zeros(SHAPE, np.int16))
     app.store.refresh()
-    worst = work(app, "b", 0.3)
-    work(app, "c", 0.6)
-    work(app, "d", 0.97)
-    assert [(c.image, c.status) for c in volume_page.volume_summaries(app.store, app.rounds)] == [
+    worst = note_round(app, "b", 0.3)
+    note_round(app, "c", 0.6)
+    note_round(app, "d", 0.97)
+    assert [(s.image, s.status) for s in volume_page.summarize_volumes(app.store, app.records)] == [
         ("b", "in work"), ("c", "in work"), ("a", "untouched"), ("d", "done")
     ]  # fmt: skip
     answer = client.get("/sam2/")
@@ -122,13 +125,13 @@ def test_the_page_sorts_volumes_by_need(serve, studies):
     assert "http://" not in answer.text and "https://" not in answer.text and "<script" not in answer.text
 
 
-def test_scores_are_shown_and_stand_in_for_rounds(serve):
+def test_scores_are_displayed_and_replace_missing_rounds(serve):
     app, client = serve()
     dice = [1.0] * 4 + [0.2] + [0.9] * 7
     score = {"dice": dice, "worst_slice": 4, "mean": 0.87, "volume_dice": 0.81}
     app.store.update_image_info("a", {"slice_quality": {"structures": {"liver": score}, "axis": 2}, "slice_dice": {"structures": {"liver": score}}})
-    (first, *_) = volume_page.volume_summaries(app.store, app.rounds)
-    assert (first.image, first.status, first.structures[0].worst()[0]) == ("a", "in work", 4)
+    (first, *_) = volume_page.summarize_volumes(app.store, app.records)
+    assert (first.image, first.status, first.structures[0].worst_slices()[0]) == ("a", "in work", 4)
     text = client.get("/sam2/").text
     assert 'class="ref"' in text and "measured 0.81" in text and "<td>slice_dice</td>" in text
 
@@ -137,13 +140,13 @@ def test_names_are_escaped_everywhere(serve, studies):
     save(studies / "x&<b>.nii.gz", np.zeros(SHAPE, np.int16))
     app, client = serve(DicomStore)
     for image in ("a", "x&<b>"):
-        work(app, image, label=HOSTILE)
+        note_round(app, image, label=HOSTILE)
         app.store.update_image_info(image, {**DICOM, "PatientID": HOSTILE, "StudyInstanceUID": "</script><script>"})
     assert "<img src=x" not in (text := client.get("/sam2/").text) and "<b>.nii" not in text and "<script" not in text
     for image in ("a", "x&<b>"):
         text = client.get("/sam2/ohif", params={"image": image}).text
         assert "<img src=x" not in text and "</script><script>" not in text and text.count("<script") == 2
-    assert orange(client.get("/sam2/thumbnail", params={"image": "x&<b>", "structure": HOSTILE, "slice": 3})) > 0
+    assert contour_pixels(client.get("/sam2/thumbnail", params={"image": "x&<b>", "structure": HOSTILE, "slice": 3})) > 0
 
 
 @pytest.mark.parametrize("query, status, words", [
@@ -158,10 +161,10 @@ def test_names_are_escaped_everywhere(serve, studies):
     ({"image": "b", "structure": "spleen", "slice": "1"}, 404, "structure"),
     ({"image": "c", "structure": "spleen", "slice": "1"}, 422, "damaged"),
 ])  # fmt: skip
-def test_bad_thumbnails_are_sentences(serve, studies, query, status, words):
+def test_wrong_thumbnail_requests_are_answered_with_a_sentence(serve, studies, query, status, words):
     app, client = serve()
-    work(app, "a")
-    work(app, "c")
+    note_round(app, "a")
+    note_round(app, "c")
     (studies / "c.nii.gz").write_bytes((studies / "c.nii.gz").read_bytes()[:200])
     answer = client.get("/sam2/thumbnail", params=query)
     assert answer.status_code == status and words in answer.json()["detail"]
@@ -169,26 +172,26 @@ def test_bad_thumbnails_are_sentences(serve, studies, query, status, words):
 
 def test_thumbnails_of_rounds_of_saved_labels_and_without_a_mask(serve, tmp_path):
     app, client = serve()
-    work(app, "a")
+    note_round(app, "a")
     query = {"image": "a", "structure": "spleen", "slice": 3}
     answer = client.get("/sam2/thumbnail", params=query)
-    assert answer.headers["content-type"] == "image/png" and answer.headers["cache-control"] == "no-store" and orange(answer) > 0
-    assert orange(client.get("/sam2/thumbnail", params={**query, "slice": 0})) == 0  # no mask on that slice
-    for file in (app.rounds.folder / "a").iterdir():
+    assert answer.headers["content-type"] == "image/png" and answer.headers["cache-control"] == "no-store" and contour_pixels(answer) > 0
+    assert contour_pixels(client.get("/sam2/thumbnail", params={**query, "slice": 0})) == 0  # no mask on that slice
+    for file in (app.records.folder / "a").iterdir():
         file.unlink()
     answer = client.get("/sam2/thumbnail", params=query)
-    assert answer.status_code == 200 and orange(answer) == 0
+    assert answer.status_code == 200 and contour_pixels(answer) == 0
     label = np.zeros(SHAPE, np.uint8)
     label[4:9, 4:9, 3] = 2
     save(tmp_path / "label.nii.gz", label)
     app.store.save_label("b", str(tmp_path / "label.nii.gz"), "original", {"label_info": [{"name": "liver", "idx": 2}]})
-    assert orange(client.get("/sam2/thumbnail", params={**query, "image": "b", "structure": "liver"})) > 0
-    assert orange(client.get("/sam2/thumbnail", params={**query, "image": "b", "structure": "label_2"})) > 0
+    assert contour_pixels(client.get("/sam2/thumbnail", params={**query, "image": "b", "structure": "liver"})) > 0
+    assert contour_pixels(client.get("/sam2/thumbnail", params={**query, "image": "b", "structure": "label_2"})) > 0
 
 
 def test_next_sample_of_files_names_the_slice_for_slicer(serve):
     app, client = serve()
-    record = work(app, "b")
+    record = note_round(app, "b")
     before = app.store.json()
     answer = client.post("/activelearning/worst_slice", json={"client_id": ""}).json()
     t = record["proposal"]["slice"]
@@ -205,7 +208,7 @@ def test_next_sample_of_files_names_the_slice_for_slicer(serve):
 def test_next_sample_of_dicom_links_to_the_page_that_opens_the_slice(serve):
     app, client = serve(DicomStore)
     app.store.update_image_info("b", DICOM)
-    record = work(app, "b")
+    record = note_round(app, "b")
     t = record["proposal"]["slice"]
     answer = client.post("/activelearning/worst_slice").json()
     assert answer["RetrieveURL"] == f"/sam2/ohif?image=b&slice={t}"
@@ -223,7 +226,7 @@ def test_ohif_needs_a_dicom_store(serve):
     assert answer.status_code == 404 and "3D Slicer" in answer.json()["detail"]
 
 
-def test_a_store_that_does_not_answer_is_a_sentence(serve, monkeypatch):
+def test_a_store_that_does_not_answer_is_reported_with_a_sentence(serve, monkeypatch):
     app, client = serve()
 
     def refuse():
@@ -235,9 +238,9 @@ def test_a_store_that_does_not_answer_is_a_sentence(serve, monkeypatch):
         assert answer.status_code == 502 and "DICOM store" in answer.json()["detail"] and "secret" not in answer.text
 
 
-def test_state_is_what_the_records_say(serve):
+def test_state_returns_the_records(serve):
     app, client = serve()
-    record = work(app, "a")
+    record = note_round(app, "a")
     assert client.get("/sam2/state?image=a").json() == {"image": "a", "structures": {"spleen": record}, "scores": {}}
     assert client.get("/sam2/state?image=b").json()["structures"] == {}
 
@@ -247,25 +250,25 @@ def test_a_hundred_volumes_come_in_pages(serve, studies):
         (studies / f"v{n:03}.nii.gz").write_bytes((studies / "a.nii.gz").read_bytes())
     app, client = serve()
     for n in range(30):
-        work(app, f"v{n:03}", 0.3 + n / 100)
+        note_round(app, f"v{n:03}", 0.3 + n / 100)
     first, last = client.get("/sam2/").text, client.get("/sam2/?page=6").text
     assert first.count("<article") == 20 and "v000" in first and "v029" not in first and 'href="?page=6"' in first
     assert last.count("<article") == 3 and client.get("/sam2/?page=99").text == last
     assert client.get("/sam2/?page=x").status_code == 422
 
 
-def grid(*columns, shape=(20, 20, 80)):
-    """Origin (-7, 11, 13) mm RAS."""
+def make_grid(*columns, shape=(20, 20, 80)):
+    """Return a grid whose affine has these columns (mm RAS per voxel) and the origin (-7, 11, 13) mm RAS."""
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = np.transpose(columns), (-7, 11, 13)
     return Grid(shape, affine)
 
 
-SAGITTAL, CORONAL = grid((0, 3, 0), (0, 0, 3), (5, 0, 0)), grid((3, 0, 0), (0, 0, 3), (0, -5, 0))
+SAGITTAL, CORONAL = make_grid((0, 3, 0), (0, 0, 3), (5, 0, 0)), make_grid((3, 0, 0), (0, 0, 3), (0, -5, 0))
 OBLIQUE = Grid((20, 20, 80), nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.1, 0.15) @ np.diag([-3, -3, 5.0]), (-7, 11, 13)))
 
 
-@pytest.mark.parametrize("where, plane, world_lps, shown", [
+@pytest.mark.parametrize("grid, plane, point_lps_mm, expected", [
     # Read off the viewports of OHIF v3 (MONAI Label 0.8.5) in Chromium.
     (SAGITTAL, "axial", (-193, -41, 60), (4, 20)), (SAGITTAL, "sagittal", (-208, -41, 43), (37, 80)),
     (SAGITTAL, "sagittal", (-168, -41, 43), (45, 80)), (SAGITTAL, "coronal", (-193, -21, 43), (4, 20)),
@@ -274,30 +277,30 @@ OBLIQUE = Grid((20, 20, 80), nib.affines.from_matvec(nib.eulerangles.euler2mat(0
     (OBLIQUE, "axial", (10.358, 54.053, 222.004), (38, 82)), (OBLIQUE, "sagittal", (-9.04, 54.053, 206.796), (12, 36)),
     (OBLIQUE, "coronal", (10.358, 30.381, 206.796), (29, 42)),
 ])  # fmt: skip
-def test_ohif_numbers_are_those_that_ohif_shows(where, plane, world_lps, shown):
-    assert ohif_number(where, plane, world_lps) == shown
+def test_ohif_numbers_are_those_that_ohif_displays(grid, plane, point_lps_mm, expected):
+    assert ohif_slice_number(grid, plane, point_lps_mm) == expected
 
 
 def test_every_orientation_names_its_slices(affine):
-    where = Grid((6, 7, 8), affine)
+    grid = Grid((6, 7, 8), affine)
     for axis in range(3):
-        numbers = [viewer_numbers(where, axis, t) for t in range(where.shape[axis])]
-        if numbers[0]["oblique"]:
+        locations = [locate_in_viewers(grid, axis, t) for t in range(grid.shape[axis])]
+        if locations[0]["oblique"]:
             continue
-        shown = [n["ohif"]["number"] for n in numbers]
-        assert sorted(shown) == list(range(1, where.shape[axis] + 1)) and shown in (sorted(shown), sorted(shown)[::-1])
-        assert np.allclose(np.abs(np.diff([n["slicer"]["offset_mm"] for n in numbers])), np.linalg.norm(affine[:3, axis]))
+        numbers = [x["ohif"]["number"] for x in locations]
+        assert sorted(numbers) == list(range(1, grid.shape[axis] + 1)) and numbers in (sorted(numbers), sorted(numbers)[::-1])
+        assert np.allclose(np.abs(np.diff([x["slicer"]["offset_mm"] for x in locations])), np.linalg.norm(affine[:3, axis]))
 
 
 def test_thumbnails_are_turned_as_in_the_viewers(affine):
     """A voxel further to the patient's left, back or feet is further right or down."""
-    where = Grid((6, 7, 8), affine)
+    grid = Grid((6, 7, 8), affine)
     for axis in range(3):
-        transpose, flip_rows, flip_columns = as_viewed(where, axis)
+        transpose, flip_rows, flip_columns = viewer_orientation(grid, axis)
         x, y = (a for a in range(3) if a != axis)
         down, right = ((x, y) if transpose else (y, x))
-        columns = where.lps[:3, right] * (-1 if flip_columns else 1)
-        rows = where.lps[:3, down] * (-1 if flip_rows else 1)
-        plane = viewer_numbers(where, axis, 0)["plane"]
+        columns = grid.affine_lps[:3, right] * (-1 if flip_columns else 1)
+        rows = grid.affine_lps[:3, down] * (-1 if flip_rows else 1)
+        plane = locate_in_viewers(grid, axis, 0)["plane"]
         assert columns[1 if plane == "sagittal" else 0] > 0
         assert rows[1] > 0 if plane == "axial" else rows[2] < 0
