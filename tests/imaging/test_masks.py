@@ -85,19 +85,19 @@ NOISY_DISC = np.where(disc(16), 120.0, 60.0) + np.random.default_rng(0).normal(0
 
 
 @pytest.mark.parametrize("radius", [6, 10, 13, 19, 24])
-def test_the_border_on_the_edge_has_the_highest_contrast(radius):
+def test_the_border_on_the_edge_has_the_highest_edge_strength(radius):
     assert BorderStrength(NOISY_DISC).edge_strength(disc(16)) > BorderStrength(NOISY_DISC).edge_strength(disc(radius)) + 0.05
 
 
 @pytest.mark.parametrize("scale, offset", [(1, 0), (0.001, 3), (50, -1000), (-1, 0)])
-def test_contrast_does_not_depend_on_the_range(scale, offset):
+def test_edge_strength_does_not_depend_on_the_intensity_range(scale, offset):
     np.testing.assert_allclose(BorderStrength(scale * NOISY_DISC + offset).edge_strength(disc(16)), BorderStrength(NOISY_DISC).edge_strength(disc(16)), atol=0.01)
 
 
 @pytest.mark.parametrize("image, mask", [
     (NOISY_DISC, disc(16) & False), (NOISY_DISC, disc(16) | True), (np.zeros((64, 64), np.uint8), disc(16)),
 ])  # fmt: skip
-def test_no_border_or_no_edge_is_no_contrast(image, mask):
+def test_without_border_or_edge_the_strength_is_zero(image, mask):
     assert BorderStrength(image).edge_strength(mask) == 0
 
 
