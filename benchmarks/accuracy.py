@@ -30,7 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from peers import Builtin, Official, RandomWalker  # noqa: E402
+from peers import Builtin, Official  # noqa: E402
+from random_walker import RandomWalker  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lib.engine.options import Options  # noqa: E402

@@ -26,8 +26,8 @@ from tqdm import tqdm  # noqa: E402
 from lib.engine.options import Options  # noqa: E402
 from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
+from lib.imaging.metrics import slice_iou  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
-from lib.quality.estimator import slice_iou  # noqa: E402
 
 BIN_EDGES = np.linspace(0, 1, 11)
 
@@ -47,10 +47,10 @@ def measure_case(app: App, case) -> list[dict]:
             result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
             mask = frames.from_volume(result.mask)
             has_mask = mask.any((1, 2))
-            expected, true = result.expected_iou, slice_iou(mask, reference)
+            expected, true = result.estimates.expected_iou, slice_iou(mask, reference)
             rows += [
                 {"case": case.name, "label": name, "prompt": kind, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
-                 "presence": float(result.present[t]), "there": bool(reference[t].any()), "filled": bool(has_mask[t])}
+                 "presence": float(result.estimates.presence[t]), "there": bool(reference[t].any()), "filled": bool(has_mask[t])}
                 for t in range(len(frames)) if t not in slices
             ]  # fmt: skip
     return rows

@@ -66,10 +66,10 @@ def read_volumes(a) -> Iterator[tuple]:
     """Yield (name, volume, {label: reference mask, bool (T, Y, X)}, options) of each volume that the arguments ask for."""
     options = Options(checkpoint=a.checkpoint, device=a.device)
     if a.generated:
-        from lib.training.object_end_calibration import generated_volume
+        from lib.training.object_end_calibration import generate_volume
 
         for n in range(a.generated):
-            volume, labels, structures = generated_volume(FIRST_GENERATED_SEED + n)
+            volume, labels, structures = generate_volume(FIRST_GENERATED_SEED + n)
             yield volume.name, volume, {v: labels == v for v in structures}, replace(options, axis="2", window="0,255")
         return
     for case in read_cases(a.data):
@@ -129,9 +129,9 @@ def measure(name, volume, references, options, a) -> tuple[list[dict], list[dict
             loops.append({**key, "strategy": strategy, "auc": float(np.mean(dice)), "rounds_to_target": rounds_to_target,
                           "dice": dice, "better": better})  # fmt: skip
             for r in rounds[:-1]:
-                if r.scene.annotated not in judged:
-                    judged.add(r.scene.annotated)
-                    states += [{**key, **row} for row in judge_choices(r.scene)]
+                if r.state.annotated not in judged:
+                    judged.add(r.state.annotated)
+                    states += [{**key, **row} for row in judge_choices(r.state)]
     return states, loops
 
 

@@ -1,5 +1,8 @@
-"""What this engine is measured against, behind one call: `segment(case, volume, frames, prompts) -> bool (I, J, K)`, and, as
-`OfficialMethod` and `BuiltinMethod`, behind the interface of `main.py evaluate` (lib/evaluation/methods/method.py)."""
+"""Other implementations of SAM 2 that this app is compared with: the official video predictor and MONAI Label's built-in task.
+
+`Official` and `Builtin` have one method for the benchmarks, `segment(case, volume, frames, prompts) -> mask, bool (I, J, K)`.
+`OfficialMethod` and `BuiltinMethod` offer the same through the interface of `main.py evaluate` (lib/evaluation/methods/method.py).
+"""
 
 import logging
 import os
@@ -13,11 +16,9 @@ import nibabel as nib
 import numpy as np
 import torch
 from sam2 import sam2_video_predictor, sam2_video_predictor_legacy
-from scipy import ndimage
-from skimage.segmentation import random_walker
 
 from lib.common.errors import PromptError
-from lib.evaluation.methods.method import PLAIN, Annotations, Answer, How
+from lib.evaluation.methods.method import DEFAULT_MODE, Annotations, Prediction, PropagationMode
 from lib.model import checkpoints, device
 from lib.model.build import CONFIG_DIRS, build_official, normalize
 from lib.model.features import SliceFeatures
@@ -25,7 +26,7 @@ from lib.prompts.volume_prompts import SlicePrompt, group_by_slice, make_prompts
 
 
 class Builtin:
-    """MONAI Label's own `monailabel.sam2.infer.Sam2InferTask`, with the same weights, as a server would call it."""
+    """MONAI Label's own `monailabel.sam2.infer.Sam2InferTask` with the given checkpoint, called as a server would call it."""
 
     name = "builtin"
 
@@ -39,7 +40,8 @@ class Builtin:
         shutil.copy(config, folder / "config.yaml")
         weights = {k: v.float() for k, v in checkpoints.read_weights(checkpoint.path).items()}
         torch.save({"model": weights}, folder / "weights.pt")
-        settings.MONAI_SAM_MODEL_PT = "file:///weights.pt"  # already in the folder, so nothing is fetched
+        # The task downloads a model only if its file is missing; the files are in the folder already, so these URLs are never read.
+        settings.MONAI_SAM_MODEL_PT = "file:///weights.pt"
         settings.MONAI_SAM_MODEL_CFG = "file:///config.yaml"
         settings.MONAI_LABEL_DATASTORE_CACHE_PATH = os.environ["MONAI_LABEL_DATASTORE_CACHE_PATH"]
         from monailabel.sam2.infer import Sam2InferTask
@@ -51,23 +53,35 @@ class Builtin:
         self.task = Sam2InferTask(str(folder), dimension=3, writer=Writer(ref_image="image"))
 
     def segment(self, case, volume, frames, prompts) -> np.ndarray:
-        """The task knows only slices along k, so the volume must be sliced there."""
+        """Return the mask, bool (I, J, K), that the prompts give.
+
+        Raises:
+            ValueError: The slicing axis is not k, the only one that the task knows.
+        """
         if frames.axis != 2:
             raise ValueError("MONAI Label's built-in task can only step along the last axis.")
-        request = self._request(case.image, prompts.get("positive", []), prompts.get("negative", []), reset=True)
-        for low, high in prompts.get("boxes", []):  # in the order in which the task reads it
+        request = self.make_request(case.image, prompts.get("positive", []), prompts.get("negative", []), reset=True)
+        for low, high in prompts.get("boxes", []):
+            # The task expects i, j of the first corner, then of the second one, then a range of slices.
             request["roi"] = [int(v) for v in (low[0], low[1], high[0], high[1], low[2], low[2] + 1)]
         mask, _ = self.task(request)
         return np.asarray(mask) > 0
 
     def run(self, image: Path, clicks: list, *, reset: bool) -> Path:
-        """The file of the mask of clicks inside, for the server to send: NRRD, not compressed, as Slicer asks for; what the task
-        remembers of this image counts on unless `reset`."""
-        how = {"result_write_to_file": True, "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
-        file, _ = self.task({**self._request(image, clicks, [], reset=reset), **how})
+        """Segment with positive clicks and return the file of the mask that a server would send.
+
+        The file is an uncompressed NRRD, as Slicer requests it.
+
+        Args:
+            clicks: Voxels (i, j, k).
+            reset: False keeps what the task remembers of earlier clicks on this image.
+        """
+        output = {"result_write_to_file": True, "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+        file, _ = self.task({**self.make_request(image, clicks, [], reset=reset), **output})
         return Path(file)
 
-    def _request(self, image, foreground, background, *, reset: bool) -> dict:
+    def make_request(self, image, foreground, background, *, reset: bool) -> dict:
+        """Return the request for clicks on voxels (i, j, k); its answer is an array, not a file."""
         return {
             "image": str(image), "device": self.device, "reset_state": reset, "result_write_to_file": False,
             "foreground": [list(v) for v in foreground], "background": [list(v) for v in background], "roi": [],
@@ -75,81 +89,100 @@ class Builtin:
 
 
 class Official:
-    """`SAM2VideoPredictor` on the windowed slices in memory, both directions, every annotated slice as a conditioning frame.
+    """SAM 2's own `SAM2VideoPredictor` on the windowed slices in memory.
 
-    With `legacy`, the predictor of the first release of SAM 2 as it comes: slices that are annotated after propagation are
-    corrections and do not condition. That of today decodes such slices again, without their clicks, when it propagates.
+    It propagates in both directions, and every annotated slice is a conditioning frame. When today's predictor propagates, it decodes
+    slices that were annotated after an earlier propagation again, without their clicks.
+
+    Args:
+        options: Its checkpoint and device are used.
+        legacy: True takes the predictor of the first release of SAM 2 with its own settings. Slices that are annotated after a
+            propagation are corrections then, and not conditioning frames.
     """
 
     name = "official"
 
     def __init__(self, options, *, legacy: bool = False):
-        found = checkpoints.find(options.checkpoint)
+        checkpoint = checkpoints.find(options.checkpoint)
         self.device = device.resolve_device(options.device)
         self.autocast = device.autocast_factory(self.device)
         self._module = sam2_video_predictor_legacy if legacy else sam2_video_predictor
-        how = {"_target_": f"{self._module.__name__}.SAM2VideoPredictor", "add_all_frames_to_correct_as_cond": not legacy}
-        self.predictor = build_official(found.config, image_size=found.image_size, **how)
-        weights = checkpoints.read_weights(found.path)
+        overrides = {"_target_": f"{self._module.__name__}.SAM2VideoPredictor", "add_all_frames_to_correct_as_cond": not legacy}
+        self.predictor = build_official(checkpoint.config, image_size=checkpoint.image_size, **overrides)
+        weights = checkpoints.read_weights(checkpoint.path)
         self.predictor.load_state_dict({k: v.float() for k, v in weights.items()})
         self.predictor.to(self.device)
-        if self.autocast is nullcontext:  # memories are kept in bfloat16; it counts on autocast to bring them back
+        if self.autocast is nullcontext:
+            # The predictor keeps memories in bfloat16 and relies on autocast to convert them back.
             self.predictor.memory_attention.register_forward_pre_hook(
-                lambda _, a, k: (a, {n: x.float() if torch.is_tensor(x) else x for n, x in k.items()}), with_kwargs=True
+                lambda _, args, kwargs: (args, {k: v.float() if torch.is_tensor(v) else v for k, v in kwargs.items()}), with_kwargs=True
             )
         self.features = self.state = self._case = None
 
     def open(self, frames) -> None:
-        """Takes a volume; whatever was known of another one is forgotten."""
+        """Start with the slices of a new volume and forget any earlier one."""
         self.features = SliceFeatures(self.predictor, frames, self.device, self.autocast, 1)
         squares = normalize(self.features.squares(range(len(frames))))
         side = self.predictor.image_size
-        frames_of = patch.object(self._module, "load_video_frames", lambda **_: (squares, side, side))  # it reads files only
-        with frames_of, torch.inference_mode(), self.autocast():
+        # The predictor can only read frames from files, so its reader is replaced.
+        frames_from_memory = patch.object(self._module, "load_video_frames", lambda **_: (squares, side, side))
+        with frames_from_memory, torch.inference_mode(), self.autocast():
             self.state = self.predictor.init_state(video_path="")
 
-    def add(self, t: int, p: SlicePrompt, structure: int = 1, one_by_one: bool = False) -> torch.Tensor:
-        """Logits (h, w) of slice t from a prompt, all clicks at once or one after the other on the logits of those before."""
+    def add(self, t: int, prompt: SlicePrompt, structure: int = 1, one_by_one: bool = False) -> torch.Tensor:
+        """Add the prompt of slice t and return that slice's mask logits, (h, w).
+
+        Args:
+            structure: The predictor's number of the object.
+            one_by_one: True decodes the clicks one after the other, each with the logits of the clicks before it.
+        """
         with torch.inference_mode(), self.autocast():
-            if p.mask is not None:
-                mask = self.features.mask_to_square(p.mask)[0, 0] > 0
+            if prompt.mask is not None:
+                mask = self.features.mask_to_square(prompt.mask)[0, 0] > 0
                 return self.predictor.add_new_mask(self.state, t, structure, mask)[2][-1, 0]
-            xy = self.features.to_square(p.points)
-            corners, clicks = p.labels > 1, np.flatnonzero(p.labels < 2)
+            points_xy = self.features.to_square(prompt.points)
+            corners, clicks = prompt.labels > 1, np.flatnonzero(prompt.labels < 2)
             for n in range(1, len(clicks) + 1) if one_by_one and len(clicks) else (len(clicks),):
-                _, ids, out = self.predictor.add_new_points_or_box(
-                    self.state, t, structure, points=xy[clicks[:n]].tolist() if n else None,
-                    labels=p.labels[clicks[:n]].tolist() if n else None,
-                    box=xy[corners].ravel().tolist() if corners.any() else None, normalize_coords=True,
+                _, ids, logits = self.predictor.add_new_points_or_box(
+                    self.state, t, structure, points=points_xy[clicks[:n]].tolist() if n else None,
+                    labels=prompt.labels[clicks[:n]].tolist() if n else None,
+                    box=points_xy[corners].ravel().tolist() if corners.any() else None, normalize_coords=True,
                 )  # fmt: skip
-            return out[ids.index(structure), 0]
+            return logits[ids.index(structure), 0]
 
     def propagate(self, backward_from: int, forward_from: int, directions=(False, True), structure: int = 1) -> dict[int, torch.Tensor]:
-        """Logits (h, w) of each slice; directions are whether in reverse."""
-        logits = {}
+        """Return the mask logits, (h, w), of each slice that propagation reaches.
+
+        Args:
+            backward_from: Slice at which propagation towards lower indices starts.
+            forward_from: Slice at which propagation towards higher indices starts.
+            directions: For each propagation, in this order, whether it goes backward. Where both reach a slice, backward counts.
+        """
+        logits_by_slice = {}
         with patch.object(self._module, "tqdm", lambda x, **_: x), torch.inference_mode(), self.autocast():
             for reverse in directions:
                 start = backward_from if reverse else forward_from
-                for t, ids, out in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
-                    if t not in logits or reverse:
-                        logits[t] = out[ids.index(structure), 0].float().cpu()
-        return logits
+                for t, ids, logits in self.predictor.propagate_in_video(self.state, start_frame_idx=start, reverse=reverse):
+                    if t not in logits_by_slice or reverse:
+                        logits_by_slice[t] = logits[ids.index(structure), 0].float().cpu()
+        return logits_by_slice
 
     def track(self, prompts: dict[int, SlicePrompt], structure: int = 1) -> dict[int, torch.Tensor]:
-        """Logits (h, w) of each slice, from the prompts of a few."""
-        for t, p in prompts.items():
-            self.add(t, p, structure)
+        """Return the mask logits, (h, w), of each slice, from the prompts of some slices."""
+        for t, prompt in prompts.items():
+            self.add(t, prompt, structure)
         return self.propagate(max(prompts), min(prompts), structure=structure)
 
-    def mask(self, logits: dict[int, torch.Tensor]) -> np.ndarray:
-        """bool (I, J, K) of what `track` gave."""
+    def mask(self, logits_by_slice: dict[int, torch.Tensor]) -> np.ndarray:
+        """Return the mask, bool (I, J, K), of the logits of `track`; slices without logits are empty."""
         frames = self.features.frames
-        stack = np.zeros((len(frames), *frames.size), bool)
-        for t, x in logits.items():
-            stack[t] = (self.features.to_slices(x[None])[0] > 0).numpy()
-        return frames.to_volume(stack)
+        mask = np.zeros((len(frames), *frames.size), bool)
+        for t, logits in logits_by_slice.items():
+            mask[t] = (self.features.to_slices(logits[None])[0] > 0).numpy()
+        return frames.to_volume(mask)
 
     def segment(self, case, volume, frames, prompts) -> np.ndarray:
+        """Return the mask, bool (I, J, K), that the prompts give."""
         if case is not self._case:
             self.open(frames)
             self._case = case
@@ -158,59 +191,68 @@ class Official:
 
 
 class OfficialMethod:
-    """`Official` under evaluation. Both directions start at the slice that was annotated first (He et al. 2024, section 2.2);
-    "forward" goes from the volume's first slice, which the annotated one conditions from ahead, as in Dong et al.'s code."""
+    """`Official` behind the interface of `main.py evaluate`.
+
+    Both directions start at the slice that was annotated first (He et al. 2024, section 2.2). The direction "forward" starts at the
+    volume's first slice, with the annotated slice, further ahead, as conditioning frame, as in the code of Dong et al.
+    """
 
     name, takes_masks = "official", True
 
     def __init__(self, options):
         self._options, self._peers, self._frames = options, {}, None
-        self._said: dict[int, str] = {}
+        self._prompt_keys: dict[int, str] = {}  # Those of the prompts that the legacy predictor has already propagated.
 
     def open(self, frames) -> None:
         if frames is not self._frames:
             self._frames, self._opened = frames, set()
 
-    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
-        peer = self._peer(legacy=not how.conditioning)
+    def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
+        peer = self._peer(legacy=not mode.corrections_condition)
+        corrects = mode.propagate and not mode.corrections_condition
         first = next(iter(annotations))
-        changed = [t for t, p in annotations.items() if self._said.get(t) != p.key]
-        gone_on = how.propagate and not how.conditioning and self._said and first not in changed and set(self._said) <= set(annotations)
-        if not gone_on:
+        changed = [t for t, prompt in annotations.items() if self._prompt_keys.get(t) != prompt.key]
+        continues = corrects and self._prompt_keys and first not in changed and set(self._prompt_keys) <= set(annotations)
+        if not continues:
             peer.predictor.reset_state(peer.state)
-            changed, self._said = list(annotations), {}
-        # Corrections of the legacy predictor are made on what was propagated before them.
-        groups = [[t] for t in changed] if how.propagate and not how.conditioning else [changed]
+            changed, self._prompt_keys = list(annotations), {}
+        # The legacy predictor corrects what it has propagated, so it propagates after each annotated slice.
+        batches = [[t] for t in changed] if corrects else [changed]
         logits: dict[int, torch.Tensor] = {}
-        for group in groups:
-            shown = {t: peer.add(t, annotations[t], one_by_one=how.one_by_one and t == first).float().cpu() for t in group}
-            if how.propagate:
-                forward = how.direction == "forward"
+        for batch in batches:
+            one_by_one = mode.clicks_one_by_one
+            prompted = {t: peer.add(t, annotations[t], one_by_one=one_by_one and t == first).float().cpu() for t in batch}
+            if mode.propagate:
+                forward = mode.direction == "forward"
                 logits = peer.propagate(first, 0 if forward else first, (False,) if forward else (False, True))
             else:
-                logits |= shown
-        self._said = {t: p.key for t, p in annotations.items()} if how.propagate and not how.conditioning else {}
-        return Answer(self._frames.from_volume(peer.mask(logits)))
+                logits |= prompted
+        self._prompt_keys = {t: prompt.key for t, prompt in annotations.items()} if corrects else {}
+        return Prediction(self._frames.from_volume(peer.mask(logits)))
 
     def _peer(self, legacy: bool) -> Official:
+        """Return one of the two predictors, opened on the present volume."""
         if legacy not in self._peers:
             self._peers[legacy] = Official(self._options, legacy=legacy)
         peer = self._peers[legacy]
         if legacy not in self._opened:
             peer.open(self._frames)
             self._opened.add(legacy)
-            self._said = {}
+            self._prompt_keys = {}
         return peer
 
 
 class BuiltinMethod:
-    """`Builtin` under evaluation, on the voxels of the frames with the slicing axis last (it knows no other). It goes forward only,
-    takes clicks and one box, and cannot be told that a slice is empty."""
+    """`Builtin` behind the interface of `main.py evaluate`.
+
+    The task knows only slices along the last axis, so it gets an image whose last axis is the slicing axis. It propagates forward
+    only, takes clicks and at most one box, and cannot be told that a slice is empty.
+    """
 
     name, takes_masks = "builtin", False
 
     def __init__(self, options):
-        self._task, self._frames = Builtin(options), None
+        self._builtin, self._frames = Builtin(options), None
         self._folder = tempfile.TemporaryDirectory(prefix="builtin_images_")
 
     def open(self, frames) -> None:
@@ -222,72 +264,20 @@ class BuiltinMethod:
             affine = np.diag([*frames.pixel_mm[::-1], frames.slice_mm, 1.0])
             nib.save(nib.Nifti1Image(frames.from_volume(frames.volume.array).transpose(2, 1, 0), affine), self._image)
 
-    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
-        clicks: dict[bool, list] = {True: [], False: []}
-        request = self._task._request(self._image, clicks[True], clicks[False], reset=True)
-        for t, p in annotations.items():
-            if p.mask is not None and p.mask.any():
+    def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
+        request = self._builtin.make_request(self._image, [], [], reset=True)
+        for t, prompt in annotations.items():
+            if prompt.mask is not None and prompt.mask.any():
                 raise PromptError("MONAI Label's built-in task takes no painted slices.")
-            corners = [xy for xy, label in zip(p.points, p.labels, strict=True) if label > 1]
+            corners = [xy for xy, label in zip(prompt.points, prompt.labels, strict=True) if label > 1]
             if corners and request["roi"]:
                 raise PromptError("MONAI Label's built-in task takes one box.")
             if corners:
                 request["roi"] = [int(v) for v in (*np.rint(corners[0] + 0.5), *np.rint(corners[1] - 0.5), t, t + 1)]
-            for (x, y), label in zip(p.points, p.labels, strict=True):
+            for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
                 if label < 2:
                     request["foreground" if label else "background"].append([int(x), int(y), int(t)])
-        mask = np.asarray(self._task.task(request)[0]).transpose(2, 1, 0) > 0
-        if not how.propagate:
+        mask = np.asarray(self._builtin.task(request)[0]).transpose(2, 1, 0) > 0
+        if not mode.propagate:
             mask[[t for t in range(len(mask)) if t not in annotations]] = False
-        return Answer(mask)
-
-
-class RandomWalker:
-    """scikit-image's random walker in 3D: small balls round the clicks are seeds (a single voxel hardly spreads), the volume's
-    faces and, on its slice, what lies outside a box are background; within a box the middle is foreground."""
-
-    name = "classical"
-    voxels = 250_000
-
-    def segment(self, case, volume, frames, prompts) -> np.ndarray:
-        low, high = frames.bounds
-        image = np.clip((volume.array.astype(np.float32) - low) / (high - low), 0, 1)
-        factors = self._factors(volume)
-        small = ndimage.zoom(image, factors, order=1)
-        scale = (np.array(small.shape) - 1) / np.maximum(np.array(volume.shape) - 1, 1)
-        seeds = np.zeros(small.shape, np.int8)
-        for axis in range(3):
-            if axis != frames.axis:  # slices at the ends often hold the structure
-                for end in (0, -1):
-                    seeds[(slice(None),) * axis + (end,)] = 2
-        for corners in prompts.get("boxes", []):
-            a, b = (np.rint(np.array(c) * scale).astype(int) for c in corners)
-            seeds[(slice(None),) * frames.axis + (a[frames.axis],)] = 2
-            seeds[tuple(slice(p, q + 1) for p, q in zip(a, b, strict=True))] = 0
-            _ball(seeds, (a + b) // 2, 1)
-        for label, voxels in ((2, prompts.get("negative", [])), (1, prompts.get("positive", []))):
-            for v in voxels:
-                _ball(seeds, np.rint(np.array(v) * scale).astype(int), label)
-        spacing = volume.spacing_mm * np.array(volume.shape) / np.array(small.shape)
-        chance = random_walker(small, seeds, beta=130, mode="cg_j", tol=1e-3, spacing=spacing / spacing.min(), return_full_prob=True)
-        back = np.array(volume.shape) / np.array(small.shape)
-        return ndimage.zoom(chance[0], back, order=1)[tuple(slice(n) for n in volume.shape)] > 0.5
-
-    def _factors(self, volume) -> np.ndarray:
-        """Shrinks fine axes first, until the linear system is of a practical size."""
-        shape, sizes = np.array(volume.shape, float), volume.spacing_mm.astype(float)
-        factors = np.ones(3)
-        while (shape * factors).prod() > self.voxels:
-            finest = np.argmin(sizes / factors)
-            factors[finest] *= 0.95
-        return factors
-
-
-def _ball(seeds, centre, label, radius: int = 2) -> None:
-    """Marks voxels around `centre`, leaving other seeds as they are except at the centre itself."""
-    low = np.maximum(centre - radius, 0)
-    block = seeds[tuple(slice(a, c + radius + 1) for a, c in zip(low, centre, strict=True))]
-    index = np.indices(block.shape).T + low - centre
-    near = ((index**2).sum(-1) <= radius**2).T
-    block[near & (block == 0)] = label
-    seeds[tuple(centre)] = label
+        return Prediction(mask)
