@@ -1,8 +1,7 @@
-"""Starts MONAI Label on a folder and, where Orthanc is installed, a second one on a DICOM store, and says what to click."""
+"""Starts MONAI Label on a folder and, where Orthanc is installed, a second server on a DICOM store, and prints what to click."""
 
 import atexit
 import json
-import logging
 import os
 import shutil
 import signal
@@ -17,74 +16,105 @@ import requests
 
 from lib.common.errors import OptionError
 
-logger = logging.getLogger(__name__)
-
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps" / "sam2"
+LOGS = ROOT / "build"
+LAST_LOG_LINES = 20  # printed when a server fails
 PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
 def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=()) -> int:
-    """Runs until interrupted; returns the exit status of the server.
+    """Start the servers, print what to click, and wait until one of the servers ends.
+
+    All that the servers print goes to log files in the folder build/, which are emptied at each start.
 
     Args:
         studies: folder or DICOMweb address; None for the sample data, then also as DICOM if Orthanc is installed.
-        conf: pairs passed to the app.
+        host, port: where the server listens. The server for OHIF listens on the next port.
+        conf: pairs (key, value) passed to the app.
+
+    Returns:
+        The exit status of the server that ended.
 
     Raises:
-        OptionError: the port is taken, or the folder does not exist.
+        OptionError: a port is taken, the folder does not exist, or a server does not start.
     """
-    web = str(studies or "").startswith(("http://", "https://"))
-    if studies and not web and not Path(studies).is_dir():
+    is_web = str(studies or "").startswith(("http://", "https://"))
+    if studies and not is_web and not Path(studies).is_dir():
         raise OptionError(f"There is no folder {studies}.")
     _check_free(host, port)
+    LOGS.mkdir(exist_ok=True)
     processes: list[subprocess.Popen] = []
     atexit.register(stop, processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    lines = []
+    sources, logs = {port: studies or str(ROOT / "sample-data" / "nifti")}, []
+    help_lines, page = _slicer_help(f"http://{host}:{port}"), "the volumes by need"
     if studies is None:
-        store = start_orthanc(processes, ROOT / "sample-data" / "dicom")
+        store = start_orthanc(processes, ROOT / "sample-data" / "dicom", log=LOGS / "orthanc.log")
         if store:
-            _check_free(host, port + 1)
-            processes.append(start_monailabel(store["dicomweb"], host, port + 1, conf))
-            lines += _ohif_help(host, port + 1, store)
+            logs.append(LOGS / "orthanc.log")
+            sources[port + 1] = store["dicomweb"]
+            help_lines += _ohif_help(host, port + 1, store)
+            page += ", with links to the slice in a connected OHIF"
         else:
-            lines += ["OHIF needs a DICOM store: install Orthanc (Debian: apt install orthanc orthanc-dicomweb), start again."]
-        studies = str(ROOT / "sample-data" / "nifti")
-    server = start_monailabel(studies, host, port, conf)
-    processes.append(server)
-    address = f"http://{host}:{port}"
-    wait_for(f"{address}/info/", server)
-    lines = _slicer_help(address) + lines
-    logger.info("Ready.\n\n%s\n", "\n".join(lines))
-    return server.wait()
+            help_lines.append("OHIF needs a DICOM store: install Orthanc (Debian: apt install orthanc orthanc-dicomweb), start again.")
+    for server_port, source in sources.items():
+        _check_free(host, server_port)
+        log = LOGS / f"server_{server_port}.log"
+        _print(f"Starting MONAI Label on port {server_port} for {source}; its log file is {os.path.relpath(log)}.")
+        processes.append(start_monailabel(source, host, server_port, conf, log))
+        logs.append(log)
+    first = len(processes) - len(sources)
+    for server_port, process, log in zip(sources, processes[first:], logs[first:], strict=True):
+        address = f"http://{host}:{server_port}"
+        wait_for(f"{address}/info/", process, log=log)
+    _print("Ready. Ctrl+C ends it.", "", *help_lines, "", f"To begin, open {page}:", f"   {address}/sam2/")
+    while all(p.poll() is None for p in processes):
+        time.sleep(0.5)
+    process, log = next((p, log) for p, log in zip(processes, logs, strict=True) if p.poll() is not None)
+    sys.stderr.write(f"A server ended with status {process.returncode}{_log_end(log)}\n")
+    return process.returncode
 
 
-def start_monailabel(studies: str, host: str, port: int, conf=()) -> subprocess.Popen:
-    """A MONAI Label server process for this app."""
+def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | None = None) -> subprocess.Popen:
+    """Start a MONAI Label server for this app.
+
+    Args:
+        studies: folder or DICOMweb address.
+        host, port: where it listens.
+        conf: pairs (key, value) passed to the app.
+        log: file that takes its output, emptied first; None to leave the output to the terminal.
+    """
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
     command += ["--host", host, "--port", str(port)]
     for key, value in conf:
         command += ["--conf", key, value]
-    # Programs of the environment (itkimage2segimage for DICOM SEG) must be found also when it is not activated.
+    # Programs of the environment (itkimage2segimage for DICOM SEG) must be found even if it is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.Popen(command, env={**os.environ, "PATH": path}, cwd=ROOT)
+    if log is None:
+        return subprocess.Popen(command, env={**os.environ, "PATH": path}, cwd=ROOT)
+    with open(log, "w") as output:
+        environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}  # a killed server has then written all of its messages
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
-def start_orthanc(processes: list, dicom: Path, port: int = 8042) -> dict | None:
-    """A private Orthanc on loopback with the DICOM files below `dicom`, or None if it is not installed.
+def start_orthanc(processes: list, dicom: Path, port: int = 8042, log: Path | None = None) -> dict | None:
+    """Start a private Orthanc on loopback that holds the DICOM files below a folder.
 
     Args:
-        processes: the new process is appended.
+        processes: list to which the new process is appended.
+        dicom: the folder.
+        port: first port to try.
+        log: file that takes its output, emptied first; None for one in a temporary folder.
 
     Returns:
-        {"dicomweb": address, "studies": {description: StudyInstanceUID}}
+        {"dicomweb": address, "studies": {description: StudyInstanceUID}}, or None if Orthanc or its DICOMweb plugin is not installed.
     """
     program = shutil.which("Orthanc")
     plugin = next((p for d in PLUGINS if (p := Path(d, "libOrthancDicomWeb.so")).exists()), None)
     if program is None or plugin is None:
         return None
-    port = next(p for p in range(port, port + 50) if _free("127.0.0.1", p))
+    port = next(p for p in range(port, port + 50) if _is_free("127.0.0.1", p))
     folder = Path(tempfile.mkdtemp(prefix="orthanc_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     settings = {
@@ -93,11 +123,12 @@ def start_orthanc(processes: list, dicom: Path, port: int = 8042) -> dict | None
         "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with open(folder / "orthanc.log", "w") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
+    log = log or folder / "orthanc.log"
+    with open(log, "w") as output:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=output, stderr=subprocess.STDOUT)
     processes.append(process)
     address = f"http://127.0.0.1:{port}"
-    wait_for(f"{address}/system", process)
+    wait_for(f"{address}/system", process, log=log)
     for file in sorted(dicom.rglob("*.dcm")):
         requests.post(f"{address}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
     studies = {}
@@ -107,26 +138,42 @@ def start_orthanc(processes: list, dicom: Path, port: int = 8042) -> dict | None
     return {"dicomweb": f"{address}/dicom-web", "studies": studies}
 
 
-def wait_for(address: str, process: subprocess.Popen, seconds: float = 180) -> None:
-    """Waits until `address` answers.
+def wait_for(address: str, process: subprocess.Popen, timeout_s: float = 180, log: Path | None = None) -> None:
+    """Wait until a process answers at an address.
+
+    Args:
+        log: file with its output, the end of which is part of the error.
 
     Raises:
         OptionError: the process ended or did not answer in time.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise OptionError(f"The server for {address} ended with status {process.returncode}; see its messages above.")
+            raise OptionError(f"The server for {address} ended with status {process.returncode}{_log_end(log)}")
         try:
             if requests.get(address, timeout=5).ok:
                 return
         except requests.RequestException:
             pass
         time.sleep(0.3)
-    raise OptionError(f"The server did not answer at {address} within {seconds:.0f} s.")
+    raise OptionError(f"The server did not answer at {address} within {timeout_s:.0f} s{_log_end(log)}")
 
 
-def _free(host: str, port: int) -> bool:
+def _log_end(log: Path | None) -> str:
+    """Return the end of an error message: the last lines of a server's log."""
+    if log is None:
+        return "; see its messages above."
+    lines = log.read_text(errors="replace").splitlines()[-LAST_LOG_LINES:]
+    return "\n".join([f". The last lines of {os.path.relpath(log)}:", *lines])
+
+
+def _print(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -137,19 +184,19 @@ def _free(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine on which nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def _check_free(host: str, port: int) -> None:
-    if not _free(host, port):
+    if not _is_free(host, port):
         raise OptionError(f"Port {port} on {host} is taken: stop the other server or choose another --port.")
 
 
 def stop(processes: list) -> None:
-    """Ends processes, the newest first, by force after ten seconds."""
+    """End processes, the newest first, and kill those that still run after ten seconds."""
     for p in reversed(processes):
         if p.poll() is None:
             p.terminate()
@@ -164,7 +211,6 @@ def _slicer_help(address: str) -> list[str]:
     return [
         f"3D Slicer: module MONAILabel, server {address}, press the round arrow; Next Sample;",
         "   section SmartEdit: model sam2, pick a label, place a foreground point on the structure.",
-        f"Volumes and slices by need: {address}/sam2/",
         f"Scripts: {address}/docs",
     ]
 
@@ -176,5 +222,4 @@ def _ohif_help(host: str, port: int, store: dict) -> list[str]:
     lines.append(f"   panel MONAI Label: enter the server http://{host}:{port}/ and press the round arrow;")
     lines.append("   tab Point Prompts, model sam2; pick a segment,")
     lines.append("   click on the structure, press Run in that tab.")
-    lines.append(f"   Or begin at http://{host}:{port}/sam2/: volumes by need, with links to the slice in a connected OHIF.")
     return lines
