@@ -56,7 +56,7 @@ FIRST_GENERATED_SEED = 9000  # No constant was fitted on volumes generated with 
 SCORES = {  # What a strategy thinks of each slice, (T,); it chooses low scores.
     "oracle": lambda s: slice_errors(s.mask, s.reference)[0],
     "estimator": lambda s: s.expected_dice,
-    "wrong_voxels": lambda s: -s.expected_wrong,
+    "wrong_voxels": lambda s: -s.expected_wrong_pixels,
     "largest_gap": lambda s: -np.abs(np.arange(len(s.mask))[:, None] - sorted(s.annotated)).min(1),
     "largest_area": lambda s: -s.area,
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib.quality.next_slice import STRATEGIES
-from tests.quality.test_next_slice import scene, squares
+from tests.quality.test_next_slice import round_state, squares
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_regret_and_top3_compare_with_the_worst_slice_that_is_not_annotated(benc
     mask = squares(6, 6, 6, 6, 6, 6, 6, 6, 4, 6, 2, 6)  # Dice 0.615 on slice 8, 0.2 on slice 10
     iou = np.full(12, 0.9)
     iou[8] = 0.1
-    judged = benchmark.judge_choices(scene(mask, [0], iou=iou, reference=reference, slice_mm=5))
+    judged = benchmark.judge_choices(round_state(mask, [0], iou=iou, reference=reference, slice_mm=5))
     rows = {r["strategy"]: r for r in judged if r["strategy"] != "random"}
     assert rows["oracle"]["regret"] == 0 and rows["oracle"]["spearman"] == pytest.approx(1)
     assert rows["estimator"]["regret"] == pytest.approx(2 * 16 / 52 - 2 * 4 / 40)
@@ -33,7 +33,7 @@ def test_regret_and_top3_compare_with_the_worst_slice_that_is_not_annotated(benc
 
 
 def test_nothing_is_judged_when_all_slices_are_right(benchmark):
-    assert list(benchmark.judge_choices(scene(squares(6, 6, 6, 6), [0], reference=squares(6, 6, 6, 6)))) == []
+    assert list(benchmark.judge_choices(round_state(squares(6, 6, 6, 6), [0], reference=squares(6, 6, 6, 6)))) == []
 
 
 def test_intervals_come_from_drawing_volumes_not_states(benchmark):
