@@ -1,7 +1,8 @@
-"""Makes docs/ohif.png: a click in real OHIF, served by MONAI Label over Orthanc, in headless Chromium.
+"""Make the picture docs/ohif.png: a click in the real OHIF, which MONAI Label serves from Orthanc, in a headless Chromium.
 
-    pip install playwright ; apt install orthanc orthanc-dicomweb chromium
-    python docs/ohif_screenshot.py
+examples:
+  pip install playwright ; apt install orthanc orthanc-dicomweb chromium
+  python docs/ohif_screenshot.py
 """
 
 import argparse
@@ -16,18 +17,26 @@ sys.path.insert(0, str(ROOT))
 
 from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for  # noqa: E402
 
-CHROMIUM = [
+CHROMIUM_OPTIONS = [
     "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic",
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
 
-def annotate(page: Page, address: str, study: str, segment: str, at: tuple[float, float]) -> None:
-    """Opens a study, connects, picks a segment, clicks at a share (x, y) of the axial viewport, presses Run."""
+def annotate(page: Page, address: str, study: str, segment: str, click_xy: tuple[float, float]) -> None:
+    """Open a study in OHIF, connect to MONAI Label, select a segment, click on it and press Run.
+
+    Args:
+        page: An empty page of the browser.
+        address: The address of the MONAI Label server.
+        study: The Study Instance UID.
+        segment: The name of the segment.
+        click_xy: Where to click, as shares of the axial viewport's width and height.
+    """
     page.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={study}")
     page.wait_for_selector("#monailabelServerURL", timeout=120_000)
     page.wait_for_selector("canvas", timeout=120_000)
-    page.wait_for_timeout(10_000)  # the three planes draw late on a slow machine
+    page.wait_for_timeout(10_000)  # A slow machine takes long to draw the three planes.
     page.get_by_text("Confirm and Hide").click()
     page.fill("#monailabelServerURL", address + "/")
     page.click(".monaiLabelPanel button.actionButton")
@@ -37,7 +46,7 @@ def annotate(page: Page, address: str, study: str, segment: str, at: tuple[float
     tab.get_by_text(segment, exact=True).click()
     page.wait_for_timeout(1_000)
     box = page.locator("canvas").first.bounding_box()
-    page.mouse.click(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
+    page.mouse.click(box["x"] + click_xy[0] * box["width"], box["y"] + click_xy[1] * box["height"])
     page.wait_for_timeout(1_000)
     with page.expect_response(lambda r: "/infer/" in r.url, timeout=180_000) as answer:
         tab.get_by_role("button", name="Run").click()
@@ -46,24 +55,26 @@ def annotate(page: Page, address: str, study: str, segment: str, at: tuple[float
 
 
 def main() -> None:
+    """Start Orthanc and MONAI Label, make the picture and stop both."""
     logging.basicConfig(level=logging.INFO)
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=ROOT / "docs" / "ohif.png")
-    p.add_argument("--port", type=int, default=8201)
-    p.add_argument("--study", default="ct_phantom")
-    p.add_argument("--segment", default="liver")
-    p.add_argument("--at", default="0.33,0.47", help="where to click, as shares of the axial viewport's width and height")
+    p.add_argument("--out", type=Path, default=ROOT / "docs" / "ohif.png", help="the picture (default: docs/ohif.png)")
+    p.add_argument("--port", type=int, default=8201, help="port of the MONAI Label server (default: %(default)s)")
+    p.add_argument("--study", default="ct_phantom", help="name of a study in sample-data (default: %(default)s)")
+    p.add_argument("--segment", default="liver", help="name of the segment (default: %(default)s)")
+    p.add_argument("--at", default="0.33,0.47",
+                   help="where to click, as shares of the axial viewport's width and height (default: %(default)s)")  # fmt: skip
     a = p.parse_args()
     processes: list = []
     try:
-        store = start_orthanc(processes, ROOT / "sample-data" / "dicom")
-        processes.append(start_monailabel(store["dicomweb"], "127.0.0.1", a.port))
+        orthanc = start_orthanc(processes, ROOT / "sample-data" / "dicom")
+        processes.append(start_monailabel(orthanc["dicomweb"], "127.0.0.1", a.port))
         address = f"http://127.0.0.1:{a.port}"
         wait_for(f"{address}/info/", processes[-1])
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_OPTIONS)
             page = browser.new_page(viewport={"width": 1500, "height": 900})
-            annotate(page, address, store["studies"][a.study], a.segment, tuple(float(v) for v in a.at.split(",")))
+            annotate(page, address, orthanc["studies"][a.study], a.segment, tuple(float(v) for v in a.at.split(",")))
             page.screenshot(path=a.out)
             browser.close()
     finally:

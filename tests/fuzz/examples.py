@@ -1,4 +1,4 @@
-"""What the fuzz tests send: strategies of hypothesis for names, tags, fields of requests and files, right and wrong ones."""
+"""Hypothesis strategies for what the fuzz tests send: names, tags, fields of requests and files, both valid and invalid ones."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 CLICK = [20, 24, 4]
 GOOD = {"params": json.dumps({"foreground": [CLICK]})}
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # also NUL, line ends and lone surrogates
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # This includes NUL, line ends and lone surrogates.
 NUMBER = st.one_of(
     st.integers(-5, 60), st.floats(), st.sampled_from([2**31, -(2**63), 2**64, 10**400, 1e308, 0.49, -0.0, math.nan, math.inf])
 )
@@ -42,9 +42,11 @@ FIELDS = {
     "save_label": st.booleans(), "label_tag": TAG, "timeout": NUMBER, "selected_label_name": NAME, "restore_label_idx": JSON,
 }  # fmt: skip
 PARAMS = st.builds(
-    lambda click, good, bad: {**click, **good, **bad},
+    lambda click, mostly_valid, arbitrary: {**click, **mostly_valid, **arbitrary},
     st.sampled_from([{}, {"foreground": [CLICK]}, {"foreground": [CLICK]}, {"foreground": [CLICK], "background": [[2, 2, 4]]}]),
-    st.lists(st.sampled_from(sorted(FIELDS)), max_size=2, unique=True).flatmap(lambda n: st.fixed_dictionaries({k: FIELDS[k] for k in n})),
+    st.lists(st.sampled_from(sorted(FIELDS)), max_size=2, unique=True).flatmap(
+        lambda keys: st.fixed_dictionaries({k: FIELDS[k] for k in keys})
+    ),
     st.dictionaries(st.sampled_from(sorted(FIELDS)), JSON, max_size=2),
 )  # fmt: skip
 NO_JSON = st.sampled_from([
@@ -55,36 +57,36 @@ MODEL = st.sampled_from(["sam2", "sam2", "sam2_slice", "sam2_scribbles"])
 ENDING = st.sampled_from([".nii.gz", ".nii", ".nrrd", ".bin", ".png", ".txt", "", ".nii.gz/../../x", "." * 40, "\0", ".gz" * 90, ".zip"])
 
 
-def mostly(good, bad):
-    """What is right in two of three examples, so that the other fields are looked at."""
-    return st.one_of(st.just(good), st.just(good), bad)
+def mostly(valid, others):
+    """Return a strategy that gives the valid value in two of three examples, so that the server also checks the other fields."""
+    return st.one_of(st.just(valid), st.just(valid), others)
 
 
 def some(**fields):
-    """JSON objects with some of the fields."""
+    """Return a strategy for JSON objects that have any of the given fields."""
     return st.fixed_dictionaries({}, optional=fields)
 
 
 def finite(params):
-    """NaN and infinities, which `requests` does not send as JSON, as text."""
+    """Return the parameters with NaN and infinities as text, because `requests` refuses to send them as JSON."""
     return json.loads(json.dumps(params), parse_constant=str)
 
 
 def segment(name: str) -> str:
-    """A name as one part of a path."""
+    """Return a name quoted as one part of a path."""
     return quote(name, safe="", errors="replace")
 
 
 def archive(name: str) -> bytes:
-    """A tar that wants to be unpacked elsewhere."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+    """Return a tar file with one member of that name, which may point outside the folder where it is unpacked."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
         member = tarfile.TarInfo(name)
         member.size = 3
         tar.addfile(member, io.BytesIO(b"bad"))
-    return out.getvalue()
+    return file.getvalue()
 
 
 WHOLE = gzip.compress(nib.Nifti1Image(np.ones((48, 48, 8), np.uint8), np.diag([2.0, 2.0, 5.0, 1.0])).to_bytes())
 CONTENT = st.sampled_from([b"", b"text\n" * 50, WHOLE, WHOLE[:90], gzip.compress(bytes(400)), bytes(48 * 48 * 8)]) | st.binary(max_size=40)
-FILE = st.tuples(st.builds(lambda n, e: n[:80] + e, NAME, ENDING), CONTENT)
+FILE = st.tuples(st.builds(lambda name, ending: name[:80] + ending, NAME, ENDING), CONTENT)
