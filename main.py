@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+VERSIONS = ROOT / "apps" / "sam2" / "model" / "versions"  # default folder of fine-tuned versions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status. Wrong input prints one sentence, not a traceback."""
+    """Run one command and return the exit status. Wrong input prints one sentence instead of a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -58,9 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "python main.py segment series_folder --box 60,40,20,100,90,20 --negative 80,80,20 -o out.seg.nrrd",
     ])  # fmt: skip
     c.add_argument("image", help="NIfTI, NRRD, MHA, DICOM file or folder of one DICOM series")
-    numbers = "i,j,k"
-    c.add_argument("--point", action="append", default=[], metavar=numbers, help="voxel inside (repeatable)")
-    c.add_argument("--negative", action="append", default=[], metavar=numbers, help="voxel outside (repeatable)")
+    c.add_argument("--point", action="append", default=[], metavar="i,j,k", help="voxel inside (repeatable)")
+    c.add_argument("--negative", action="append", default=[], metavar="i,j,k", help="voxel outside (repeatable)")
     c.add_argument("--box", action="append", default=[], metavar="i,j,k,i,j,k", help="two corners on one slice (repeatable)")
     c.add_argument("--roi", metavar="i,j,k,i,j,k", help="two corners of the region that holds the structure")
     c.add_argument("--mask", help="label map of the image's shape; its non-empty slices are taken as painted")
@@ -76,59 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--components", default="annotated", help="annotated, largest or all")
     c.add_argument("--channel", type=int, help="of a 4D image")
 
-    from lib.evaluation import command_line
+    from lib.evaluation import command_line as evaluation
+    from lib.training import command_line as training
 
-    command_line.add_evaluate(add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", command_line.EVALUATE_EXAMPLES))
-    command_line.add_batch(add("batch", _batch, "segment all images of a folder from prompts in files", command_line.BATCH_EXAMPLES))
-
-    c = add("train", _train, "train the small model on generated volumes, from scratch or from a checkpoint", [
-        "python main.py train --out runs/first", "python main.py train --out runs/quick --scale 0.01",
-        "python main.py train --out runs/next --start runs/first/model.safetensors --images DIR_OF_NIFTI",
-        "python main.py train --sheet sheet.png",
-        "torchrun --nproc-per-node=4 main.py train --out runs/four_gpus",
-    ])  # fmt: skip
-    c.add_argument("--out", default="runs/train", help="folder for checkpoints, log and curves; a run there is gone on with")
-    c.add_argument("--start", metavar="FILE", help="weights to begin with (default: random)")
-    c.add_argument("--images", metavar="DIR", help="real NIfTI images without labels; a fifth of the clips is cut from them")
-    c.add_argument("--validate", metavar="DIR", help="labelled volumes (Decathlon layout) to check on after each phase")
-    c.add_argument("--check-every", type=int, default=0, metavar="STEPS", help="check more often")
-    c.add_argument("--seed", type=int, default=1)
-    c.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps")
-    c.add_argument("--device", default="auto")
-    c.add_argument("--sheet", metavar="PNG", help="only draw a sheet of training clips")
-
-    c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", [
-        "python main.py finetune --data sample-data --epochs 2", "python main.py finetune --data /data/Task09_Spleen --checkpoint tiny",
-        "python main.py finetune --data /data/studies --parts lora --minutes 60",
-    ])  # fmt: skip
-    c.add_argument("--data", required=True, help="Decathlon layout (dataset.json) or a MONAI Label datastore with submitted labels")
-    c.add_argument("--checkpoint", default="embedded", help="what to start from: name or path")
-    c.add_argument("--versions", type=Path, default=ROOT / "apps" / "sam2" / "model" / "versions", help="where versions are kept")
-    c.add_argument("--parts", default="decoder", help="what learns: decoder (the encoder stays as it is), lora or all")
-    c.add_argument("--epochs", type=int, default=8)
-    c.add_argument("--steps", type=int, default=60, help="of an epoch")
-    c.add_argument("--rate", type=float, default=2e-4, help="learning rate")
-    c.add_argument("--minutes", type=float, default=0, help="time limit (default: none)")
-    c.add_argument("--val-share", type=float, default=0.25, help="share of the volumes that are only checked on")
-    c.add_argument("--seed", type=int, default=1)
-    c.add_argument("--device", default="auto")
-    c.add_argument("--window", default="auto")
-
-    c = add("calibrate", _calibrate, "fit the estimate of slice quality, which chooses the next slice, to a checkpoint", [
-        "python main.py calibrate --checkpoint tiny --data /data/Task09_Spleen",
-        "python main.py calibrate --checkpoint runs/next/model.safetensors",
-    ])  # fmt: skip
-    c.add_argument("--checkpoint", required=True, help="name or path; the estimate is written into a .safetensors, beside a .pt")
-    c.add_argument("--data", help="labelled volumes, as for finetune (default: generated ones)")
-    c.add_argument("--most", type=int, default=60, help="structures of the data to learn from (default: %(default)s)")
-    c.add_argument("--device", default="auto")
-    c.add_argument("--window", default="auto")
+    c = add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", evaluation.EVALUATE_EXAMPLES)
+    evaluation.add_evaluate_arguments(c)
+    c = add("batch", _batch, "segment all images of a folder from prompts in files", evaluation.BATCH_EXAMPLES)
+    evaluation.add_batch_arguments(c)
+    help_text = "train the small model on generated volumes, from scratch or from a checkpoint"
+    training.add_train_arguments(add("train", _train, help_text, training.TRAIN_EXAMPLES))
+    c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", training.FINETUNE_EXAMPLES)
+    training.add_finetune_arguments(c, VERSIONS)
+    help_text = "fit the estimate of slice quality, which chooses the next slice, to a checkpoint"
+    training.add_calibrate_arguments(add("calibrate", _calibrate, help_text, training.CALIBRATE_EXAMPLES))
 
     c = add("versions", _versions, "list fine-tuned versions, or choose the one to serve", [
         "python main.py versions", "python main.py versions --serve v0002", "python main.py versions --serve base",
     ])  # fmt: skip
     c.add_argument("--checkpoint", default="embedded", help="the checkpoint they come from")
-    c.add_argument("--versions", type=Path, default=ROOT / "apps" / "sam2" / "model" / "versions")
+    c.add_argument("--versions", type=Path, default=VERSIONS)
     c.add_argument("--serve", metavar="NAME", help="version to serve from now on; base: none of them")
     return parser
 
@@ -172,43 +138,43 @@ def _segment(options) -> None:
     from lib.imaging.writers import write_mask
 
     volume = read_volume(options.image, channel=options.channel)
-    chosen = parse_options({k: getattr(options, k) for k in
-                         ("checkpoint", "device", "window", "axis", "direction", "z_range", "components")})  # fmt: skip
-    pairs = [_numbers(b, 6) for b in options.box]
-    region = _numbers(options.roi, 6) if options.roi else []
+    names = ("checkpoint", "device", "window", "axis", "direction", "z_range", "components")
+    engine_options = parse_options({name: getattr(options, name) for name in names})
+    boxes = [_parse_numbers(b, 6) for b in options.box]
+    region = _parse_numbers(options.roi, 6) if options.roi else []
     request = {
-        "foreground": [_numbers(p, 3) for p in options.point],
-        "background": [_numbers(p, 3) for p in options.negative],
-        "boxes": [[b[:3], b[3:]] for b in pairs],
+        "foreground": [_parse_numbers(p, 3) for p in options.point],
+        "background": [_parse_numbers(p, 3) for p in options.negative],
+        "boxes": [[b[:3], b[3:]] for b in boxes],
         "roi": [region[n] for n in (0, 3, 1, 4, 2, 5)] if region else [],
         "absent": options.absent,
     }
-    prompts = parse_prompts(request, volume, chosen, painted=options.mask)
-    result = Segmenter().segment(volume, prompts, chosen, partial(tqdm, leave=False))
+    prompts = parse_prompts(request, volume, engine_options, painted=options.mask)
+    result = Segmenter().segment(volume, prompts, engine_options, partial(tqdm, leave=False))
     path = write_mask(result.mask, volume, options.out)
     logging.info("%d voxels on %s; seconds: %s", result.mask.sum(), path, {k: round(v, 2) for k, v in result.seconds.items()})
     if options.preview:
         from lib.engine.preview import contact_sheet
         from lib.imaging.frames import Frames
 
-        frames = Frames.of(volume, window=chosen.window, axis=chosen.axis)
+        frames = Frames.of(volume, window=engine_options.window, axis=engine_options.axis)
         logging.info("Preview: %s", contact_sheet(frames, result.mask, prompts, options.preview))
 
 
 def _evaluate(options) -> int:
     from importlib import import_module
 
-    from lib.evaluation.command_line import evaluate
+    from lib.evaluation.command_line import run_evaluate
 
-    places = {"app": ("lib.evaluation.methods.app", "App"), "official": ("benchmarks.peers", "OfficialMethod"),
-              "builtin": ("benchmarks.peers", "BuiltinMethod")}  # fmt: skip
-    return evaluate(options, {k: lambda m=m, n=n: getattr(import_module(m), n) for k, (m, n) in places.items()})
+    classes = {"app": ("lib.evaluation.methods.app", "AppMethod"), "official": ("benchmarks.peers", "OfficialMethod"),
+               "builtin": ("benchmarks.peers", "BuiltinMethod")}  # fmt: skip
+    return run_evaluate(options, {k: lambda m=m, n=n: getattr(import_module(m), n) for k, (m, n) in classes.items()})
 
 
 def _batch(options) -> int:
-    from lib.evaluation.command_line import batch
+    from lib.evaluation.command_line import run_batch
 
-    return batch(options)
+    return run_batch(options)
 
 
 def _train(options) -> None:
@@ -224,12 +190,12 @@ def _train(options) -> None:
         logging.info("Drew %s", draw_sheet(options.sheet, options.seed, images=images))
         return
     device = str(resolve_device(options.device))
-    volumes = validation.VolumeCheck(_cases(options.validate), Options(device=device)) if options.validate else None
+    validate_on_volumes = validation.VolumeCheck(_find_cases(options.validate), Options(device=device)) if options.validate else None
 
     def check(training):
-        figures = validation.on_generated(training)
-        if volumes:
-            figures |= {f"real_{k}": v for k, v in volumes(training.export("candidate.safetensors")).items()}
+        figures = validation.validate_on_generated_clips(training)
+        if validate_on_volumes:
+            figures |= {f"real_{k}": v for k, v in validate_on_volumes(training.export("candidate.safetensors")).items()}
         return figures
 
     settings = Settings(
@@ -238,11 +204,11 @@ def _train(options) -> None:
     )  # fmt: skip
     training = Training(settings, check=check)
     path = training.run()
-    if training.workers.first:
-        found = object_end_calibration.calibrate(path, device=device)
+    if training.workers.is_first:
+        figures = object_end_calibration.calibrate(path, device=device)
         estimator_calibration.calibrate(path, device=device)
-        found = {f"{drop:g}, {gain:g}": v for (drop, gain), v in found.items()}
-        path.with_name("presence.json").write_text(json.dumps(found, indent=1))
+        figures = {f"{score_drop:g}, {appearance_gain:g}": v for (score_drop, appearance_gain), v in figures.items()}
+        path.with_name("presence.json").write_text(json.dumps(figures, indent=1))
         logging.info("Wrote %s.", path)
 
 
@@ -251,17 +217,16 @@ def _finetune(options) -> None:
     from lib.model.versions import Versions
     from lib.training.fine_tuning import FineTuning, fine_tune
 
-    chosen = FineTuning(
+    settings = FineTuning(
         parts=options.parts, epochs=options.epochs, steps=options.steps, rate=options.rate, minutes=options.minutes,
         val_share=options.val_share, seed=options.seed, device=str(resolve_device(options.device)), window=options.window,
     )  # fmt: skip
     versions = Versions(options.versions, options.checkpoint)
-    fine_tune(_cases(options.data), versions, versions.folder / "runs", chosen)
+    fine_tune(_find_cases(options.data), versions, versions.folder / "runs", settings)
 
 
 def _calibrate(options) -> None:
     from lib.engine.options import Options
-    from lib.imaging.datasets import find_cases
     from lib.model import checkpoints
     from lib.model.device import resolve_device
     from lib.training import estimator_calibration, object_end_calibration
@@ -269,9 +234,9 @@ def _calibrate(options) -> None:
     checkpoint, device = checkpoints.find(options.checkpoint), str(resolve_device(options.device))
     checkpoints.verify(checkpoint)
     if options.data:
-        chosen = Options(checkpoint=options.checkpoint, device=device, window=options.window)
-        made = object_end_calibration.structures_of(find_cases(options.data), chosen, options.most)
-        correlation = estimator_calibration.fit(checkpoint.path, made, chosen, len(made))
+        engine_options = Options(checkpoint=options.checkpoint, device=device, window=options.window)
+        structures = object_end_calibration.read_structures(_find_cases(options.data), engine_options, options.most)
+        correlation = estimator_calibration.fit(checkpoint.path, structures, engine_options, len(structures))
     else:
         correlation = estimator_calibration.calibrate(checkpoint.path, device=device)
     logging.info("Expected and true slice IoU correlate by %.2f on volumes that were not learned from.", correlation)
@@ -288,13 +253,19 @@ def _versions(options) -> None:
         sys.stdout.write(f"{name}{'  served' if name == (served.stem if served else 'base') else ''}\n")
 
 
-def _cases(folder: str) -> list:
+def _find_cases(folder: str) -> list:
+    """Return the labelled volumes of a folder."""
     from lib.imaging.datasets import find_cases
 
     return find_cases(folder)
 
 
-def _numbers(text: str, count: int) -> list[float]:
+def _parse_numbers(text: str, count: int) -> list[float]:
+    """Return the numbers of a comma-separated text.
+
+    Raises:
+        PromptError: it does not hold so many numbers.
+    """
     from lib.common.errors import PromptError
 
     try:
