@@ -40,7 +40,7 @@ def main() -> None:
     }
     noise = np.random.default_rng(0).integers(-1000, 1000, (512, 512, a.slices), dtype=np.int16)
     frames = Frames.of(Volume(noise, np.diag([0.7, 0.7, 1.0, 1.0]), "ct"), axis=2)
-    features = SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 1, half=True)
+    features = SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 1, keep_half=True)
     for t in tqdm(range(a.slices), unit="slice"):
         features.ensure([t])
     peak_mb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
