@@ -1,6 +1,7 @@
-"""What tests of faults share: a server that can be killed, labels of one value, a table of what happened.
+"""Helpers for tests of faults: a server that can be killed, labels of a single value, and a record of what happened.
 
-Each fault adds a row to build/faults.jsonl, which `benchmarks/faults.py` prints; SAM2_FAULT_TRIES sets how often a server is killed.
+Each tested fault adds a line to build/faults.jsonl, which `benchmarks/faults.py` prints. The environment variable SAM2_FAULT_TRIES sets
+how often a server is killed.
 """
 
 import gzip
@@ -18,22 +19,35 @@ import requests
 from lib.serving.launch import free_port, start_monailabel, wait_for
 
 TRIES = int(os.environ.get("SAM2_FAULT_TRIES", 1))
-ROWS = Path(__file__).resolve().parents[2] / "build" / "faults.jsonl"
+RECORD_FILE = Path(__file__).resolve().parents[2] / "build" / "faults.jsonl"
 SHAPE = (48, 48, 8)
 CLICK = {"foreground": [[20, 24, 4]], "label": "ball", "result_extension": ".nii.gz"}
 
 
-def row(fault: str, tries: int, got, lost: int) -> None:
-    """Notes what happened; nothing may be lost. `got`: what clients were answered, text or a Counter of texts."""
-    text = got if isinstance(got, str) else ", ".join(f"{k} ({n})" for k, n in sorted(got.items()))
-    ROWS.parent.mkdir(exist_ok=True)
-    with open(ROWS, "a") as file:
+def record_fault(fault: str, tries: int, answers, lost: int) -> None:
+    """Record what a fault did, and fail the test if anything was lost.
+
+    Args:
+        fault: What happened to the server.
+        tries: How often it happened.
+        answers: What the clients received, as text or as a Counter of texts.
+        lost: How many results or labels were lost.
+    """
+    text = answers if isinstance(answers, str) else ", ".join(f"{answer} ({n})" for answer, n in sorted(answers.items()))
+    RECORD_FILE.parent.mkdir(exist_ok=True)
+    with open(RECORD_FILE, "a") as file:
         file.write(json.dumps({"fault": fault, "tries": tries, "client_got": text, "lost": int(lost)}) + "\n")
     assert lost == 0
 
 
-class Server:
-    """A server process on a folder or a DICOM store, and what a client asks of it."""
+class KillableServer:
+    """A server process on a folder or a DICOM store, with the requests that a client sends to it.
+
+    Args:
+        studies: The folder, or the DICOMweb address.
+        conf: Pairs for `--conf`.
+        **environment: Environment variables of the server.
+    """
 
     def __init__(self, studies, conf=(), **environment):
         self.studies, self.conf, self.environment = studies, list(conf), environment
@@ -42,6 +56,7 @@ class Server:
         self.start()
 
     def start(self):
+        """Start the process and wait until it answers."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, str(value))
@@ -49,7 +64,7 @@ class Server:
         wait_for(f"{self.address}/openapi.json", self.process, 120)
 
     def kill(self):
-        """With what it started: else a training would go on without it."""
+        """Kill the process and its children, because a training would go on without it."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
@@ -58,41 +73,46 @@ class Server:
         psutil.wait_procs(children, 10)
 
     def infer(self, image="ball_0", **params):
+        """Ask for a mask and return the HTTP answer."""
         fields = {"params": json.dumps({**CLICK, **params})}
         return requests.post(f"{self.address}/infer/sam2", params={"image": image, "output": "image"}, data=fields, timeout=120)
 
     def save(self, image, tag, content: bytes, value=None):
+        """Save a label with `value` in its info and return the HTTP answer."""
         fields, file = {"params": json.dumps({"value": value})}, {"label": ("label.nii.gz", content)}
-        where = {"image": image, "tag": tag}
-        return requests.put(f"{self.address}/datastore/label", params=where, data=fields, files=file, timeout=120)
+        query = {"image": image, "tag": tag}
+        return requests.put(f"{self.address}/datastore/label", params=query, data=fields, files=file, timeout=120)
 
-    def saved(self, image, tag) -> tuple[int, int] | None:
-        """(value of all voxels, value in the info) of a label; None if the server knows none."""
-        where = {"label": image, "tag": tag}
-        answer = requests.get(f"{self.address}/datastore/label", params=where, timeout=30)
+    def saved_values(self, image, tag) -> tuple[int, int] | None:
+        """Return the value of all voxels of a label and the value in its info, or None if the server has no such label."""
+        query = {"label": image, "tag": tag}
+        answer = requests.get(f"{self.address}/datastore/label", params=query, timeout=30)
         if answer.status_code == 404:
             return None
-        info = requests.get(f"{self.address}/datastore/label/info", params=where, timeout=30).json()
+        info = requests.get(f"{self.address}/datastore/label/info", params=query, timeout=30).json()
         values = np.unique(nib.Nifti1Image.from_bytes(gzip.decompress(answer.content)).dataobj)
         assert answer.ok and len(values) == 1, "half-written, or of two labels"
         return int(values[0]), info["value"]
 
 
 def image_bytes(array) -> bytes:
+    """Return the content of a .nii.gz file with voxels of 2 x 2 x 5 mm."""
     return gzip.compress(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0])).to_bytes(), 1)
 
 
 def label_bytes(value: int) -> bytes:
+    """Return the file of a label that has one value everywhere."""
     return image_bytes(np.full(SHAPE, value, np.uint8))
 
 
-def said(answer) -> str:
-    """Status and sentence of a refusal."""
+def refusal_text(answer) -> str:
+    """Return the status and the sentence of a refused request."""
     assert answer.status_code >= 400 and "Traceback" not in answer.text, answer.text
     return f"{answer.status_code}: {answer.json()['detail']}"
 
 
-def fill(folder: Path) -> list[Path]:
+def write_ball_volumes(folder: Path) -> list[Path]:
+    """Write three volumes with a bright ball each and return the paths of the balls' masks, which lie beside them."""
     x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
     for n in range(3):
         ball = ((x - 20 - 3 * n) / 9) ** 2 + ((y - 24) / 9) ** 2 + ((z - 4) / 3.2) ** 2 < 1
@@ -102,8 +122,9 @@ def fill(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.mask"))
 
 
-def until(condition, seconds=120, pause=0.1):
-    end = time.monotonic() + seconds
+def wait_until(condition, seconds=120, pause_s=0.1):
+    """Wait until `condition()` is true; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
-        time.sleep(pause)
+        assert time.monotonic() < deadline
+        time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""Programs that a test starts and ends."""
+"""Processes that a test starts and ends."""
 
 import subprocess
 from contextlib import contextmanager
@@ -8,7 +8,14 @@ from lib.serving.launch import wait_for
 
 @contextmanager
 def running(command: list[str], address: str, seconds: float = 120, **options):
-    """The process, from when `address` answers; options of `subprocess.Popen`."""
+    """Run a command and yield its process once `address` answers; end it after the context.
+
+    Args:
+        command: The program and its arguments.
+        address: URL that the program serves when it is ready.
+        seconds: How long to wait for that.
+        **options: Options of `subprocess.Popen`.
+    """
     process = subprocess.Popen(command, **options)
     try:
         wait_for(address, process, seconds)

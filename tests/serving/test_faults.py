@@ -1,4 +1,4 @@
-"""Faults on real servers: kills, damaged files, names that lead elsewhere, two servers on one folder."""
+"""Tests of faults on real servers: kills, damaged files, ids that lead out of the folder, two servers on one folder."""
 
 import itertools
 import pickle
@@ -15,25 +15,34 @@ import pytest
 import requests
 
 from lib.serving.datastore.folder import FolderDatastore
-from tests.serving.faults import TRIES, Server, fill, image_bytes, label_bytes, row, said, until
+from tests.serving.faults import (
+    TRIES,
+    KillableServer,
+    image_bytes,
+    label_bytes,
+    record_fault,
+    refusal_text,
+    wait_until,
+    write_ball_volumes,
+)
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """On a folder with three volumes, damaged ones, a checkpoint that is cut off, and one that is a program."""
+    """Yield a server on three volumes and damaged ones, with a truncated checkpoint and one that is a pickle with code."""
     folder, versions, downloads = (tmp_path_factory.mktemp(n) for n in ("studies", "versions", "downloads"))
-    fill(folder)
-    whole = (folder / "ball_0.nii.gz").read_bytes()
-    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    (folder / "swapped.nii.gz").write_bytes(whole[:3000] + bytes(b ^ 255 for b in whole[3000:3400]) + whole[3400:])
+    write_ball_volumes(folder)
+    content = (folder / "ball_0.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(content[: len(content) // 2])
+    (folder / "swapped.nii.gz").write_bytes(content[:3000] + bytes(b ^ 255 for b in content[3000:3400]) + content[3400:])
     (folder / "text.nii.gz").write_bytes(b"no image")
     (versions / "embedded").mkdir()
     embedded = Path(__file__).resolve().parents[2] / "apps" / "sam2" / "model" / "sam2_hiera_nano_256.safetensors"
     (versions / "embedded" / "v0001.safetensors").write_bytes(embedded.read_bytes()[:1_000_000])
-    (downloads / "MedSAM2_latest.pt").write_bytes(pickle.dumps(Program(str(downloads / "code_ran"))))
-    server = Server(folder, [("versions", str(versions))], SAM2_CHECKPOINTS=downloads)
+    (downloads / "MedSAM2_latest.pt").write_bytes(pickle.dumps(MaliciousPickle(str(downloads / "code_ran"))))
+    server = KillableServer(folder, [("versions", str(versions))], SAM2_CHECKPOINTS=downloads)
     server.downloads, server.versions = downloads, versions
     try:
         yield server
@@ -41,8 +50,8 @@ def server(tmp_path_factory):
         server.kill()
 
 
-class Program:
-    """Unpickled, it makes a file."""
+class MaliciousPickle:
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -51,82 +60,87 @@ class Program:
         return Path.touch, (Path(self.path),)
 
 
-class Saver(threading.Thread):
-    """Saves labels of growing value until the server is gone; `acknowledged` is the last that was answered 200."""
+class LabelSaver(threading.Thread):
+    """A client that saves labels of increasing values until the server is gone.
+
+    Attributes:
+        acknowledged: The value of the last label that the server has confirmed with status 200, or None.
+        answers: How often each answer came.
+    """
 
     def __init__(self, server, image, values):
         super().__init__(daemon=True)
-        self.server, self.image, self.values, self.acknowledged, self.got = server, image, values, None, Counter()
+        self.server, self.image, self.values, self.acknowledged, self.answers = server, image, values, None, Counter()
 
     def run(self):
         for value in self.values:
             try:
                 answer = self.server.save(self.image, "final", label_bytes(value), value)
             except requests.RequestException:
-                self.got["connection closed"] += 1
+                self.answers["connection closed"] += 1
                 return
-            self.got[f"{answer.status_code}"] += 1
+            self.answers[f"{answer.status_code}"] += 1
             if answer.ok:
                 self.acknowledged = value
 
 
-def not_kept(server, savers) -> int:
-    """Labels that were acknowledged and are not there, whole, with their info."""
+def count_lost_labels(server, savers) -> int:
+    """Return how many labels were acknowledged but are missing, incomplete or without their info."""
     lost = 0
     for s in savers:
-        found = server.saved(s.image, "final")
-        lost += s.acknowledged is not None and (found is None or found[0] != found[1] or found[0] < s.acknowledged)
+        saved = server.saved_values(s.image, "final")
+        lost += s.acknowledged is not None and (saved is None or saved[0] != saved[1] or saved[0] < s.acknowledged)
     return lost
 
 
 def test_killed_while_it_answers_and_saves(server):
-    got, asked, lost = Counter(), Counter(), 0
+    save_answers, infer_answers, lost = Counter(), Counter(), 0
     values = itertools.count(1)
     for _ in range(TRIES):
-        savers = [Saver(server, f"ball_{n}", itertools.islice(values, 80)) for n in (1, 2)]
-        asker = threading.Thread(target=ask_until_gone, args=(server, asked), daemon=True)
+        savers = [LabelSaver(server, f"ball_{n}", itertools.islice(values, 80)) for n in (1, 2)]
+        asker = threading.Thread(target=infer_until_gone, args=(server, infer_answers), daemon=True)
         for thread in (asker, *savers):
             thread.start()
-        time.sleep(random.uniform(0.1, 1.5))  # any moment will do
+        time.sleep(random.uniform(0.1, 1.5))  # The kill may come at any moment.
         server.kill()
         for thread in (asker, *savers):
             thread.join(60)
-        got.update(sum((s.got for s in savers), Counter()))
+        save_answers.update(sum((s.answers for s in savers), Counter()))
         server.start()
-        lost += not_kept(server, savers)
+        lost += count_lost_labels(server, savers)
         assert not list(Path(server.studies).glob("**/.*.tmp")) and server.infer().ok
-    row("server killed (-9) while it saves labels", TRIES, got, lost)
-    row("server killed (-9) while it segments", TRIES, asked, lost)
+    record_fault("server killed (-9) while it saves labels", TRIES, save_answers, lost)
+    record_fault("server killed (-9) while it segments", TRIES, infer_answers, lost)
 
 
-def ask_until_gone(server, got: Counter) -> None:
-    """Another window each time, so that every mask takes its time: slices are encoded anew."""
+def infer_until_gone(server, answers: Counter) -> None:
+    """Ask for masks until the server is gone, each with another window, so that all slices must be encoded again."""
     with suppress(requests.RequestException):
         for n in itertools.count():
-            got[str(server.infer(window=f"{-100 - n},{300 + n}").status_code)] += 1
-    got["connection closed"] += 1
+            answers[str(server.infer(window=f"{-100 - n},{300 + n}").status_code)] += 1
+    answers["connection closed"] += 1
 
 
 def test_killed_while_it_scores(server):
-    """Its process is killed between two results; the labels and their infos, which it read and wrote beside, stay."""
+    """The scoring process is killed between two results; the labels and infos that it reads and writes stay complete."""
     folder, count = Path(server.studies), 12
     content = image_bytes(np.random.default_rng(0).integers(0, 3, (96, 96, 24), dtype=np.uint8))
     for n in range(count):
-        for place in (folder, folder / "labels" / "final", folder / "labels" / "original"):
-            (place / f"more_{n}.nii.gz").write_bytes(content)
-    until(lambda: server.save("more_0", "final", content, 7).ok)
+        for target in (folder, folder / "labels" / "final", folder / "labels" / "original"):
+            (target / f"more_{n}.nii.gz").write_bytes(content)
+    wait_until(lambda: server.save("more_0", "final", content, 7).ok)
     assert requests.post(f"{server.address}/scoring/slice_dice", timeout=30).ok
-    until(lambda: "slice_dice" in (folder / "datastore_v2.json").read_text(), pause=0.01)
+    wait_until(lambda: "slice_dice" in (folder / "datastore_v2.json").read_text(), pause_s=0.01)
     for process in psutil.Process(server.process.pid).children(recursive=True):
         process.kill()
-    kept = FolderDatastore(str(folder))
-    scored = sum("slice_dice" in kept.get_image_info(f"more_{n}") for n in range(count))
+    store = FolderDatastore(str(folder))
+    scored = sum("slice_dice" in store.get_image_info(f"more_{n}") for n in range(count))
     assert 0 < scored < count, "killed too late"
     lost = sum(f.read_bytes() != content for f in folder.rglob("more_*")) + abs(len(list(folder.rglob("more_*"))) - 3 * count)
-    lost += kept.get_label_info("more_0", "final")["value"] != 7
+    lost += store.get_label_info("more_0", "final")["value"] != 7
     for file in folder.rglob("more_*"):
         file.unlink()
-    row("scoring killed (-9)", 1, f"{scored} of {count} results, whole", lost)
+    record_fault("scoring killed (-9)", 1, f"{scored} of {count} results, whole", lost)
 
 
 def test_killed_while_it_trains(server):
@@ -136,7 +150,7 @@ def test_killed_while_it_trains(server):
         assert server.save(f"ball_{n}", "final", masks[n], 7).ok
     served = server.infer()
     assert requests.post(f"{server.address}/train/sam2", json={"max_epochs": 50, "steps_per_epoch": 50}, timeout=30).ok
-    until(lambda: list(server.versions.rglob("runs/*")))
+    wait_until(lambda: list(server.versions.rglob("runs/*")))
     server.kill()
     server.start()
     after, lost = server.infer(), 0
@@ -145,56 +159,56 @@ def test_killed_while_it_trains(server):
     for n in range(3):
         answer = requests.get(f"{server.address}/datastore/label", params={"label": f"ball_{n}", "tag": "final"}, timeout=30)
         lost += answer.content != masks[n] or FolderDatastore(str(folder)).get_label_info(f"ball_{n}", "final")["value"] != 7
-    row("server and its training killed (-9)", 1, "the same masks from the same version", lost)
+    record_fault("server and its training killed (-9)", 1, "the same masks from the same version", lost)
 
 
 def test_damaged_images_and_checkpoints(server):
-    before = server.infer().content
+    mask_before = server.infer().content
     for image in ("cut", "swapped", "text"):
         answer = server.infer(image)
-        assert said(answer).startswith("400") and "damaged" in answer.text
-    row("image cut off, with wrong bytes, or no image", 3, said(answer), server.infer().content != before)
-    cut = server.infer(checkpoint="v0001")
-    assert cut.status_code == 400
-    row("checkpoint cut off", 1, said(cut), server.infer().content != before)
-    program = server.infer(checkpoint="medsam2")
-    assert program.status_code == 400 and not (server.downloads / "code_ran").exists()
-    row("checkpoint that is a pickle with code", 1, said(program) + " Its code did not run.", server.infer().content != before)
+        assert refusal_text(answer).startswith("400") and "damaged" in answer.text
+    record_fault("image cut off, with wrong bytes, or no image", 3, refusal_text(answer), server.infer().content != mask_before)
+    truncated = server.infer(checkpoint="v0001")
+    assert truncated.status_code == 400
+    record_fault("checkpoint cut off", 1, refusal_text(truncated), server.infer().content != mask_before)
+    malicious = server.infer(checkpoint="medsam2")
+    assert malicious.status_code == 400 and not (server.downloads / "code_ran").exists()
+    record_fault("checkpoint that is a pickle with code", 1, refusal_text(malicious) + " Its code did not run.", server.infer().content != mask_before)
 
 
 def test_damaged_labels_replace_nothing(server):
     assert server.save("ball_1", "original", label_bytes(5), 5).ok
-    broken = label_bytes(6)
-    for content in (broken[:-30], broken[:40], b"", b"no image"):
-        answer = server.save("ball_1", "original", content, 6)
+    content = label_bytes(6)
+    for damaged in (content[:-30], content[:40], b"", b"no image"):
+        answer = server.save("ball_1", "original", damaged, 6)
         assert 400 <= answer.status_code < 500, answer.text
-    row("label cut off, empty, or no image", 4, said(answer), server.saved("ball_1", "original") != (5, 5))
+    record_fault("label cut off, empty, or no image", 4, refusal_text(answer), server.saved_values("ball_1", "original") != (5, 5))
 
 
-def test_names_that_lead_out_of_the_folder(server):
+def test_ids_and_tags_that_lead_out_of_the_folder(server):
     before = sorted(p for p in Path(server.studies).parent.rglob("*") if "sam2_rounds" not in str(p))
     for image, tag in (("../x", "final"), ("ball_0", "../../x"), ("/etc/hostname", "final"), ("ball_0", "..")):
         answer = server.save(image, tag, label_bytes(1))
         assert 400 <= answer.status_code < 500, answer.text
     after = sorted(p for p in Path(server.studies).parent.rglob("*") if "sam2_rounds" not in str(p))
-    row("ids and tags with ../", 4, said(answer), before != after)
+    record_fault("ids and tags with ../", 4, refusal_text(answer), before != after)
 
 
 def test_two_servers_on_one_folder(server):
-    other = Server(server.studies, server.conf)
+    other = KillableServer(server.studies, server.conf)
     try:
-        savers = [Saver(server, "ball_0", range(10, 18)), Saver(other, "ball_0", range(20, 28)),
-                  Saver(server, "ball_1", range(30, 38)), Saver(other, "ball_2", range(40, 48))]  # fmt: skip
+        savers = [LabelSaver(server, "ball_0", range(10, 18)), LabelSaver(other, "ball_0", range(20, 28)),
+                  LabelSaver(server, "ball_1", range(30, 38)), LabelSaver(other, "ball_2", range(40, 48))]  # fmt: skip
         for thread in savers:
             thread.start()
         for thread in savers:
             thread.join()
-        got = sum((s.got for s in savers), Counter())
-        until(lambda: other.saved("ball_1", "final") == (37, 37) and server.saved("ball_2", "final") == (47, 47), 20)
-        until(lambda: server.saved("ball_0", "final") == other.saved("ball_0", "final"), 20)
-        kept = FolderDatastore(str(server.studies))
-        lost = sum(kept.get_label_info(f"ball_{n}", "final")["value"] not in last for n, last in ((0, (17, 27)), (1, (37,)), (2, (47,))))
-        assert server.saved("ball_0", "final")[0] in (17, 27) and set(got) == {"200"}
-        row("two servers save on one folder at the same time", sum(got.values()), got, lost)
+        answers = sum((s.answers for s in savers), Counter())
+        wait_until(lambda: other.saved_values("ball_1", "final") == (37, 37) and server.saved_values("ball_2", "final") == (47, 47), 20)
+        wait_until(lambda: server.saved_values("ball_0", "final") == other.saved_values("ball_0", "final"), 20)
+        store = FolderDatastore(str(server.studies))
+        lost = sum(store.get_label_info(f"ball_{n}", "final")["value"] not in last for n, last in ((0, (17, 27)), (1, (37,)), (2, (47,))))
+        assert server.saved_values("ball_0", "final")[0] in (17, 27) and set(answers) == {"200"}
+        record_fault("two servers save on one folder at the same time", sum(answers.values()), answers, lost)
     finally:
         other.kill()

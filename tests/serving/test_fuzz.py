@@ -1,6 +1,7 @@
-"""Random and hostile requests to one real server: never 500, never a traceback, always a sentence, nothing written elsewhere.
+"""Tests of random and hostile requests to a real server.
 
-The examples are the same in every run. Longer, with others: FUZZ_FACTOR=20 pytest tests/serving/test_fuzz.py --hypothesis-seed=random
+No answer may have status 500 or show a traceback, each refusal must hold a sentence, and nothing may be written outside the studies.
+The examples are the same in every run. For a longer run with other examples: FUZZ_FACTOR=20 pytest tests/serving/test_fuzz.py --hypothesis-seed=random
 """
 
 import gzip
@@ -44,31 +45,32 @@ from tests.serving.test_server import ROOT, run_server
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
-SECONDS = 60  # more is a hang
+TIMEOUT_S = 60  # A request that takes longer counts as hanging.
 SECRET = b"CANARY-in-the-folder-beside"
 
 
 def fuzz(examples: int) -> settings:
+    """Return hypothesis settings for a number of examples, times FUZZ_FACTOR."""
     return settings(
         max_examples=examples * FACTOR, derandomize=FACTOR == 1, deadline=None, database=None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
 
 # --- the server and its surroundings ---------------------------------------------------------------------------------
-class Server:
-    """Requests as they are written, without the corrections that client libraries make to paths."""
+class RawClient:
+    """A client that sends addresses unchanged, while client libraries would correct their paths."""
 
     def __init__(self, address: str):
         self.address, self._host = address, urlsplit(address).netloc
 
     def __call__(self, method: str, path: str, query=(), **body) -> tuple[int, bytes]:
-        """Sends it and checks what every answer must be; status and body."""
+        """Send a request, check what holds for every answer, and return its status and body."""
         query = [(k, v.encode(errors="surrogatepass") if isinstance(v, str) else v) for k, v in dict(query).items()]
         target = quote(path.encode(errors="surrogatepass"), safe="/%~") + ("?" + urlencode(query) if query else "")
-        made = requests.Request(method, self.address, **body).prepare()
-        connection = http.client.HTTPConnection(self._host, timeout=SECONDS)
+        prepared = requests.Request(method, self.address, **body).prepare()
+        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT_S)
         try:
-            connection.request(method, target, made.body, dict(made.headers))
+            connection.request(method, target, prepared.body, dict(prepared.headers))
             answer = connection.getresponse()
             status, content = answer.status, answer.read()
         finally:
@@ -84,16 +86,16 @@ class Server:
         return status, content
 
 
-def listing(folder, *without) -> dict[str, str]:
-    """{path: digest of the content} of what lies below a folder, but for the named parts."""
-    found = (p for p in folder.rglob("*") if not set(p.relative_to(folder).parts) & set(without))
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in found}
+def listing(folder, *excluded) -> dict[str, str]:
+    """Return the digests of all files below a folder by path, without files and folders of the excluded names."""
+    paths = (p for p in folder.rglob("*") if not set(p.relative_to(folder).parts) & set(excluded))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in paths}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with the studies, and beside them what must not be read or changed."""
-    folder = tmp_path_factory.mktemp("place")
+def base_folder(tmp_path_factory):
+    """Return a folder with the studies and, beside them, files that the server must neither read nor change."""
+    folder = tmp_path_factory.mktemp("base")
     for name in ("studies", "versions", "elsewhere", "temporary", "sessions"):
         (folder / name).mkdir()
     x, y, z = np.meshgrid(np.arange(48), np.arange(48), np.arange(8), indexing="ij")
@@ -108,22 +110,24 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(place):
+def server(base_folder):
+    """Yield a client of a server whose temporary files and sessions lie in the base folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(place / "temporary"))
-        patch.setenv("MONAI_LABEL_SESSION_PATH", str(place / "sessions"))
-        conf = ["--conf", "labels", "spleen,liver", "--conf", "versions", str(place / "versions")]
-        for address in run_server(place / "studies", place / "elsewhere", free_port(), conf):
-            yield Server(address)
+        patch.setenv("TMPDIR", str(base_folder / "temporary"))
+        patch.setenv("MONAI_LABEL_SESSION_PATH", str(base_folder / "sessions"))
+        conf = ["--conf", "labels", "spleen,liver", "--conf", "versions", str(base_folder / "versions")]
+        for address in run_server(base_folder / "studies", base_folder / "elsewhere", free_port(), conf):
+            yield RawClient(address)
 
 
 @pytest.fixture(scope="module")
 def mask(server):
-    """What the right click gives before anything else was asked."""
-    return right_click(server)
+    """Return the answer to a correct click before any other request."""
+    return correct_click(server)
 
 
-def right_click(server) -> np.ndarray:
+def correct_click(server) -> np.ndarray:
+    """Return the mask of a click on the ball."""
     params = {"foreground": [CLICK], "label": "spleen", "result_extension": ".nii.gz"}
     status, content = server("POST", "/infer/sam2", {"image": "keep", "output": "image"}, data={"params": json.dumps(params)})
     assert status == 200
@@ -131,13 +135,15 @@ def right_click(server) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def before(place, mask):
-    return surroundings(place)
+def before(base_folder, mask):
+    """Return the surroundings before the tests."""
+    return surroundings(base_folder)
 
 
-def surroundings(place) -> tuple[dict, dict]:
+def surroundings(base_folder) -> tuple[dict, dict]:
+    """Return what lies beside the studies and in the folder of the app."""
     app = listing(ROOT / "apps", "__pycache__", "logs")
-    return listing(place, "studies", "temporary", "sessions", "log.txt"), app
+    return listing(base_folder, "studies", "temporary", "sessions", "log.txt"), app
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -175,29 +181,29 @@ def test_headers_that_claim_too_much(server, name, content, field):
     assert status == 400 and b"claims" in answer
 
 
-KINDS = ["application/json", "multipart/form-data", "multipart/form-data; boundary=a", "a/b", "", "application/x-www-form-urlencoded"]
+CONTENT_TYPES = ["application/json", "multipart/form-data", "multipart/form-data; boundary=a", "a/b", "", "application/x-www-form-urlencoded"]
 
 
-@given(st.binary(max_size=60), st.sampled_from(KINDS))
+@given(st.binary(max_size=60), st.sampled_from(CONTENT_TYPES))
 @fuzz(25)
-def test_bodies_that_are_no_form(server, body, kind):
+def test_bodies_that_are_no_form(server, body, content_type):
     for method, path in (("POST", "/infer/sam2"), ("PUT", "/datastore/label"), ("PUT", "/session/"), ("POST", "/activelearning/first")):
-        server(method, path, {"image": "small"}, data=body, headers={"Content-Type": kind})
+        server(method, path, {"image": "small"}, data=body, headers={"Content-Type": content_type})
 
 
 @pytest.mark.parametrize("field", ["image", "image_id", "label", "checkpoint", "session", "path"])
-def test_files_of_the_server_are_not_read(place, server, field):
-    params = {"foreground": [CLICK], field: str(place / "canary.nii.gz")}
+def test_files_of_the_server_are_not_read(base_folder, server, field):
+    params = {"foreground": [CLICK], field: str(base_folder / "canary.nii.gz")}
     status, content = server("POST", "/infer/sam2", {"image": "../canary"}, data={"params": json.dumps(params)})
     assert status >= 400, content
-    assert server("POST", "/infer/sam2", {"image": str(place / "canary.nii.gz")}, data={"params": json.dumps(params)})[0] >= 400
+    assert server("POST", "/infer/sam2", {"image": str(base_folder / "canary.nii.gz")}, data={"params": json.dumps(params)})[0] >= 400
 
 
 # --- MONAI Label's own routes ----------------------------------------------------------------------------------------
-READ = ["/datastore/image", "/datastore/label", "/datastore/image/info", "/datastore/label/info"]
+READ_PATHS = ["/datastore/image", "/datastore/label", "/datastore/image/info", "/datastore/label/info"]
 
 
-@given(mostly("small", NAME), mostly("final", TAG), st.sampled_from(READ), mostly("", TEXT))
+@given(mostly("small", NAME), mostly("final", TAG), st.sampled_from(READ_PATHS), mostly("", TEXT))
 @fuzz(100)
 def test_datastore_is_read(server, name, tag, path, check):
     server("GET", path, {"image": name, "label": name, "tag": tag})
@@ -218,7 +224,7 @@ def test_datastore_is_written(server, name, tag, file, params):
     server("PUT", "/datastore/label/info", {"label": image, "tag": tag}, data={"info": params})
     new = f"new{image}" if image.startswith("small") else image
     server("PUT", "/datastore/", {"image": new}, data={"params": params}, files={"file": file})
-    for path in READ:  # what was kept can be read again
+    for path in READ_PATHS:  # Whatever the server accepted can be read again.
         server("GET", path, {"image": image, "label": image, "tag": tag})
     server("GET", "/datastore/", {"output": "all"})
     server("DELETE", "/datastore/label", {"id": image, "tag": tag})
@@ -259,7 +265,7 @@ SCORING = some(y=mostly("final", TAG), y_pred=mostly("session", TAG | JSON), met
 @given(st.sampled_from(["slice_dice", "slice_quality"]), SCORING | JSON)
 @fuzz(50)
 def test_scoring(server, method, params):
-    """In the server's process, which answers when it is done."""
+    """Scoring runs in the server's process, so that the answer comes when it has finished."""
     server("POST", f"/scoring/{method}", {"run_sync": "true"}, json=finite(params))
 
 
@@ -275,9 +281,9 @@ def test_tasks_that_do_not_start(server, name, params, flag):
 @fuzz(4)
 def test_training_is_stopped_at_once(server, params):
     server("POST", "/train/sam2", json=finite(params))
-    end = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT_S
     while json.loads(server("GET", "/train/")[1]).get("status") in ("SUBMITTED", "RUNNING"):
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         server("DELETE", "/train/")
         time.sleep(0.1)
 
@@ -288,32 +294,32 @@ def test_pages(server, path, image, number, structure):
     server("GET", path, {"image": image, "slice": number, "page": number, "structure": structure})
 
 
-PATHS = ["/", "/logs/", "/logs/gpu", "/model/", "/model/info/", "/ohif/", "/proxy/dicom/", "/proxy/dicom/wado/", "/sam2/", "/session/"]
+NAMED_PATHS = ["/", "/logs/", "/logs/gpu", "/model/", "/model/info/", "/ohif/", "/proxy/dicom/", "/proxy/dicom/wado/", "/sam2/", "/session/"]
 
 
 @given(NAME, st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD"]), NUMBER.map(str), FILE)
 @fuzz(60)
 def test_other_addresses(server, name, method, number, file):
     query, files = {"lines": number, "html": number, "refresh": number, "expiry": number}, {"file": file} if method == "PUT" else None
-    for path in PATHS:
+    for path in NAMED_PATHS:
         server(method, path + quote(name, safe="/%", errors="replace"), query, files=files)
         server(method, path, query)
 
 
-def test_names_one_after_the_other(server):
-    """All of them, everywhere a name stands in an address."""
+def test_every_name_in_every_address(server):
+    """Each hostile name is sent everywhere an address holds a name."""
     for name in NAMES:
-        for path in (*PATHS, "/infer/", "/activelearning/", "/scoring/", "/train/", "/batch/infer/"):
+        for path in (*NAMED_PATHS, "/infer/", "/activelearning/", "/scoring/", "/train/", "/batch/infer/"):
             server("GET", path + quote(name, safe="/%"), {"image": "true"})
             server("POST", path + quote(name, safe="%"), data=GOOD)
-        for path in READ:
+        for path in READ_PATHS:
             server("GET", path, {"image": name, "label": name, "tag": "final"})
             server("GET", path, {"image": "small", "label": "small", "tag": name})
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------
-def test_the_server_lives_and_wrote_nothing_elsewhere(place, server, mask, before):
+def test_the_server_still_answers_and_wrote_nothing_elsewhere(base_folder, server, mask, before):
     assert mask[tuple(CLICK)] == 1 and 100 < mask.sum() < 2000
-    np.testing.assert_array_equal(right_click(server), mask)
-    assert surroundings(place) == before
+    np.testing.assert_array_equal(correct_click(server), mask)
+    assert surroundings(base_folder) == before
     assert server("GET", "/info/")[0] == 200

@@ -1,15 +1,15 @@
-"""Painted slices and scribbles through a real server, sent as 3D Slicer's plugin sends them."""
+"""Tests of painted slices and scribbles through a real server, sent as 3D Slicer's plugin sends them."""
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from lib.imaging.readers import read_volume
-from tests.serving.test_server import client, server, studies  # noqa: F401, the same server for both files would be another process
+from tests.serving.test_server import client, server, studies  # noqa: F401, pytest finds the fixtures by these names
 
 pytestmark = pytest.mark.server
 
-INFO = [{"name": "liver", "id": 1}, {"name": "spleen", "id": 2}, {"name": "background_scribbles", "id": 3}, {"name": "foreground_scribbles", "id": 4}]
+LABEL_INFO = [{"name": "liver", "id": 1}, {"name": "spleen", "id": 2}, {"name": "background_scribbles", "id": 3}, {"name": "foreground_scribbles", "id": 4}]
 
 
 @pytest.fixture
@@ -19,10 +19,11 @@ def image(studies):  # noqa: F811
 
 @pytest.fixture
 def send(client, image, tmp_path):  # noqa: F811
-    def send(labels, selected="spleen", **more):
+    """Return a function that uploads a label map and returns the mask, bool (I, J, K), and the JSON answer."""
+    def send(labels, selected="spleen", **fields):
         path = tmp_path / "upload.nii.gz"
         nib.save(nib.Nifti1Image(labels, image.affine), path)
-        params = {"label_info": INFO, "selected_label_name": selected, "roi": [], "result_extension": ".nii.gz", **more}
+        params = {"label_info": LABEL_INFO, "selected_label_name": selected, "roi": [], "result_extension": ".nii.gz", **fields}
         out, answer = client.infer("sam2_scribbles", "small", params, label_in=str(path))
         return read_volume(out).array > 0, answer
 
@@ -30,8 +31,9 @@ def send(client, image, tmp_path):  # noqa: F811
 
 
 def painted(image, *slices, value=2):
+    """Return a label map with a rectangle on some slices and another segment on all of them."""
     labels = np.zeros(image.shape, np.uint8)
-    labels[:3, :3] = 1  # another segment, everywhere
+    labels[:3, :3] = 1
     labels[10:25, 8:20, list(slices)] = value
     return labels
 
@@ -48,7 +50,7 @@ def test_only_what_the_user_edited_is_taken_from_an_answer(send, image):
     mask, _ = send(labels)
     labels[mask] = 2
     labels[10:25, 8:20, 5] = 2
-    labels[10:25, 20:24, 5] = 2  # more than any answer
+    labels[10:25, 20:24, 5] = 2  # This is larger than any answer.
     again, answer = send(labels)
     assert set(answer["annotated_slices"]) == {3, 5}
     np.testing.assert_array_equal(again[..., 5], labels[..., 5] == 2)
@@ -74,7 +76,7 @@ def test_strokes_are_clicks(send, image):
     assert mask[12, 10, 4] and mask[19, 10, 4] and not mask[30, 25, 4]
 
 
-def test_nothing_painted_is_said_so(send, image, client):  # noqa: F811
+def test_an_empty_upload_is_refused_with_a_sentence(send, image, client):  # noqa: F811
     with pytest.raises(Exception, match="Nothing says where the structure is"):
         send(np.zeros(image.shape, np.uint8), "kidney")
     with pytest.raises(Exception, match="Nothing was painted"):

@@ -1,4 +1,4 @@
-"""A real server process, asked by the client code of the Slicer plugin that MONAI Label installs."""
+"""Tests of a real server process with the client code of the 3D Slicer plugin that MONAI Label installs."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.server
 
 
 def slicer_client():
-    """The class `MONAILabelClient` of the installed Slicer plugin; it runs without Slicer."""
+    """Return the class `MONAILabelClient` of the installed plugin, which runs without 3D Slicer."""
     path = Path(sys.prefix, "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py")
     spec = importlib.util.spec_from_file_location("slicer_client", path)
     module = importlib.util.module_from_spec(spec)
@@ -34,6 +34,7 @@ def slicer_client():
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
+    """Return a folder with the ICBM template, a small oblique volume, one with several channels and a damaged one."""
     folder = tmp_path_factory.mktemp("studies")
     volume, _ = sample_data.icbm152()
     nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "icbm152_t1.nii.gz")
@@ -45,15 +46,15 @@ def studies(tmp_path_factory):
     return folder
 
 
-def run_server(studies: Path, here: Path, port: int, conf: list[str]):
-    """Address of a server started from the folder `here` with the app's absolute path, as the README says."""
+def run_server(studies: Path, working_folder: Path, port: int, conf: list[str]):
+    """Run a server from another folder, with the app's absolute path as the README says, and yield its address."""
     program = Path(sys.executable).with_name("monailabel")
     command = [str(program), "start_server", "--app", str(ROOT / "apps" / "sam2"), "--studies", str(studies)]
     command += ["--host", "127.0.0.1", "--port", str(port), *conf]
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{port}"
-    options = {"cwd": here, "stderr": subprocess.STDOUT, "env": environment}
-    with open(here / "log.txt", "w") as log, running(command, f"{address}/info/", stdout=log, **options):
+    options = {"cwd": working_folder, "stderr": subprocess.STDOUT, "env": environment}
+    with open(working_folder / "log.txt", "w") as log, running(command, f"{address}/info/", stdout=log, **options):
         yield address
 
 
@@ -69,6 +70,7 @@ def client(server, tmp_path):
 
 
 def infer(client, model="sam2", image="small", **params):
+    """Return the mask as a volume, the JSON answer and the path of the mask file."""
     path, answer = client.infer(model, image, params)
     return read_volume(path), answer, Path(path)
 
@@ -96,8 +98,8 @@ def test_a_click_on_the_real_sample_volume(client, studies):
     for stage in ("load", "encode", "prompt", "propagate", "write", "total"):
         assert answer["latencies"][stage] >= 0
     assert answer["latencies"]["encode"] > 0 and 0 < answer["slices_encoded"] <= image.shape[2]
-    _, again, _ = infer(client, image="icbm152_t1", foreground=[CLICK], result_extension=".nii.gz")
-    assert again["slices_encoded"] == 0 and again["latencies"]["propagate"] < answer["latencies"]["propagate"]
+    _, repeated, _ = infer(client, image="icbm152_t1", foreground=[CLICK], result_extension=".nii.gz")
+    assert repeated["slices_encoded"] == 0 and repeated["latencies"]["propagate"] < answer["latencies"]["propagate"]
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii.gz", ".seg.nrrd"])
@@ -125,7 +127,7 @@ def test_the_slice_model_fills_one_slice(client):
 
 
 @pytest.mark.parametrize("roi", [[5, 30, 4, 25, 1, 4], [30, 5, 25, 4, 4, 1], [-9, 30, 4, 99, 1, 4]])
-def test_regions_come_unsorted_and_out_of_bounds(client, roi):
+def test_regions_may_be_unsorted_and_out_of_bounds(client, roi):
     mask, _, _ = infer(client, roi=roi, result_extension=".nrrd")
     low, high = np.sort(np.reshape(roi, (3, 2)), 1).T
     inside = np.argwhere(mask.array)
@@ -163,8 +165,8 @@ def test_unknown_models_get_a_sentence(server):
 def test_labels_are_saved_and_come_back(client, tmp_path):
     _, _, path = infer(client, foreground=[[20, 15, 3]], result_extension=".nii.gz")
     client.save_label("small", str(path), params={"label_info": [{"name": "spleen", "idx": 1}]})
-    back = read_volume(client.download_label("small", "final"))
-    np.testing.assert_array_equal(back.array, read_volume(path).array)
+    downloaded = read_volume(client.download_label("small", "final"))
+    np.testing.assert_array_equal(downloaded.array, read_volume(path).array)
 
 
 def test_next_sample_names_an_image(client):

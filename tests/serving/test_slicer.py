@@ -1,6 +1,6 @@
-"""3D Slicer end to end: the client of its plugin against a real server, with what the plugin computes before and after a request.
+"""Tests of the client of 3D Slicer's plugin, and of what the plugin computes around a request, with a real server.
 
-A bright box in a dark volume lies at the same millimetres for every viewer; SimpleITK says where files put it.
+The volumes hold a bright box. SimpleITK, which knows nothing of this project, tells where an image and its mask lie in space.
 """
 
 import json
@@ -19,7 +19,18 @@ import SimpleITK as sitk
 
 from lib.serving.launch import free_port
 from tests.conftest import ORIGIN_MM
-from tests.serving.slicer import BOX, CENTRE, FILES, Slicer, box_volume, dice, frame, refused, voxels, write_images
+from tests.serving.slicer import (
+    BOX,
+    CENTRE,
+    FILES,
+    SlicerUser,
+    box_volume,
+    dice,
+    refused,
+    voxel_to_lps,
+    voxels,
+    write_images,
+)
 from tests.serving.test_server import run_server
 
 pytestmark = pytest.mark.server
@@ -29,6 +40,7 @@ ODD_NAMES = ["Leber, ä", "肝", 'say "x"', "two\nlines", "ends\n\nhere", "C:\\n
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
+    """Return a folder with the images of `write_images`."""
     folder = tmp_path_factory.mktemp("studies")
     write_images(folder)
     return folder
@@ -36,7 +48,7 @@ def studies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sessions(studies, tmp_path_factory):
-    """The server's folder of sessions; two are left of an earlier run, and the time of one of them is over."""
+    """Return the server's folder of sessions with two sessions of an earlier run: "kept", and "over", which has expired."""
     folder = tmp_path_factory.mktemp("sessions")
     for name, accessed in (("kept", time.time()), ("over", 1.7e9)):
         (folder / name).mkdir()
@@ -57,12 +69,12 @@ def server(studies, sessions, tmp_path_factory):
 
 @pytest.fixture
 def slicer(server, tmp_path):
-    return Slicer(server, tmp_path, "anna")
+    return SlicerUser(server, tmp_path, "anna")
 
 
 @pytest.fixture
 def label_file(studies, tmp_path):
-    """(labels, name of an image) -> path of a label map on its grid."""
+    """Return a function that writes a label map on the grid of an image and returns its path."""
     def write_labels(labels, image="ras"):
         path = tmp_path / "labels.nii.gz"
         nib.save(nib.Nifti1Image(labels.astype(np.uint8), nib.load(studies / f"{image}.nii.gz").affine), path)
@@ -77,31 +89,31 @@ def label_file(studies, tmp_path):
 def test_the_mask_lies_where_the_box_lies(slicer, studies, name, ending):
     image = sitk.ReadImage(str(studies / (name + FILES[name][2])))
     box = box_volume(int(np.argmax(image.GetSpacing())))[1]
-    matrix, origin = frame(image)
+    image_matrix, image_origin = voxel_to_lps(image)
     click = np.rint(np.argwhere(box).mean(0)).astype(int).tolist()
     file, mask, _ = slicer.ask(name, [click], result_extension=ending)
-    theirs, shift = frame(sitk.ReadImage(str(file)))
-    mm = np.argwhere(mask) @ theirs.T + shift
-    back = (mm - origin) @ np.linalg.inv(matrix).T  # in voxels of the image
+    mask_matrix, mask_origin = voxel_to_lps(sitk.ReadImage(str(file)))
+    points_lps_mm = np.argwhere(mask) @ mask_matrix.T + mask_origin
+    points_ijk = (points_lps_mm - image_origin) @ np.linalg.inv(image_matrix).T
     low, high = np.argwhere(box).min(0), np.argwhere(box).max(0)
-    assert (back > low - 1.01).all() and (back < high + 1.01).all()
-    inside = box[tuple(np.rint(back).astype(int).T)].sum()
-    assert 2 * inside / (len(back) + box.sum()) > 0.8
+    assert (points_ijk > low - 1.01).all() and (points_ijk < high + 1.01).all()
+    inside = box[tuple(np.rint(points_ijk).astype(int).T)].sum()
+    assert 2 * inside / (len(points_ijk) + box.sum()) > 0.8
 
 
 @pytest.mark.parametrize("flip", range(8))
 def test_regions_in_every_flip_and_beyond_the_volume(slicer, flip):
-    pairs = [[-30, 22], [14, 99], [4, 30]]  # a part of the box
+    pairs = [[-30, 22], [14, 99], [4, 30]]  # This region holds only a part of the box.
     roi = [v for n, pair in enumerate(pairs) for v in (pair[::-1] if flip >> n & 1 else pair)]
     _, mask, _ = slicer.ask(foreground=[[18, 18, 5]], roi=roi)
     inside = np.argwhere(mask)
     assert mask[18, 18, 5] and (inside >= [0, 14, 4]).all() and (inside <= [22, 39, 9]).all()
 
 
-def test_a_region_alone_is_a_box_on_the_slice_that_is_shown(slicer):
+def test_a_region_without_clicks_is_a_box_on_the_displayed_slice(slicer):
     roi = [29, 6, 4, 25, 6, 1]
-    for shown, filled in ((5, 5), (77, 4)):  # Slicer sends millimetres there, which may be anywhere
-        _, mask, _ = slicer.ask(model="sam2_slice", foreground=[], roi=roi, slice=shown)
+    for displayed, filled in ((5, 5), (77, 4)):  # 3D Slicer sends millimetres in this field, so the value may lie anywhere.
+        _, mask, _ = slicer.ask(model="sam2_slice", foreground=[], roi=roi, slice=displayed)
         assert np.flatnonzero(mask.any((0, 1))).tolist() == [filled]
         assert dice(mask[..., filled], BOX[..., filled]) > 0.8
     with refused("empty"):
@@ -109,35 +121,35 @@ def test_a_region_alone_is_a_box_on_the_slice_that_is_shown(slicer):
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
-def test_sessions_outlive_the_server_until_their_time_is_over(slicer, sessions):
-    assert slicer.ask("My/volume", session="kept")[1].any()  # the name of a node in Slicer, which may be anything
+def test_sessions_outlive_the_server_until_they_expire(slicer, sessions):
+    assert slicer.ask("My/volume", session="kept")[1].any()  # The name of a node in 3D Slicer may be anything.
     assert not (sessions / "over").exists()
     with refused("session", 404):
         slicer.ask("ras", session="over")
 
 
-def test_a_volume_of_ones_own_is_segmented_in_a_session(slicer, server, studies, sessions, tmp_path):
-    ben = Slicer(server, tmp_path, "ben")
-    mine = slicer.client.create_session(str(studies / "ras.nii.gz"))["session_id"]
-    his = ben.client.create_session(str(studies / "left_handed.nrrd"))["session_id"]
-    assert Path(slicer.client.get_session(mine)["image"]).read_bytes() == (studies / "ras.nii.gz").read_bytes()
+def test_an_uploaded_volume_is_segmented_in_a_session(slicer, server, studies, sessions, tmp_path):
+    ben = SlicerUser(server, tmp_path, "ben")
+    anna_session = slicer.client.create_session(str(studies / "ras.nii.gz"))["session_id"]
+    ben_session = ben.client.create_session(str(studies / "left_handed.nrrd"))["session_id"]
+    assert Path(slicer.client.get_session(anna_session)["image"]).read_bytes() == (studies / "ras.nii.gz").read_bytes()
     for model in ("sam2", "sam2_slice"):
-        for user, session, name in ((slicer, mine, "ras"), (ben, his, "left_handed")):
+        for user, session, name in ((slicer, anna_session, "ras"), (ben, ben_session, "left_handed")):
             _, mask, _ = user.ask("My volume", session=session, model=model)
             np.testing.assert_array_equal(mask, user.ask(name, model=model)[1])
             assert mask[tuple(CENTRE[0])] and (mask.sum((0, 1)) > 0).sum() == (1 if model == "sam2_slice" else 4)
-    slicer.client.remove_session(mine)
-    assert not (sessions / mine).exists()
+    slicer.client.remove_session(anna_session)
+    assert not (sessions / anna_session).exists()
     with refused("session", 404):
-        slicer.client.get_session(mine)
+        slicer.client.get_session(anna_session)
     with refused("session", 404):
-        slicer.client.remove_session(mine)
+        slicer.client.remove_session(anna_session)
     with refused(".", 404):
-        slicer.ask("My volume", session=mine)
-    assert ben.ask("My volume", session=his)[1].any()
-    shutil.rmtree(sessions / his)  # as the server's cleaning of expired sessions does
+        slicer.ask("My volume", session=anna_session)
+    assert ben.ask("My volume", session=ben_session)[1].any()
+    shutil.rmtree(sessions / ben_session)  # The server removes expired sessions in this way.
     with refused(".", 404):
-        ben.ask("My volume", session=his)
+        ben.ask("My volume", session=ben_session)
 
 
 @pytest.mark.parametrize("image", ["My volume", "", "ras"])
@@ -148,7 +160,7 @@ def test_an_unknown_session_never_means_another_image(slicer, image, session):
 
 
 def test_params_never_name_another_image(slicer, studies):
-    path = str(studies / "sagittal.nrrd")  # of another shape
+    path = str(studies / "sagittal.nrrd")  # This image has another shape.
     for name, value in (("image", path), ("image", "sagittal"), ("session", {"image": path}), ("session_id", "kept")):
         file, _ = slicer.client.infer("sam2", "ras", {"foreground": CENTRE, "result_extension": ".nrrd", name: value})
         assert voxels(file).shape == BOX.shape
@@ -163,11 +175,11 @@ def test_a_session_that_is_no_image_gets_a_sentence(slicer, tmp_path):
 
 def test_scribbles_in_a_session_take_from_an_answer_only_what_was_edited(slicer, studies, label_file):
     session = slicer.client.create_session(str(studies / "ras.nii.gz"))["session_id"]
-    told = {"label_info": [{"name": "box", "id": 1}], "session": session, "model": "sam2_scribbles"}
-    _, mask, answer = slicer.ask("My volume", upload=label_file(BOX & (np.arange(10) == 4)), **told)
+    fields = {"label_info": [{"name": "box", "id": 1}], "session": session, "model": "sam2_scribbles"}
+    _, mask, answer = slicer.ask("My volume", upload=label_file(BOX & (np.arange(10) == 4)), **fields)
     assert answer["annotated_slices"] == [4] and mask[..., 5].any()
     mask[20:24, 30:34, 6] = True
-    _, _, answer = slicer.ask("My volume", upload=label_file(mask), **told)
+    _, _, answer = slicer.ask("My volume", upload=label_file(mask), **fields)
     assert set(answer["annotated_slices"]) == {4, 6}
 
 
@@ -179,7 +191,7 @@ def test_any_name_comes_back_as_the_name_of_the_segment(slicer, name):
 
 
 @pytest.mark.parametrize("name", [None, 5, ["box"], {"a": 1}, " ", "/liver", "\ud800", "/tmp/\0", "/tmp/no such file", "../../etc/passwd"])
-def test_what_is_no_name_is_left_out_or_refused_with_a_sentence(slicer, name):
+def test_values_that_are_no_names_are_ignored_or_refused_with_a_sentence(slicer, name):
     try:
         file, mask, _ = slicer.ask(label=name, result_extension=".seg.nrrd")
     except Exception as e:
@@ -194,7 +206,7 @@ def test_a_painting_comes_back_under_the_name_of_its_segment(slicer, label_file)
     assert sitk.ReadImage(str(file)).GetMetaData("Segment0_Name") == "box"
 
 
-def test_a_change_of_the_label_leaves_nothing_behind(slicer):
+def test_a_change_of_the_label_does_not_affect_later_answers(slicer):
     _, first, _ = slicer.ask("other", label="one")
     slicer.ask("other", [[3, 3, 1]], label="two", reset_state=True)
     for label in ("one", "three"):
@@ -202,26 +214,26 @@ def test_a_change_of_the_label_leaves_nothing_behind(slicer):
 
 
 # --- labels and samples ----------------------------------------------------------------------------------------------
-def test_a_submitted_label_comes_back_as_it_was_and_is_replaced(slicer, server):
-    client, kept = slicer.client, {}
+def test_a_submitted_label_comes_back_unchanged_and_can_be_replaced(slicer, server):
+    client, downloads = slicer.client, {}
     answers = [slicer.ask(result_extension=".nrrd")[0], slicer.ask(model="sam2_slice", result_extension=".nii.gz")[0]]
     for tag in ("original", "final"):
-        for n, file in enumerate(answers):  # the second one replaces the first, whatever its ending
+        for n, file in enumerate(answers):  # The second one replaces the first, although its extension is another.
             client.save_label("ras", str(file), tag, {"label_info": [{"name": f"box {n}", "idx": 1}]})
-            kept[tag] = Path(client.download_label("ras", tag))
-            assert kept[tag].read_bytes() == file.read_bytes()
+            downloads[tag] = Path(client.download_label("ras", tag))
+            assert downloads[tag].read_bytes() == file.read_bytes()
             info = requests.get(f"{server}/datastore/label/info", params={"label": "ras", "tag": tag}, timeout=30).json()
             assert info["label_info"] == [{"name": f"box {n}", "idx": 1}] and info["client_id"] == "anna"
     assert client.datastore()["objects"]["ras"]["labels"].keys() == {"original", "final"}
-    np.testing.assert_array_equal(voxels(kept["final"]), voxels(answers[1]))
+    np.testing.assert_array_equal(voxels(downloads["final"]), voxels(answers[1]))
     with refused("."):
         client.save_label("nobody", str(answers[0]))
     with refused("."):
         client.download_label("ras", "never")
 
 
-def test_each_of_two_users_goes_on_with_the_own_volume(slicer, server, tmp_path):
-    ben = Slicer(server, tmp_path, "ben")
+def test_each_of_two_users_continues_with_their_own_volume(slicer, server, tmp_path):
+    ben = SlicerUser(server, tmp_path, "ben")
     volumes = ((slicer, "lps"), (ben, "flipped"))
     for user, name in volumes:
         user.ask(name)

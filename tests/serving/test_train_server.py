@@ -1,4 +1,4 @@
-"""Training through a real server: on submitted labels, beside inference, stopped by the client."""
+"""Tests of training through a real server: on submitted labels, beside inference, stopped by the client."""
 
 import time
 from pathlib import Path
@@ -12,12 +12,12 @@ from tests.serving.test_server import run_server, slicer_client
 
 pytestmark = pytest.mark.server
 
-SHORT = {"max_epochs": 1, "steps_per_epoch": 2}
+SHORT_TRAINING = {"max_epochs": 1, "steps_per_epoch": 2}
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    """Three small volumes with a bright ball each, and its masks beside them."""
+    """Return the folder of three small volumes with a bright ball each, and the folder of the balls' masks."""
     folder, reference = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("reference")
     x, y, z = np.meshgrid(np.arange(48), np.arange(48), np.arange(8), indexing="ij")
     for n in range(3):
@@ -40,9 +40,10 @@ def client(server, tmp_path):
     return slicer_client()(server, tmpdir=str(tmp_path), client_id="test")
 
 
-def wait(client, *states, seconds=300):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def wait_for_status(client, *states, seconds=300):
+    """Wait until the training has one of the states and return its status."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         status = client.train_status()
         if status["status"] in states:
             return status
@@ -50,15 +51,16 @@ def wait(client, *states, seconds=300):
     raise AssertionError(f"still {status}")
 
 
-def ask(client):
+def infer(client):
+    """Click on the first ball and return the JSON answer."""
     path, answer = client.infer("sam2", "ball_0", {"foreground": [[20, 24, 4]], "result_extension": ".nii.gz"})
     assert np.asarray(nib.load(path).dataobj)[20, 24, 4] == 1
     return answer
 
 
 def test_training_needs_two_labelled_volumes(client):
-    client.train_start("sam2", SHORT)
-    status = wait(client, "DONE", "ERROR")
+    client.train_start("sam2", SHORT_TRAINING)
+    status = wait_for_status(client, "DONE", "ERROR")
     assert status["status"] == "ERROR"
     assert "at least two labelled volumes" in "\n".join(status["details"])
     assert "at least two labelled volumes" in client.info()["train_stats"]["sam2"]["message"]
@@ -67,14 +69,14 @@ def test_training_needs_two_labelled_volumes(client):
 def test_the_next_answer_uses_the_new_version_if_it_is_better(client, studies):
     for n in range(3):
         client.save_label(f"ball_{n}", str(studies[1] / f"ball_{n}.nii.gz"), "final", {"label_info": [{"name": "ball", "idx": 1}]})
-    assert ask(client)["checkpoint"] == "embedded"
-    client.train_start("sam2", SHORT)
-    status = wait(client, "DONE", "ERROR")
+    assert infer(client)["checkpoint"] == "embedded"
+    client.train_start("sam2", SHORT_TRAINING)
+    status = wait_for_status(client, "DONE", "ERROR")
     assert status["status"] == "DONE", "\n".join(status["details"])
     stats = client.info()["train_stats"]["sam2"]
     assert stats["epoch"] == 1 and 0 <= stats["best_metric"] <= 1
     assert stats["accepted"] == (stats["best_metric"] > stats["base_metric"])
-    answer = ask(client)
+    answer = infer(client)
     assert answer["checkpoint"] == ("embedded/v0001" if stats["accepted"] else "embedded")
     assert answer["slices_encoded"] == 0, "the encoder was frozen, so features stay valid"
     assert Path(stats["version"]).is_file()
@@ -82,14 +84,14 @@ def test_the_next_answer_uses_the_new_version_if_it_is_better(client, studies):
 
 def test_a_client_can_stop_training_and_go_on_segmenting(client):
     client.train_start("sam2", {"max_epochs": 50, "steps_per_epoch": 50})
-    wait(client, "RUNNING")
+    wait_for_status(client, "RUNNING")
     time.sleep(8)
     client.train_stop()
-    assert wait(client, "STOPPED", "ERROR")["status"] == "STOPPED"
-    ask(client)
+    assert wait_for_status(client, "STOPPED", "ERROR")["status"] == "STOPPED"
+    infer(client)
 
 
 def test_wrong_options_are_refused_with_a_sentence(client):
     client.train_start("sam2", {"parts": "heart"})
-    status = wait(client, "DONE", "ERROR")
+    status = wait_for_status(client, "DONE", "ERROR")
     assert status["status"] == "ERROR" and "decoder, lora, all" in "\n".join(status["details"])

@@ -23,7 +23,7 @@ class UploadSessions(Sessions):
         store_path: Folder of the uploaded volumes.
         expiry: Time in seconds without access after which a session ends.
         on_added: Called with the path of a new image.
-        on_removed: Called with the record id (see `name_of`) of an image that was removed.
+        on_removed: Called with the record id (see `record_id`) of an image that was removed.
     """
 
     def __init__(self, store_path: str, expiry: int, on_added: Callable[[str], object], on_removed: Callable[[str], object]):
@@ -34,7 +34,7 @@ class UploadSessions(Sessions):
         """Return True even without an entry, because sessions of an earlier run of the server lie on the disk."""
         return True
 
-    def name_of(self, image: str) -> str | None:
+    def record_id(self, image: str) -> str | None:
         """Return the id for the annotation records of the uploaded image at a path, or None for other paths and ids."""
         if not Path(image).is_absolute():
             return None

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 # The event of the request that is running in this context. The route sets it when the client has disconnected.
-GONE: ContextVar[threading.Event | None] = ContextVar("gone", default=None)
+CLIENT_GONE: ContextVar[threading.Event | None] = ContextVar("gone", default=None)
 
 
 class Cancelled(Exception):
@@ -32,7 +32,7 @@ def stop_if_gone() -> None:
     Raises:
         Cancelled: The client has disconnected.
     """
-    gone = GONE.get()
+    gone = CLIENT_GONE.get()
     if gone is not None and gone.is_set():
         raise Cancelled("The client has gone.")
 

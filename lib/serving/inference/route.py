@@ -21,7 +21,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.serving import observability
-from lib.serving.inference.request_queue import GONE, QueueFull, RequestQueue
+from lib.serving.inference.request_queue import CLIENT_GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
@@ -54,12 +54,12 @@ async def run(
     observability.note(client=client)
     check = partial(_check_request, app, model, image, session_id, file, output, fields)
     gone = threading.Event()
-    GONE.set(gone)
+    CLIENT_GONE.set(gone)
     await anyio.to_thread.run_sync(check)
     if label and fields.get("label"):  # MONAI Label would take this name for the path of the uploaded file.
         fields.setdefault("selected_label_name", fields.pop("label"))
     infer_now = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
-    task = asyncio.ensure_future(_run_in_turn(turns_of(app), client, infer_now))
+    task = asyncio.ensure_future(_run_in_turn(request_queue_of(app), client, infer_now))
     try:
         while not (await asyncio.wait({task}, timeout=DISCONNECT_CHECK_S))[0]:
             if await request.is_disconnected():
@@ -114,7 +114,7 @@ def _check_request(app, model: str, image: str, session_id: str, file, output, f
         fields.pop(name, None)
 
 
-def turns_of(app) -> RequestQueue:
+def request_queue_of(app) -> RequestQueue:
     """Return the request queue of an app; the first call creates it with the limits from `--conf`."""
     if not hasattr(app, "request_queue"):
         limits = (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))
