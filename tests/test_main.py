@@ -1,4 +1,4 @@
-"""The command line, called as a user would."""
+"""The command line, called as a user would call it."""
 
 import subprocess
 import sys
@@ -11,13 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def call(*arguments):
+def run_main(*arguments):
+    """Run main.py in a process of its own, and return the finished process with its output."""
     command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
+    """The path of a small image with a bright ball in its centre."""
     x, y, z = np.meshgrid(np.arange(48), np.arange(40), np.arange(8), indexing="ij")
     ball = ((x - 24) / 10) ** 2 + ((y - 20) / 10) ** 2 + ((z - 4) / 3) ** 2 < 1
     path = tmp_path_factory.mktemp("data") / "ball.nii.gz"
@@ -27,7 +29,7 @@ def image(tmp_path_factory):
 
 def test_segment_writes_mask_and_preview(image, tmp_path):
     out, preview = tmp_path / "mask.nrrd", tmp_path / "preview.png"
-    done = call("segment", image, "--point", "24,20,4", "--negative", "2,2,4", "-o", out, "--preview", preview)
+    done = run_main("segment", image, "--point", "24,20,4", "--negative", "2,2,4", "-o", out, "--preview", preview)
     assert done.returncode == 0, done.stderr
     from lib.imaging.readers import read_volume
 
@@ -37,12 +39,12 @@ def test_segment_writes_mask_and_preview(image, tmp_path):
 
 
 def test_segment_takes_boxes_and_painted_slices(image, tmp_path):
-    box = call("segment", image, "--box", "14,10,4,34,30,4", "-o", tmp_path / "box.nii.gz")
+    box = run_main("segment", image, "--box", "14,10,4,34,30,4", "-o", tmp_path / "box.nii.gz")
     assert box.returncode == 0, box.stderr
     painted = np.zeros((48, 40, 8), np.uint8)
     painted[14:35, 10:31, 4] = 1
     nib.save(nib.Nifti1Image(painted, nib.load(image).affine), tmp_path / "painted.nii.gz")
-    done = call("segment", image, "--mask", tmp_path / "painted.nii.gz", "--absent", 0, "-o", tmp_path / "mask.nii.gz")
+    done = run_main("segment", image, "--mask", tmp_path / "painted.nii.gz", "--absent", 0, "-o", tmp_path / "mask.nii.gz")
     assert done.returncode == 0, done.stderr
     mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
     np.testing.assert_array_equal(mask[:, :, 4], painted[:, :, 4])
@@ -62,15 +64,15 @@ def test_segment_takes_boxes_and_painted_slices(image, tmp_path):
     (["batch", "--studies", "/nowhere", "--prompts", "/nowhere"], "no folder"),
 ])  # fmt: skip
 def test_wrong_input_prints_one_sentence(image, arguments, words):
-    done = call(*(str(image) if a == "IMAGE" else a for a in arguments))
+    done = run_main(*(str(image) if a == "IMAGE" else a for a in arguments))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_has_examples():
     for command in ("serve", "sample-data", "download", "segment", "train", "evaluate", "batch"):
-        assert "examples:" in call(command, "--help").stdout
+        assert "examples:" in run_main(command, "--help").stdout
 
 
 def test_download_lists_checkpoints():
-    out = call("download", "--list").stdout
+    out = run_main("download", "--list").stdout
     assert "embedded" in out and "large" in out

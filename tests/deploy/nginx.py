@@ -1,4 +1,4 @@
-"""Runs nginx with the shipped deploy/nginx.conf: addresses and paths are replaced, nothing else."""
+"""Runs nginx with the shipped deploy/nginx.conf, in which only addresses and paths are replaced."""
 
 import datetime
 import ipaddress
@@ -18,13 +18,14 @@ PROGRAM = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-def configure(folder: Path, servers: dict[str, str], plain: int, tls: int) -> Path:
-    """The shipped configuration for this machine, with a certificate.
+def write_configuration(folder: Path, servers: dict[str, str], plain: int, tls: int) -> Path:
+    """Write the shipped configuration with this machine's addresses and a certificate, and return its path.
 
     Args:
-        servers: "host:port" for each of those in the file. plain, tls: ports to listen on.
+        servers: for each "host:port" in the file, the one to put in its place.
+        plain, tls: ports to listen on without and with TLS.
     """
-    certificate(folder)
+    write_certificate(folder)
     paths = "".join(f"    {t}_temp_path {folder}/{t};\n" for t in TEMPORARY)
     replaced = {
         **servers, "listen 127.0.0.1:8080": f"listen 127.0.0.1:{plain}", "listen 443": f"listen 127.0.0.1:{tls}",
@@ -40,30 +41,30 @@ def configure(folder: Path, servers: dict[str, str], plain: int, tls: int) -> Pa
 
 
 def command(conf: Path, *options: str) -> list[str]:
-    """nginx in the foreground; workers of root stay root, as only root may read pytest's folders then."""
+    """Return the command of nginx in the foreground. Its workers stay root if it is, because only root may read pytest's folders then."""
     user = "user root; " if os.getuid() == 0 else ""
     return [PROGRAM, "-e", "stderr", "-p", str(conf.parent), "-c", str(conf), "-g", f"{user}daemon off;", *options]
 
 
 def run(folder: Path, servers: dict[str, str], plain: int, tls: int):
-    """Yields the address without TLS, http://127.0.0.1:PORT."""
+    """Run nginx and yield its address without TLS, http://127.0.0.1:PORT."""
     address = f"http://127.0.0.1:{plain}"
-    with running(command(configure(folder, servers, plain, tls)), f"{address}/health", 20):
+    with running(command(write_configuration(folder, servers, plain, tls)), f"{address}/health", 20):
         yield address
 
 
-def certificate(folder: Path) -> None:
-    """server.key and server.crt for 127.0.0.1, signed by itself, for a day."""
+def write_certificate(folder: Path) -> None:
+    """Write server.key and server.crt, a self-signed certificate for 127.0.0.1 that is valid for a day."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.timezone.utc)
-    built = (
+    certificate = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .sign(key, hashes.SHA256())
     )  # fmt: skip
-    (folder / "server.crt").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "server.key").write_bytes(key.private_bytes(*form))
+    (folder / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_format = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "server.key").write_bytes(key.private_bytes(*key_format))

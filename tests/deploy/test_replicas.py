@@ -1,4 +1,4 @@
-"""Two real servers over one studies folder, behind the real nginx, with the command and the configuration that are shipped."""
+"""Two real servers on one studies folder behind the real nginx, with the shipped command and configuration."""
 
 import json
 import os
@@ -29,22 +29,22 @@ pytestmark = [pytest.mark.server, pytest.mark.skipif(nginx.PROGRAM is None, reas
 
 
 def image_command() -> list[str]:
-    """What the container runs: ENTRYPOINT and CMD of the Dockerfile."""
+    """Return the command that the container runs: ENTRYPOINT and CMD of the Dockerfile."""
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     return [part for name in ("ENTRYPOINT", "CMD") for part in json.loads(re.search(rf"^{name} (\[.*\])", text, re.M)[1])]
 
 
 class Replica:
-    """A server process on a port of its own; `shared` stands for /data of the image."""
+    """A server process on a port of its own; the folder `shared` stands for /data of the image."""
 
     def __init__(self, shared: Path, log: Path):
         self.port, self.log, self.process = free_port(), log, None
         self.name = f"127.0.0.1:{self.port}"
         self.address = f"http://{self.name}"
         program = Path(sys.executable).with_name("monailabel")
-        places = {"monailabel": str(program), "0.0.0.0": "127.0.0.1", "8000": str(self.port)}
+        replacements = {"monailabel": str(program), "0.0.0.0": "127.0.0.1", "8000": str(self.port)}
         self._command = [
-            places.get(c, c.replace("/opt/sam2-monailabel", str(ROOT)).replace("/data", str(shared))) for c in image_command()
+            replacements.get(c, c.replace("/opt/sam2-monailabel", str(ROOT)).replace("/data", str(shared))) for c in image_command()
         ]  # fmt: skip
         paths = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {**os.environ, "PATH": paths, "MONAI_LABEL_SESSION_PATH": str(shared / "sessions")}
@@ -63,6 +63,7 @@ class Replica:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
+    """The folder that the servers share, with studies that show a bright ball."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "studies").mkdir()
     rng = np.random.default_rng(0)
@@ -117,54 +118,54 @@ def infer(front: str, image: str, clicks: list) -> requests.Response:
     return requests.post(f"{front}/infer/sam2?image={image}&output=image", data={"params": json.dumps(params)}, timeout=120)
 
 
-def mask(answer: requests.Response) -> bytes:
-    """Voxels of an answer."""
+def mask_bytes(answer: requests.Response) -> bytes:
+    """Return the voxels of an answer in NRRD."""
     assert answer.status_code == 200, answer.text
     return answer.content.partition(b"\n\n")[2]
 
 
-def annotated(address: str, image: str) -> list[int]:
-    """Slices of the rounds so far, as a server knows them."""
+def annotated_slices(address: str, image: str) -> list[int]:
+    """Return the slices annotated so far, according to a server."""
     return requests.get(f"{address}/sam2/state?image={image}", timeout=30).json()["structures"]["spleen"]["annotated"]
 
 
-def save(front: str, image: str, array: np.ndarray, structure: str) -> requests.Response:
-    """Submits a label as OHIF and Slicer do."""
+def submit_label(front: str, image: str, array: np.ndarray, structure: str) -> requests.Response:
+    """Submit a label as OHIF and Slicer do."""
     volume = nib.Nifti1Image(array.astype(np.uint8), np.diag([-1, -1, 3.0, 1]))
     info = json.dumps({"label_info": [{"name": structure, "idx": 1}]})
     files = {"label": ("label.nii", volume.to_bytes())}
     return requests.put(f"{front}/datastore/label?image={image}", data={"params": info}, files=files, timeout=60)
 
 
-def saved(address: str) -> dict[str, str]:
-    """{image: name of its structure} of all labels that are known there."""
+def submitted_labels(address: str) -> dict[str, str]:
+    """Return {image: name of its structure} of all labels that a server knows."""
     objects = requests.get(f"{address}/datastore/?output=all", timeout=30).json()["objects"]
     finals = {image: o["labels"].get("final") for image, o in objects.items()}
     return {image: f["info"].get("label_info", [{"name": "lost"}])[0]["name"] for image, f in finals.items() if f}
 
 
-def wait_until(said, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not said():
+def wait_until(condition, timeout_s: float = 40) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
         assert time.monotonic() < end, "This did not happen in time."
         time.sleep(0.1)
 
 
-def connections(port: int) -> int:
-    """Established connections to a port of this machine, accepted or not."""
+def count_connections(port: int) -> int:
+    """Return the number of established connections to a port of this machine, accepted or not."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(r[1].endswith(f":{port:04X}") and r[3] == "01" for r in rows)
 
 
 def test_an_image_stays_with_one_server_and_images_spread(front, replicas):
-    places = {}
+    servers = {}
     for _ in range(2):
         for n in range(24):
             answer = requests.get(f"{front}/sam2/state?image=unknown{n}", timeout=30)
             assert answer.status_code == 404
-            places.setdefault(n, set()).add(answer.headers["X-Upstream"])
-    assert all(len(p) == 1 for p in places.values())
-    assert set.union(*places.values()) == {r.name for r in replicas}
+            servers.setdefault(n, set()).add(answer.headers["X-Upstream"])
+    assert all(len(s) == 1 for s in servers.values())
+    assert set.union(*servers.values()) == {r.name for r in replicas}
 
 
 @pytest.mark.parametrize("method, path", [
@@ -192,11 +193,11 @@ def test_tls_and_the_clients_address(front, tls, certificates, replicas):
 
 def test_masks_are_compressed_for_browsers(front):
     answer = infer(front, "scan0", CLICKS[:1])
-    assert len(mask(answer)) == 40 * 36 * 6 and answer.headers["Content-Encoding"] == "gzip"
+    assert len(mask_bytes(answer)) == 40 * 36 * 6 and answer.headers["Content-Encoding"] == "gzip"
 
 
 def test_a_killed_server_costs_nobody_anything(front, replicas, shared, tmp_path):
-    """The user's server is killed while it has a request and a label to save, then comes back."""
+    """The user's server is killed while it has a request and a label to save, and then starts again."""
     first, second = replicas
     client = slicer_client()(front, tmpdir=str(tmp_path), client_id="test")
     image = next(i for i in IMAGES if requests.get(f"{front}/sam2/state?image={i}", timeout=30).headers["X-Upstream"] == first.name)
@@ -208,37 +209,37 @@ def test_a_killed_server_costs_nobody_anything(front, replicas, shared, tmp_path
     for n in (1, 2):
         answer = infer(front, image, CLICKS[:n])
         assert answer.headers["X-Upstream"] == first.name
-    expected = mask(answer)
+    expected = mask_bytes(answer)
     assert any(expected)
-    rounds = annotated(first.address, image)
-    assert rounds == [2, 4] == annotated(second.address, image), "rounds are shared"
-    assert save(front, before, label, labels[before]).ok
+    rounds = annotated_slices(first.address, image)
+    assert rounds == [2, 4] == annotated_slices(second.address, image), "rounds are shared"
+    assert submit_label(front, before, label, labels[before]).ok
     uploaded = client.create_session(str(shared / "studies" / f"{image}.nii.gz"))["session_id"]
 
     first.process.send_signal(signal.SIGSTOP)  # busy: it accepts no connection
-    already = connections(first.port)
+    connections_before = count_connections(first.port)
     with ThreadPoolExecutor(2) as users:
-        asked = users.submit(infer, front, image, CLICKS)
-        submitted = users.submit(save, front, during, label, labels[during])
-        wait_until(lambda: connections(first.port) >= already + 2)
+        inference = users.submit(infer, front, image, CLICKS)
+        submission = users.submit(submit_label, front, during, label, labels[during])
+        wait_until(lambda: count_connections(first.port) >= connections_before + 2)
         first.kill()
-        asked, submitted = asked.result(), submitted.result()
-    assert asked.headers["X-Upstream"] == submitted.headers["X-Upstream"] == f"{first.name}, {second.name}"
-    assert mask(asked) == expected and submitted.ok
-    assert annotated(front, image) == rounds
+        inference, submission = inference.result(), submission.result()
+    assert inference.headers["X-Upstream"] == submission.headers["X-Upstream"] == f"{first.name}, {second.name}"
+    assert mask_bytes(inference) == expected and submission.ok
+    assert annotated_slices(front, image) == rounds
     assert client.get_session(uploaded)["name"] == uploaded
     assert client.next_sample("first", {})["id"] in IMAGES
 
     first.start()
     first.wait()
     wait_until(lambda: requests.get(f"{front}/datastore/", timeout=30).headers["X-Upstream"] == first.name)
-    assert save(front, after, label, labels[after]).ok
-    wait_until(lambda: saved(second.address) == labels)
-    assert saved(first.address) == saved(front) == labels
+    assert submit_label(front, after, label, labels[after]).ok
+    wait_until(lambda: submitted_labels(second.address) == labels)
+    assert submitted_labels(first.address) == submitted_labels(front) == labels
     for i in labels:
         np.testing.assert_array_equal(read_volume(client.download_label(i, "final")).array, label)
     again = infer(front, image, CLICKS)
-    assert again.headers["X-Upstream"] == first.name and mask(again) == expected
+    assert again.headers["X-Upstream"] == first.name and mask_bytes(again) == expected
 
 
 def test_without_any_server_there_is_a_sentence(tmp_path):

@@ -1,4 +1,4 @@
-"""OHIF in headless Chromium over a real Orthanc and a real server: what its tests share. Skips the tests where one of them is missing."""
+"""Helpers of the tests with OHIF in headless Chromium, a real Orthanc and a real server; the tests are skipped where one is missing."""
 
 import shutil
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ MARKS = [
     pytest.mark.server,
     pytest.mark.skipif(not (CHROMIUM and PLUGIN and shutil.which("Orthanc")), reason="needs chromium, Orthanc and its DICOMweb plugin"),
 ]
-SHOTS = Path(__file__).resolve().parents[2] / "build"
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "build"
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
     "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -37,10 +37,10 @@ ON_SCREEN = """(world) => {
 
 @contextmanager
 def stack(folder, labels):
-    """An Orthanc with the series below `folder`/dicom and a server with these segments.
+    """Run an Orthanc that holds the series below `folder`/dicom, and a server whose labels are `labels`.
 
     Yields:
-        Address of the server, address of Orthanc, {name: SeriesInstanceUID}, {name: StudyInstanceUID}.
+        The address of the server, the address of Orthanc, {name: SeriesInstanceUID}, {name: StudyInstanceUID}.
     """
     processes = []
     with pytest.MonkeyPatch.context() as patch:
@@ -55,8 +55,8 @@ def stack(folder, labels):
                 wait_for(f"{address}/info/", processes[-1])
             except OptionError as e:
                 pytest.fail(str(e))
-            found = requests.get(f"{orthanc}/series?expand", timeout=30).json()
-            series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in found}
+            all_series = requests.get(f"{orthanc}/series?expand", timeout=30).json()
+            series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in all_series}
             yield address, orthanc, series, store["studies"]
         finally:
             stop(processes)
@@ -64,7 +64,8 @@ def stack(folder, labels):
 
 @contextmanager
 def chromium():
-    SHOTS.mkdir(exist_ok=True)
+    """Run a headless Chromium."""
+    SCREENSHOTS.mkdir(exist_ok=True)
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -72,7 +73,7 @@ def chromium():
 
 
 def connect(page, address, study):
-    """Opens a study in the unmodified OHIF and connects its panel to the server."""
+    """Open a study in the unmodified OHIF and connect its panel to the server."""
     page.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={study}")
     page.wait_for_selector("canvas", timeout=150_000)
     page.get_by_text("Confirm and Hide").click()
@@ -81,11 +82,12 @@ def connect(page, address, study):
 
 
 def voxel_in(labels, organ, k):
-    """A voxel of an organ on slice k, or anywhere on it."""
-    there = labels[:, :, k] == phantom.LABELS[organ]
-    i, j = deepest_pixel(there) if there.any() else (5, 5)
+    """Return a voxel [i, j, k] deep inside an organ on slice k, or any voxel of the slice if the organ is not on it."""
+    mask = labels[:, :, k] == phantom.LABELS[organ]
+    i, j = deepest_pixel(mask) if mask.any() else (5, 5)
     return [int(i), int(j), int(k)]
 
 
-def lps(volume, ijk):
+def to_lps(volume, ijk):
+    """Return the point (3,) in mm LPS of a voxel."""
     return (volume.affine @ [*ijk, 1])[:3] * (-1, -1, 1)

@@ -1,4 +1,4 @@
-"""Annotating in the unmodified OHIF: a click, its correction, a second structure, and the DICOM SEG that the store then holds."""
+"""Annotating in the unmodified OHIF: a click, its correction, a second structure, and the DICOM SEG that the store holds then."""
 
 import base64
 import io
@@ -16,10 +16,10 @@ from scipy import ndimage
 from lib.imaging.metrics import dice
 from lib.samples import phantom, sample_data
 from tests.serving import ohif
-from tests.serving.ohif import CAMERAS, ON_SCREEN, SHOTS, lps, playwright, voxel_in
+from tests.serving.ohif import CAMERAS, ON_SCREEN, SCREENSHOTS, playwright, to_lps, voxel_in
 
 pytestmark = ohif.MARKS
-SEGMENTS = {"kidney_left": 1, "liver": 2, "vertebra": 3}  # as OHIF numbers them, by the alphabet; the liver stays empty
+SEGMENTS = {"kidney_left": 1, "liver": 2, "vertebra": 3}  # as OHIF numbers them, alphabetically; the liver stays empty
 NAME = "ct_annotated"
 LISTEN = """() => {
     window.updates = 0;
@@ -27,7 +27,7 @@ LISTEN = """() => {
     cornerstone.eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, () => { window.updates += 1; });
 }"""
 CLICKS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
-# The volume is there, and the label map in the colours of the panel, which OHIF gives it a second after connecting.
+# True once the volume is loaded and the label map has the colours of the panel, which OHIF sets a second after connecting.
 READY = """() => {
     try {
         const colours = [...document.querySelectorAll('.segColor')].slice(1).map((e) => e.style.backgroundColor); // the first is background
@@ -36,7 +36,7 @@ READY = """() => {
             && cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true)
             && colours.length && colours.every((c, i) => c === `rgb(${colour(i + 1).join(', ')})`);
     } catch {
-        return false; // parts of OHIF are not there yet
+        return false; // OHIF has not loaded all of its modules yet
     }
 }"""
 LABEL_MAP = """() => {
@@ -45,7 +45,7 @@ LABEL_MAP = """() => {
     for (const voxel of voxelManager.getCompleteScalarDataArray()) text += String.fromCharCode(voxel);
     return { size: [...dimensions], origin: [...origin], spacing: [...spacing], direction: [...direction], voxels: btoa(text) };
 }"""
-# This build of OHIF has the client code for submitting, but no button: calls that code with the label map and its segments' names.
+# This build of OHIF has code for submitting but no button, so this calls that code with the label map and the names of its segments.
 SUBMIT = """(image) => {
     const panel = document.querySelector('.monaiLabelPanel');
     let node = panel[Object.keys(panel).find((k) => k.startsWith('__reactFiber'))];
@@ -58,10 +58,11 @@ SUBMIT = """(image) => {
 
 
 class Viewer:
-    """OHIF with its panel connected, one volume open, its axial plane on slice `k`.
+    """OHIF with its panel connected, one volume open and its axial viewport on slice `k`.
 
     Args:
-        page: of the browser. volume: what was written to the store; all voxels (i, j, k) are on its grid.
+        page: the page of the browser.
+        volume: the volume as written to the store; voxels (i, j, k) refer to its grid.
     """
 
     def __init__(self, page, volume):
@@ -74,7 +75,7 @@ class Viewer:
         self.k = int(np.rint(np.linalg.inv(volume.affine) @ [-x, -y, z, 1])[2])
 
     def pick(self, segment):
-        """Chooses a row of the panel; "background" for clicks that say what is not part of it."""
+        """Choose a row of the panel; "background" is for negative clicks."""
         row = self.tab.locator("tr.clickable-row", has=self.page.get_by_text(segment, exact=True))
         row.click()
         playwright.expect(row).to_have_attribute("style", re.compile("dark(red|blue)"))
@@ -85,46 +86,46 @@ class Viewer:
         self.page.wait_for_function(f"({CLICKS})() === {before + 1}")
 
     def run(self) -> np.ndarray:
-        """Presses Run; the labels (I, J, K) once they and their picture are there."""
-        old, updates = self.axial(), self.page.evaluate("updates")
+        """Press Run, and return the labels (I, J, K) once they have arrived and are displayed."""
+        before, updates = self.axial_png(), self.page.evaluate("updates")
         with self.page.expect_response(lambda r: "/infer/" in r.url, timeout=120_000) as answer:
             self.tab.get_by_role("button", name="Run").click()
         assert answer.value.ok, answer.value.text()
         self.page.wait_for_function(f"updates > {updates}")
-        for _ in range(100):  # the picture follows: until it has changed and stands still
-            new = self.axial()
-            if new != old and new == self.axial():
+        for _ in range(100):  # the display follows later, so wait until it has changed and stays the same
+            picture = self.axial_png()
+            if picture != before and picture == self.axial_png():
                 return self.labels()
         pytest.fail("OHIF has not drawn the mask")
 
     def labels(self) -> np.ndarray:
-        """What cornerstone's cache holds, from its own grid (which may count slices the other way round) to that of the volume."""
-        found = self.page.evaluate(LABEL_MAP)
-        array = np.frombuffer(base64.b64decode(found["voxels"]), np.uint8).reshape(found["size"], order="F")
-        to_lps = np.eye(4)
-        to_lps[:3, :3] = np.reshape(found["direction"], (3, 3)).T * found["spacing"]
-        to_lps[:3, 3] = found["origin"]
+        """Return the labels (I, J, K) in cornerstone's cache on the volume's grid; its own grid may count slices the other way round."""
+        label_map = self.page.evaluate(LABEL_MAP)
+        array = np.frombuffer(base64.b64decode(label_map["voxels"]), np.uint8).reshape(label_map["size"], order="F")
+        affine_lps = np.eye(4)
+        affine_lps[:3, :3] = np.reshape(label_map["direction"], (3, 3)).T * label_map["spacing"]
+        affine_lps[:3, 3] = label_map["origin"]
         voxels = np.array([*np.indices(self.volume.shape).reshape(3, -1), np.ones(self.volume.array.size)])
-        there = np.linalg.inv(to_lps) @ np.diag([-1, -1, 1, 1]) @ self.volume.affine @ voxels
-        return array[tuple(np.rint(there[:3]).astype(int))].reshape(self.volume.shape)
+        indices = np.linalg.inv(affine_lps) @ np.diag([-1, -1, 1, 1]) @ self.volume.affine @ voxels
+        return array[tuple(np.rint(indices[:3]).astype(int))].reshape(self.volume.shape)
 
     def on_screen(self, voxels) -> list:
-        """(x, y) of voxels of slice `k` in the page, pixels."""
-        return self.page.evaluate(f"(worlds) => worlds.map({ON_SCREEN})", [lps(self.volume, v).tolist() for v in voxels])
+        """Return the positions (x, y) of voxels of slice `k` in the page, in pixels."""
+        return self.page.evaluate(f"(worlds) => worlds.map({ON_SCREEN})", [to_lps(self.volume, v).tolist() for v in voxels])
 
-    def axial(self) -> bytes:
-        """PNG of the axial viewport."""
+    def axial_png(self) -> bytes:
+        """Return a screenshot of the axial viewport as PNG."""
         return self.page.locator("[data-viewport-uid=mpr-axial]").screenshot()
 
     def colours(self, voxels) -> np.ndarray:
-        """(N, 3) of the screen at voxels."""
+        """Return the RGB colours (N, 3) of the screen at N voxels."""
         picture = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB"), int)
         return np.array([picture[round(y), round(x)] for x, y in self.on_screen(voxels)])
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The series in the store: server, orthanc (addresses), image (SeriesInstanceUID), study, volume, organs (I, J, K), folder"""
+    """The stored series: server, orthanc (addresses), image (SeriesInstanceUID), study, volume, organs (I, J, K), folder."""
     folder = tmp_path_factory.mktemp("stack")
     volume, organs = phantom.abdomen(shape=(96, 96, 32), spacing_mm=(3.6, 3.6, 7.5))
     sample_data.write_dicom(volume, folder / "dicom", modality="CT", description=NAME)
@@ -144,20 +145,20 @@ def viewer(store):
 
 @pytest.fixture(scope="module")
 def clicked(viewer, store):
-    """After one click on the left kidney: click, labels; voxels of the slice, the colours there before and after"""
+    """The state after a click on the left kidney: click, labels, voxels of the slice, and their colours before and after."""
     click = voxel_in(store.organs, "kidney_left", viewer.k)
     viewer.pick("kidney_left")
     viewer.click(click)
     voxels = [(i, j, viewer.k) for i, j in np.ndindex(store.organs.shape[:2]) if np.hypot(i - click[0], j - click[1]) > 3.5]
-    before = viewer.colours(voxels)  # all but those under the mark of the click
+    before = viewer.colours(voxels)  # without the voxels under the mark of the click
     labels = viewer.run()
-    viewer.page.screenshot(path=SHOTS / "ohif_click.png")
+    viewer.page.screenshot(path=SCREENSHOTS / "ohif_click.png")
     return SimpleNamespace(click=click, labels=labels, voxels=np.array(voxels), before=before, after=viewer.colours(voxels))
 
 
 @pytest.fixture(scope="module")
 def corrected(viewer, store, clicked):
-    """After a click on what the mask covers wrongly, else on its rim: negative (the voxel), labels"""
+    """The state after a negative click on an error of the mask, or else on its rim: negative (the voxel), labels."""
     mask = clicked.labels[:, :, viewer.k] == SEGMENTS["kidney_left"]
     wrong = mask & (store.organs[:, :, viewer.k] != phantom.LABELS["kidney_left"])
     rim = np.argwhere(wrong if wrong.any() else mask)
@@ -166,18 +167,18 @@ def corrected(viewer, store, clicked):
     viewer.click(negative)
     viewer.pick("kidney_left")
     labels = viewer.run()
-    viewer.page.screenshot(path=SHOTS / "ohif_negative.png")
+    viewer.page.screenshot(path=SCREENSHOTS / "ohif_negative.png")
     return SimpleNamespace(negative=negative, labels=labels)
 
 
 @pytest.fixture(scope="module")
 def second(viewer, store, corrected):
-    """After a click on a vertebra: click, labels"""
+    """The state after a click on a vertebra: click, labels."""
     click = voxel_in(store.organs, "vertebra", viewer.k)
     viewer.pick("vertebra")
     viewer.click(click)
     labels = viewer.run()
-    viewer.page.screenshot(path=SHOTS / "ohif_second_label.png")
+    viewer.page.screenshot(path=SCREENSHOTS / "ohif_second_label.png")
     return SimpleNamespace(click=click, labels=labels)
 
 
@@ -185,7 +186,7 @@ def test_the_mask_lies_under_the_click(store, clicked):
     mask = clicked.labels == SEGMENTS["kidney_left"]
     assert set(np.unique(clicked.labels)) == {0, SEGMENTS["kidney_left"]} and mask[tuple(clicked.click)]
     organ = store.organs == phantom.LABELS["kidney_left"]
-    assert dice(mask, organ) > 0.6, "on the grid of what was stored, not mirrored"
+    assert dice(mask, organ) > 0.6, "on the grid of the stored series, not mirrored"
     assert not mask[ndimage.distance_transform_edt(~organ, sampling=store.volume.spacing_mm) > 30].any(), "nothing far away"
 
 
@@ -202,7 +203,7 @@ def test_the_mask_is_drawn_in_the_colour_of_its_segment(viewer, clicked):
     assert strength.min() > 15 and (tint @ hue / strength / np.linalg.norm(hue)).min() > 0.95
 
 
-def test_a_click_on_background_takes_it_away(clicked, corrected):
+def test_a_click_on_background_removes_it_from_the_mask(clicked, corrected):
     negative = tuple(corrected.negative)
     assert clicked.labels[negative] == SEGMENTS["kidney_left"] and corrected.labels[negative] == 0
     assert corrected.labels[tuple(clicked.click)] == SEGMENTS["kidney_left"]
@@ -217,8 +218,8 @@ def test_a_second_label_leaves_the_first_as_it_is(store, corrected, second):
 
 def test_submitting_stores_a_dicom_seg(viewer, store, second):
     assert viewer.page.evaluate(SUBMIT, store.image) == 200
-    found = requests.get(f"{store.orthanc}/series?expand", timeout=30).json()
-    new = [s for s in found if s["MainDicomTags"]["Modality"] == "SEG"]
+    all_series = requests.get(f"{store.orthanc}/series?expand", timeout=30).json()
+    new = [s for s in all_series if s["MainDicomTags"]["Modality"] == "SEG"]
     assert len(new) == 1 and len(new[0]["Instances"]) == 1
     file = requests.get(f"{store.orthanc}/instances/{new[0]['Instances'][0]}/file", timeout=30).content
     seg = hd.seg.segread(io.BytesIO(file))
@@ -228,7 +229,7 @@ def test_submitting_stores_a_dicom_seg(viewer, store, second):
     assert numbers.keys() == {"kidney_left", "vertebra"}
 
     slices = {s.SOPInstanceUID: s for f in sorted(store.folder.glob("*.dcm")) if (s := pydicom.dcmread(f, stop_before_pixels=True))}
-    for frame in seg.PerFrameFunctionalGroupsSequence:  # lies where the slice lies that it names as its source
+    for frame in seg.PerFrameFunctionalGroupsSequence:  # each frame lies where its source slice lies
         source = slices[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
         position = frame.PlanePositionSequence[0].ImagePositionPatient
         np.testing.assert_allclose(np.array(position, float), np.array(source.ImagePositionPatient, float), atol=1e-2)
@@ -238,5 +239,5 @@ def test_submitting_stores_a_dicom_seg(viewer, store, second):
         stored = seg.get_pixels_by_source_instance(
             list(slices), segment_numbers=[number], assert_missing_frames_are_empty=True, ignore_spatial_locations=True
         )  # fmt: skip
-        shown = second.labels == SEGMENTS[name]  # slice k is the k-th file, as `write_dicom` names them
-        np.testing.assert_array_equal(stored[..., 0].transpose(2, 1, 0), shown, err_msg=name)
+        displayed_mask = second.labels == SEGMENTS[name]  # slice k is the k-th file, as `write_dicom` names them
+        np.testing.assert_array_equal(stored[..., 0].transpose(2, 1, 0), displayed_mask, err_msg=name)
