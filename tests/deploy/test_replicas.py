@@ -107,15 +107,15 @@ def certificates(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def front(replicas, certificates, tls):
+def proxy(replicas, certificates, tls):
     servers = {f"server{n}:8000": r.name for n, r in enumerate(replicas, 1)}
     yield from nginx.run(certificates, servers, free_port(), tls)
 
 
-def infer(front: str, image: str, clicks: list) -> requests.Response:
+def infer(proxy: str, image: str, clicks: list) -> requests.Response:
     params = {"label": "spleen", "foreground": clicks, "background": [], "client_id": "test", "result_extension": ".nrrd",
               "result_dtype": "uint8", "result_compress": False}  # fmt: skip
-    return requests.post(f"{front}/infer/sam2?image={image}&output=image", data={"params": json.dumps(params)}, timeout=120)
+    return requests.post(f"{proxy}/infer/sam2?image={image}&output=image", data={"params": json.dumps(params)}, timeout=120)
 
 
 def mask_bytes(answer: requests.Response) -> bytes:
@@ -129,12 +129,12 @@ def annotated_slices(address: str, image: str) -> list[int]:
     return requests.get(f"{address}/sam2/state?image={image}", timeout=30).json()["structures"]["spleen"]["annotated"]
 
 
-def submit_label(front: str, image: str, array: np.ndarray, structure: str) -> requests.Response:
+def submit_label(proxy: str, image: str, array: np.ndarray, structure: str) -> requests.Response:
     """Submit a label as OHIF and Slicer do."""
     volume = nib.Nifti1Image(array.astype(np.uint8), np.diag([-1, -1, 3.0, 1]))
     info = json.dumps({"label_info": [{"name": structure, "idx": 1}]})
     files = {"label": ("label.nii", volume.to_bytes())}
-    return requests.put(f"{front}/datastore/label?image={image}", data={"params": info}, files=files, timeout=60)
+    return requests.put(f"{proxy}/datastore/label?image={image}", data={"params": info}, files=files, timeout=60)
 
 
 def submitted_labels(address: str) -> dict[str, str]:
@@ -157,11 +157,11 @@ def count_connections(port: int) -> int:
     return sum(r[1].endswith(f":{port:04X}") and r[3] == "01" for r in rows)
 
 
-def test_an_image_stays_with_one_server_and_images_spread(front, replicas):
+def test_an_image_stays_with_one_server_and_images_spread(proxy, replicas):
     servers = {}
     for _ in range(2):
         for n in range(24):
-            answer = requests.get(f"{front}/sam2/state?image=unknown{n}", timeout=30)
+            answer = requests.get(f"{proxy}/sam2/state?image=unknown{n}", timeout=30)
             assert answer.status_code == 404
             servers.setdefault(n, set()).add(answer.headers["X-Upstream"])
     assert all(len(s) == 1 for s in servers.values())
@@ -172,16 +172,16 @@ def test_an_image_stays_with_one_server_and_images_spread(front, replicas):
     ("GET", "/datastore/"), ("GET", "/datastore/image/info?image=scan0"), ("GET", "/train/"), ("POST", "/activelearning/first"),
     ("GET", "/session/none"), ("POST", "/infer/sam2?image=&session_id=none"),
 ])  # fmt: skip
-def test_lists_and_sessions_have_one_server(front, replicas, method, path):
-    assert requests.request(method, front + path, timeout=60).headers["X-Upstream"] == replicas[0].name
+def test_lists_and_sessions_have_one_server(proxy, replicas, method, path):
+    assert requests.request(method, proxy + path, timeout=60).headers["X-Upstream"] == replicas[0].name
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/reload"])
-def test_what_is_for_operators_only_is_closed(front, path):
-    assert requests.post(front + path, timeout=10).status_code == 403
+def test_what_is_for_operators_only_is_closed(proxy, path):
+    assert requests.post(proxy + path, timeout=10).status_code == 403
 
 
-def test_tls_and_the_clients_address(front, tls, certificates, replicas):
+def test_tls_and_the_clients_address(proxy, tls, certificates, replicas):
     claimed = {"X-Forwarded-For": "10.9.8.7"}
     certificate = str(certificates / "server.crt")
     answer = requests.get(f"https://127.0.0.1:{tls}/sam2/state?image=scan0", headers=claimed, verify=certificate, timeout=30)
@@ -191,59 +191,59 @@ def test_tls_and_the_clients_address(front, tls, certificates, replicas):
     assert "10.9.8.7" not in log.read_text(), "a client must not be able to choose its address"
 
 
-def test_masks_are_compressed_for_browsers(front):
-    answer = infer(front, "scan0", CLICKS[:1])
+def test_masks_are_compressed_for_browsers(proxy):
+    answer = infer(proxy, "scan0", CLICKS[:1])
     assert len(mask_bytes(answer)) == 40 * 36 * 6 and answer.headers["Content-Encoding"] == "gzip"
 
 
-def test_a_killed_server_costs_nobody_anything(front, replicas, shared, tmp_path):
+def test_a_killed_server_costs_nobody_anything(proxy, replicas, shared, tmp_path):
     """The user's server is killed while it has a request and a label to save, and then starts again."""
     first, second = replicas
-    client = slicer_client()(front, tmpdir=str(tmp_path), client_id="test")
-    image = next(i for i in IMAGES if requests.get(f"{front}/sam2/state?image={i}", timeout=30).headers["X-Upstream"] == first.name)
+    client = slicer_client()(proxy, tmpdir=str(tmp_path), client_id="test")
+    image = next(i for i in IMAGES if requests.get(f"{proxy}/sam2/state?image={i}", timeout=30).headers["X-Upstream"] == first.name)
     before, during, after = [i for i in IMAGES if i != image][:3]
     labels = {before: "liver", during: "spleen", after: "kidney"}
     label = np.zeros((40, 36, 6))
     label[10:20, 10:20, 2:4] = 1
 
     for n in (1, 2):
-        answer = infer(front, image, CLICKS[:n])
+        answer = infer(proxy, image, CLICKS[:n])
         assert answer.headers["X-Upstream"] == first.name
     expected = mask_bytes(answer)
     assert any(expected)
     rounds = annotated_slices(first.address, image)
     assert rounds == [2, 4] == annotated_slices(second.address, image), "rounds are shared"
-    assert submit_label(front, before, label, labels[before]).ok
+    assert submit_label(proxy, before, label, labels[before]).ok
     uploaded = client.create_session(str(shared / "studies" / f"{image}.nii.gz"))["session_id"]
 
     first.process.send_signal(signal.SIGSTOP)  # busy: it accepts no connection
     connections_before = count_connections(first.port)
     with ThreadPoolExecutor(2) as users:
-        inference = users.submit(infer, front, image, CLICKS)
-        submission = users.submit(submit_label, front, during, label, labels[during])
+        inference = users.submit(infer, proxy, image, CLICKS)
+        submission = users.submit(submit_label, proxy, during, label, labels[during])
         wait_until(lambda: count_connections(first.port) >= connections_before + 2)
         first.kill()
         inference, submission = inference.result(), submission.result()
     assert inference.headers["X-Upstream"] == submission.headers["X-Upstream"] == f"{first.name}, {second.name}"
     assert mask_bytes(inference) == expected and submission.ok
-    assert annotated_slices(front, image) == rounds
+    assert annotated_slices(proxy, image) == rounds
     assert client.get_session(uploaded)["name"] == uploaded
     assert client.next_sample("first", {})["id"] in IMAGES
 
     first.start()
     first.wait()
-    wait_until(lambda: requests.get(f"{front}/datastore/", timeout=30).headers["X-Upstream"] == first.name)
-    assert submit_label(front, after, label, labels[after]).ok
+    wait_until(lambda: requests.get(f"{proxy}/datastore/", timeout=30).headers["X-Upstream"] == first.name)
+    assert submit_label(proxy, after, label, labels[after]).ok
     wait_until(lambda: submitted_labels(second.address) == labels)
-    assert submitted_labels(first.address) == submitted_labels(front) == labels
+    assert submitted_labels(first.address) == submitted_labels(proxy) == labels
     for i in labels:
         np.testing.assert_array_equal(read_volume(client.download_label(i, "final")).array, label)
-    again = infer(front, image, CLICKS)
+    again = infer(proxy, image, CLICKS)
     assert again.headers["X-Upstream"] == first.name and mask_bytes(again) == expected
 
 
 def test_without_any_server_there_is_a_sentence(tmp_path):
     servers = {f"server{n}:8000": f"127.0.0.1:{free_port()}" for n in (1, 2)}
-    for front in nginx.run(tmp_path, servers, free_port(), free_port()):
-        answer = requests.put(f"{front}/datastore/label?image=a", data=b"1", timeout=30)
+    for proxy in nginx.run(tmp_path, servers, free_port(), free_port()):
+        answer = requests.put(f"{proxy}/datastore/label?image=a", data=b"1", timeout=30)
         assert answer.status_code == 503 and "try again" in answer.json()["detail"] and answer.headers["Retry-After"]

@@ -13,6 +13,7 @@ from monailabel.datastore.local import LocalDatastore
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
+from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume
@@ -59,7 +60,7 @@ def note_round(records, image, iou, label="spleen", annotated=(5,), client="anna
     expected = np.full(12, iou)
     expected[list(annotated)] = 1
     ones = np.ones(12)
-    result = Result(mask, 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((12, 1)), expected)
+    result = Result(mask, 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((12, 1)), expected))
     return records.note(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
 
 
@@ -100,8 +101,8 @@ def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store
     note_round(records, "b", 0.99, label="liver")
     assert ask(strategy, store)["id"] == "c"
     note_round(records, "c", 0.99, client="ben")
-    fresh = ask(strategy, store)
-    assert (fresh["id"], fresh["slice"], fresh["rounds"]) == ("a", 6, 0)
+    untouched = ask(strategy, store)
+    assert (untouched["id"], untouched["slice"], untouched["rounds"]) == ("a", 6, 0)
     note_round(records, "a", 0.98)
     assert ask(strategy, store)["id"] == "a" and "target" in ask(strategy, store)["reason"]
 
