@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.train import TrainTask
 
+from lib.common.atomic_files import write_text
 from lib.common.errors import UserError
 from lib.imaging.datasets import Case, case_from_files
 from lib.model.device import available_devices, resolve_device
@@ -35,14 +36,9 @@ class Sam2Train(TrainTask):
     def config(self) -> dict:
         """Return the options that clients can set, with their defaults; a list holds the choices, the default first."""
         return {
-            "max_epochs": 8,
-            "steps_per_epoch": 60,
-            "max_minutes": 0,
-            "learning_rate": 2e-4,
-            "val_split": 0.25,
-            "parts": list(PARTS),
-            "device": available_devices(),
-        }
+            "max_epochs": 8, "steps_per_epoch": 60, "max_minutes": 0, "learning_rate": 2e-4, "val_split": 0.25,
+            "parts": list(PARTS), "device": available_devices(),
+        }  # fmt: skip
 
     def stats(self) -> dict:
         """Return the progress and the best metric (mean Dice of volumes) of the present or the last run."""
@@ -90,10 +86,7 @@ class Sam2Train(TrainTask):
 
     def _write_stats(self, stats: dict) -> None:
         """Replace the statistics file as a whole, because the server may read it at any time."""
-        self._stats_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._stats_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(stats))
-        temporary.replace(self._stats_file)
+        write_text(self._stats_file, json.dumps(stats))
 
 
 def usable_cases(datastore) -> list[Case]:
