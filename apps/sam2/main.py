@@ -3,7 +3,7 @@
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
     [--conf random any_volume] [--conf auto_scoring true] [--conf concurrent 1] [--conf queue 64] [--conf queue_per_client 8]
-    [--conf store_seconds 60] [--conf compile true]
+    [--conf store_seconds 60]
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from monailabel.tasks.activelearning.random import Random  # noqa: E402
 from lib.engine.request import parse_bool  # noqa: E402
 from lib.engine.segmenter import Segmenter  # noqa: E402
 from lib.model.device import available_devices  # noqa: E402
+from lib.model.feature_cache import FeatureCache  # noqa: E402
 from lib.model.feature_overflow import HOST_BYTES, FeatureOverflow  # noqa: E402
-from lib.model.features import FeatureCache  # noqa: E402
 from lib.serving.active_learning.annotation_records import AnnotationRecords  # noqa: E402
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
 from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
@@ -54,7 +54,7 @@ class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAI
     def init_infers(self):
         channel = self.conf.get("channel")
         overflow = FeatureOverflow(HOST_BYTES if available_devices()[0] != "cpu" else 0, self.conf.get("cache"))
-        segmenter = Segmenter(FeatureCache(spill=overflow), compiled=parse_bool(self.conf.get("compile", "false")))
+        segmenter = Segmenter(FeatureCache(overflow=overflow))
         volumes = VolumeCache(channel=int(channel) if channel else None)
         window = self.conf.get("window", "auto")
         tasks = (("sam2", Sam2Task, 3), ("sam2_slice", Sam2Task, 2), ("sam2_scribbles", Sam2Scribbles, 3))

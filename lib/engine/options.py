@@ -1,5 +1,6 @@
 """What a user can choose about a segmentation."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lib.common.errors import OptionError, PromptError
@@ -12,20 +13,23 @@ DIRECTIONS = ("both", "forward", "backward")
 
 @dataclass(frozen=True)
 class Options:
-    """What a user can choose.
+    """The choices of a request.
 
     Attributes:
-        checkpoint: name or path, see `lib.model.checkpoints.find`.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        window, axis: see `lib.imaging.frames`.
-        direction: "both", or "forward" (higher slice indices) or "backward" only.
-        z_range: slices (low, high), both included, to which the structure is confined; None for all.
-        components: see `lib.imaging.masks.keep_components`.
+        checkpoint: Name or path, see `lib.model.checkpoints.find`.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        window, axis: Intensity window and slicing axis, see `lib.imaging.frames`.
+        direction: "both", or only "forward" (higher slice indices) or "backward".
+        z_range: First and last slice to which the structure is confined, or None for all.
+        components: Which connected components to keep, see `lib.imaging.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
-        focus: networks for small squares track small structures in their surroundings only, enlarged; not everywhere.
-        stride: track every so many slices, interpolate the others; 0 = by the slice distance, for networks for small squares.
-        batch: most slices or gaps that go through the network at once; 0 = what suits the device.
-        stop_mm: beyond the outermost annotations, tracking ends when the object has been absent for that distance; 0 = never.
+        stop_mm: Beyond the outermost annotated slices, tracking ends when the object has been absent for that distance; 0 = never.
+        focus: Whether networks for small images track a small structure in its surroundings only, enlarged.
+        stride: Track every so many slices and interpolate the others; 0 chooses by the slice distance (networks for small images only).
+        batch: Most slices or passes that a GPU computes at once; 0 = what suits the device.
+
+    Raises:
+        OptionError: An option has an unknown or impossible value.
     """
 
     checkpoint: str = "embedded"
@@ -52,8 +56,12 @@ class Options:
             raise OptionError("stop_mm must be a distance in millimetres, or 0.")
 
 
-def slice_range(frames: Frames, prompts: Prompts, options: Options, said) -> tuple[int, int]:
-    """Slices to fill (low, high), both included."""
+def slice_range(frames: Frames, prompts: Prompts, options: Options, prompted_slices: Iterable[int]) -> tuple[int, int]:
+    """Return the first and last slice to fill, by the options and the prompts' 3D region.
+
+    Raises:
+        PromptError: The range is empty, or a slice with prompts lies outside of it.
+    """
     low, high = 0, len(frames) - 1
     if options.z_range is not None:
         low, high = max(low, min(options.z_range)), min(high, max(options.z_range))
@@ -61,7 +69,7 @@ def slice_range(frames: Frames, prompts: Prompts, options: Options, said) -> tup
         low, high = max(low, prompts.roi[0][frames.axis]), min(high, prompts.roi[1][frames.axis])
     if low > high:
         raise PromptError(f"The range of slices is empty; slices go from 0 to {len(frames) - 1}.")
-    outside = [t for t in said if not low <= t <= high]
+    outside = [t for t in prompted_slices if not low <= t <= high]
     if outside:
         raise PromptError(f"Slice {outside[0]} has prompts but lies outside the chosen range {low} to {high}.")
     return low, high

@@ -2,41 +2,49 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from lib.imaging import masks
+from lib.propagation.zoom import Crop
+from lib.quality.slice_estimates import SliceEstimates
 
-Followed = tuple[int, int, tuple[slice, slice] | None]  # first and last slice, rows and columns
+
+class TrackedRange(NamedTuple):
+    """Where a structure was tracked, and a little further: the slices that its next correction may need.
+
+    Attributes:
+        low, high: First and last slice.
+        crop: Rows and columns, or None for whole frames.
+    """
+
+    low: int
+    high: int
+    crop: Crop | None
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Outcome of one request.
+    """The outcome of one request.
 
     Attributes:
-        mask: bool (I, J, K) on the volume's grid.
-        axis: slicing axis. annotated: the slices that were prompted.
-        predicted_iou: (T,) the model's own estimate for each slice. present: (T,) its probability that the object is
-            there. agreement: (T,) Dice of the two directions between annotated slices, else NaN.
-        signals: (T, S), see `lib.quality.estimator.signals`. expected_iou: (T,) estimated from them, or from the network's heads
-            where the checkpoint has no fitted estimate; 1 on annotated slices.
-        seconds: time of each stage (encode, prompt, propagate, finish).
-        encoded: slices that had to be encoded for this request. followed: where tracking looked, and a little further; None = at whole
-            frames.
+        mask: Bool (I, J, K) on the volume's grid.
+        axis: The slicing axis.
+        annotated: Indices of the slices that were prompted.
+        estimates: How good each slice probably is; None from engines that estimate nothing.
+        seconds: Time of each stage (encode, prompt, propagate, finish, estimate).
+        encoded_count: Number of slices that had to be encoded for this request.
+        tracked: Where the structure was tracked.
     """
 
     mask: np.ndarray
     axis: int
     annotated: tuple[int, ...]
-    predicted_iou: np.ndarray
-    present: np.ndarray
-    agreement: np.ndarray
-    signals: np.ndarray
-    expected_iou: np.ndarray
+    estimates: SliceEstimates | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    encoded: int = 0
-    followed: tuple[Followed, ...] = ()
+    encoded_count: int = 0
+    tracked: tuple[TrackedRange, ...] = ()
 
     @cached_property
     def areas(self) -> np.ndarray:

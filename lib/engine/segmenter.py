@@ -1,262 +1,269 @@
-"""The engine as a whole: a volume and prompts in, a mask and what it cost out."""
+"""The engine as a whole: from a volume and prompts to a mask."""
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from lib.engine.loaded_network import LoadedNetwork, load_network
 from lib.engine.options import Options, slice_range
-from lib.engine.result import Followed, Result
-from lib.engine.task import Engine, Job, finish, join, stride_of
+from lib.engine.result import Result, TrackedRange
+from lib.engine.task import SegmentationTask, combine_estimates, combine_masks
 from lib.imaging import masks
 from lib.imaging.frames import Frames, resolve_axis
 from lib.imaging.volume import Volume
-from lib.model import checkpoints, device, worker_pool
-from lib.model.compiled import Compiler
-from lib.model.features import FeatureCache, SliceFeatures, encoder_key
+from lib.model import checkpoints, device
+from lib.model.feature_cache import FeatureCache
+from lib.model.features import SliceFeatures
 from lib.model.prefetch import Prefetcher
-from lib.prompts.volume_prompts import Prompts, group_by_slice, make_prompts
-from lib.propagation.gaps import ResultCache
-from lib.propagation.propagator import PropagationTask, Tracker
+from lib.model.worker_pool import run_all
+from lib.prompts.volume_prompts import Prompts, SlicePrompt, group_by_slice, make_prompts
+from lib.propagation.propagator import PropagationTask
+from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
 from lib.propagation.zoom import Crop, tracking_crops
-from lib.quality.estimator import QualityEstimator
 
 logger = logging.getLogger(__name__)
 
-FURTHER = 48  # slices beyond the ends of a mask that a correction may be followed to
-ZOOM_UP_TO = 512  # pixels; networks for larger squares see small structures well
+SLICES_BEYOND_MASK = 48  # A correction may be tracked this many slices beyond the ends of a mask.
 
 
 class Segmenter:
-    """Loads networks when they are first needed, keeps features and results of recent requests, answers requests.
+    """Loads networks when they are first needed, keeps features and results of recent requests, and answers requests.
 
-    Nothing belongs to a user or a session: the same volume and the same prompts are recognised by their content, a change
-    of prompts costs what the change costs. Requests may come from several threads: one network runs one request at a time
-    (its lock), features and results are shared.
-
-    Args:
-        compiled: whether networks are compiled in the background (`torch.compile`) as they are loaded and used.
+    Nothing belongs to a user or a session: the same volume and the same prompts are recognised by their content, and a change of prompts costs
+    what the change costs. Requests may come from several threads: one network runs one request at a time, features and results are
+    shared.
     """
 
-    def __init__(self, store: FeatureCache | None = None, memo: ResultCache | None = None, compiled: bool = False):
-        self._store, self._memo = store or FeatureCache(), memo or ResultCache()
-        self._prefetcher, self._compiler = Prefetcher(), Compiler() if compiled else None
-        self._engines: dict[tuple, Engine] = {}
+    def __init__(self, feature_cache: FeatureCache | None = None, result_cache: ResultCache | None = None):
+        self._feature_cache, self._result_cache = feature_cache or FeatureCache(), result_cache or ResultCache()
+        self._prefetcher = Prefetcher()
+        self._networks: dict[tuple, LoadedNetwork] = {}
         self._lock = threading.Lock()
 
     @property
     def feature_bytes(self) -> int:
-        return self._store.bytes
+        """Bytes of encoded slices that are held."""
+        return self._feature_cache.bytes
 
     def prompts(self, volume: Volume, options: Options, **prompts) -> Prompts:
-        """`make_prompts` with the slicing axis that `options` give."""
+        """Return `make_prompts` with the slicing axis that `options` give."""
         return make_prompts(volume, axis=resolve_axis(volume, options.axis), **prompts)
 
     def segment(
         self, volume: Volume, prompts: Prompts, options: Options = Options(), progress: Callable = lambda x, **_: x
     ) -> Result:
-        """Segments one structure.
+        """Segment one structure.
 
-        Slices with a click inside, a box or a painting say what the structure is; slices with clicks outside only mend
-        what tracking gives there. Then every annotated slice spreads to both sides. The result depends on the prompts
-        alone, not on what was asked before.
+        Slices with a click inside, a box or a painting say what the structure is. Slices with clicks outside only correct what
+        tracking gives there. Then every annotated slice spreads to both sides. The result depends on the prompts alone, not on what
+        was asked before.
 
         Args:
-            progress: wraps iterables for display, called with the keywords desc and total (for example `tqdm`).
+            progress: Wraps iterables for display and is called with the keywords desc and total, as `tqdm` is.
 
         Raises:
-            UserError: prompts or options that make no sense; see `lib.common.errors`.
+            UserError: Prompts or options make no sense; see `lib.common.errors`.
         """
         with self._prefetcher.paused():
             try:
                 return self._segment(volume, prompts, options, progress)
             except torch.OutOfMemoryError:
-                where = device.resolve_device(options.device)
-                if where.type == "cpu":
+                target = device.resolve_device(options.device)
+                if target.type == "cpu":
                     raise
-                logger.warning("%s is out of memory: forgetting all features, going on with single slices.", where)
+                logger.warning("%s is out of memory: forgetting all features, going on with single slices.", target)
                 self._forget()
             try:
                 return self._segment(volume, prompts, replace(options, batch=1), progress)
             except torch.OutOfMemoryError:
-                logger.warning("%s is out of memory again: this request is answered by the CPU.", where)
+                logger.warning("%s is out of memory again: this request is answered by the CPU.", target)
                 self._forget()
             return self._segment(volume, prompts, replace(options, device="cpu"), progress)
 
-    def prefetch(self, volume: Volume, options: Options = Options(), around: Sequence[int] = (), followed: Sequence[Followed] = ()) -> None:
-        """Encodes all slices in the background, those nearest to the slices `around` (default: the middle) first.
+    def prefetch(
+        self, volume: Volume, options: Options = Options(), around: Sequence[int] = (), tracked: Sequence[TrackedRange] = ()
+    ) -> None:
+        """Encode all slices in the background, those nearest to the slices `around` (default: the middle) first.
 
         Args:
-            followed: of the last result; these parts of the frames come first.
+            tracked: Of the last result. Their crops come before whole frames.
         """
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         centres = list(around) or [len(frames) // 2]
-        engine = self._engine(options)
+        network = self._network(options)
 
-        def wish(frames, slices):
+        def request(frames: Frames, slices: Iterable[int]) -> None:
             order = sorted(slices, key=lambda t: min(abs(t - c) for c in centres))
-            self._prefetcher.wish(self._features(engine, frames, options), order)
+            self._prefetcher.request(self._features(network, frames, options), order)
 
-        wish(frames, range(len(frames)))
-        stride, stops = stride_of(options, engine, frames), {}
-        for low, high, part in followed:
-            if part is not None:
-                near = frames.cropped(*part)
-                stops.setdefault(near.key, (near, set()))[1].update(t for t in range(low, high + 1) if t % stride == 0)
-        for near, slices in stops.values():
-            wish(near, slices)
+        request(frames, range(len(frames)))
+        stride, slices_by_crop = network.stride(options, frames), {}
+        for low, high, crop in tracked:
+            if crop is not None:
+                cropped = frames.cropped(*crop)
+                _, slices = slices_by_crop.setdefault(cropped.key, (cropped, set()))
+                slices.update(t for t in range(low, high + 1) if t % stride == 0)
+        for cropped, slices in slices_by_crop.values():
+            request(cropped, slices)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until the background has encoded and compiled what it was asked for."""
-        return self._prefetcher.wait(timeout) and (self._compiler is None or self._compiler.wait(timeout))
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the background has encoded what it was asked for, and return False if that takes longer than `timeout_s`."""
+        return self._prefetcher.wait(timeout_s)
 
-    # ----------------------------------------------------------------------------------------------------------------
     def _forget(self) -> None:
-        self._store.clear()
-        self._memo.clear()
+        self._feature_cache.clear()
+        self._result_cache.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _segment(self, volume: Volume, prompts: Prompts, options: Options, progress: Callable) -> Result:
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        said = group_by_slice(prompts, frames)
-        low, high = slice_range(frames, prompts, options, said)
-        job = Job(self._engine(options), frames, options, low, high, progress)
-        with job.engine.lock:
-            job.features = self._features(job.engine, frames, options)
-            with job.clock("encode"):
-                job.encode(list(said))
-            job.said, job.annotated = said, self._annotate(job, said)
-            spans = self._spans(job)
-            for span in spans:
-                self._correct(span)
+        prompts_by_slice = group_by_slice(prompts, frames)
+        low, high = slice_range(frames, prompts, options, prompts_by_slice)
+        request = SegmentationTask(self._network(options), frames, options, low, high, progress)
+        stopwatch = request.stopwatch
+        with request.network.lock:
+            request.features = self._features(request.network, frames, options)
+            with stopwatch("encode"):
+                request.ensure_encoded(list(prompts_by_slice))
+            request.prompts_by_slice = prompts_by_slice
+            request.annotated = self._annotate(request, prompts_by_slice)
+            tasks = self._split_by_crop(request)
+            for task in tasks:
+                self._correct(task)
             if options.propagate:
-                found = self._propagate(spans)
+                all_tracks = self._propagate(tasks)
             else:
-                found = [Tracks.of(s.annotated, len(frames), s.features.device, iou=0.0) for s in spans]
-            for span, tracks in zip(spans, found, strict=True):
-                span.tracks = tracks
-            with job.clock("finish"):
-                mask = finish(spans, frames, prompts)
-        self._store.trim()
-        with job.clock("estimate"):
-            filled = masks.slice_areas(frames.from_volume(mask)) > 0
-            per_slice = join(spans, len(frames), filled)
-        annotated = tuple(sorted({t for s in spans for t in s.annotated}))
-        filled = np.union1d(np.flatnonzero(filled), annotated)
-        ends = (int(filled[0]) - FURTHER, int(filled[-1]) + FURTHER)
-        followed = tuple((max(s.low, ends[0]), min(s.high, ends[1]), s.frames.crop) for s in spans) if options.propagate else ()
-        return Result(mask, frames.axis, annotated, *per_slice, job.clock.seconds, sum(job.encoded), followed)
+                all_tracks = [Tracks.from_annotations(t.annotated, len(frames), t.features.device, absent_iou=0.0) for t in tasks]
+            for task, tracks in zip(tasks, all_tracks, strict=True):
+                task.tracks = tracks
+            with stopwatch("finish"):
+                mask = combine_masks(tasks, frames, prompts)
+        self._feature_cache.trim()
+        with stopwatch("estimate"):
+            has_mask = masks.slice_areas(frames.from_volume(mask)) > 0
+            estimates = combine_estimates(tasks, len(frames), has_mask)
+        annotated = tuple(sorted({t for task in tasks for t in task.annotated}))
+        return Result(
+            mask, frames.axis, annotated, estimates, stopwatch.seconds, sum(request.encoded_counts),
+            _tracked_ranges(tasks, np.union1d(np.flatnonzero(has_mask), annotated)) if options.propagate else (),
+        )  # fmt: skip
 
-    def _engine(self, options: Options) -> Engine:
-        checkpoint = checkpoints.find(options.checkpoint)
-        where = device.resolve_device(options.device)
-        key = (checkpoint, where)  # one file may serve at two image sizes
+    def _network(self, options: Options) -> LoadedNetwork:
+        checkpoint, target = checkpoints.find(options.checkpoint), device.resolve_device(options.device)
         with self._lock:
-            if key not in self._engines:
-                model = checkpoints.load(checkpoint).to(where)
-                traits = checkpoints.metadata(checkpoint)
-                drop, gain = (float(traits.get(name, 0)) for name in ("presence_drop", "presence_gain"))
-                zoom = checkpoint.image_size <= ZOOM_UP_TO
-                tracker = Tracker(model, device.autocast_factory(where), drop, zoom, gain)
-                if self._compiler:
-                    self._compiler.install(tracker, where)
-                estimator = QualityEstimator.from_json(traits.get("slice_quality", "{}"))
-                self._engines[key] = Engine(key, tracker, encoder_key(model), estimator, threading.Lock())
-            return self._engines[key]
+            if (checkpoint, target) not in self._networks:  # One file may serve at two image sizes.
+                self._networks[checkpoint, target] = load_network(checkpoint, target)
+            return self._networks[checkpoint, target]
 
-    def _features(self, engine: Engine, frames: Frames, options: Options) -> SliceFeatures:
-        where = device.resolve_device(options.device)
-        model = engine.tracker.model
+    def _features(self, network: LoadedNetwork, frames: Frames, options: Options) -> SliceFeatures:
+        target = device.resolve_device(options.device)
+        model = network.decoder.network.model
+        key = frames.key, network.encoder_digest, target.type
 
-        key = frames.key, engine.encoder, where.type
+        def make() -> SliceFeatures:
+            batch = device.slices_at_once(target, model.image_size)
+            batch = min(batch, options.batch) if options.batch else batch
+            limit, overflow = self._feature_cache.limit_bytes, self._feature_cache.overflow
+            return SliceFeatures(model, frames, target, device.autocast_factory(target), batch, limit, overflow, key, keep_half=True)
 
-        def make():
-            batch = options.batch or device.encoder_batch(where, model.image_size)
-            return SliceFeatures(
-                model, frames, where, device.autocast_factory(where), batch, self._store.limit, self._store.spill, key, half=True
-            )
+        return self._feature_cache.get((*key, str(target)), make)
 
-        return self._store.get((*key, str(where)), make)
+    def _annotate(self, task: SegmentationTask, prompts_by_slice: dict[int, SlicePrompt]) -> dict[int, Annotation]:
+        """Return annotations of the slices whose prompts say what the structure is."""
+        slices = {t: p for t, p in prompts_by_slice.items() if p.defines_structure}
+        decoder = task.network.decoder
 
-    def _annotate(self, job: Job, said) -> dict[int, Annotation]:
-        """Annotations of the slices that stand alone."""
-        with self._prompting(job):
-            return {
-                t: self._remembered((*job.scope, t, p.key), lambda t=t, p=p: job.engine.tracker.annotate(job.features, t, p))
-                for t, p in said.items() if p.defines_structure
-            }  # fmt: skip
+        def annotate(t: int) -> Annotation:
+            return self._cached((*task.scope, t, slices[t].key), lambda: decoder.annotate(task.features, t, slices[t]))
 
-    def _spans(self, job: Job) -> list[Job]:
-        """The slices of a request, cut where tracking changes from one part of the frames, enlarged, to another."""
-        if not (job.options.propagate and job.options.focus and job.engine.tracker.zoom):
-            return [job]
-        drawn = {t: job.drawn(t) for t in job.annotated}
-        t, start = next((t, p) for t, p in job.said.items() if t in drawn and (p.mask is None or p.mask.any()))
-        first = drawn[t]
-        if start.first_click is not start:
-            first = job.drawn(t, self._annotate(job, {t: start.first_click})[t])
-        nothing = torch.zeros(job.frames.size)
-        shown = {t: (p, (drawn.get(t, nothing) > 0).cpu().numpy()) for t, p in job.said.items()}
-        parts = tracking_crops(job.frames, (start.first_click, (first > 0).cpu().numpy()), shown, list(drawn), job.low, job.high)
-        return [self._span(job, low, high, part, drawn) for low, high, part in parts]
+        return self._decode_side_by_side(task, annotate, list(slices))
 
-    def _span(self, job: Job, low: int, high: int, part: Crop | None, drawn) -> Job:
-        """The slices low..high, within a part of the frames."""
-        said, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (job.said, job.annotated))
-        span = replace(job, low=low, high=high, said=said, annotated=annotated)
-        if part is None:
-            return span
-        span.frames = job.frames.cropped(*part)
-        span.features = self._features(span.engine, span.frames, span.options)
-        span.said = {t: p.cropped(*part) for t, p in said.items()}
-        with job.clock("encode"):
-            span.encode(list(said))
-        with self._prompting(job):
-            adopt = job.engine.tracker.adopt
-            span.annotated = {
-                t: self._remembered((*span.scope, a.key), lambda t=t, a=a: adopt(span.features, t, span.said[t], drawn[t][part], a.key))
-                for t, a in annotated.items()
-            }  # fmt: skip
-        return span
+    def _decode_side_by_side(self, task: SegmentationTask, decode: Callable[[int], Annotation], slices: list[int]) -> dict[int, Annotation]:
+        """Return {slice: decode(slice)}, each computed as a task of its own."""
+        with task.stopwatch("prompt"):
+            return dict(zip(slices, run_all(decode, slices, task.features.device, task.features.threads_each), strict=True))
 
-    def _correct(self, job: Job) -> None:
-        """Annotates the slices where something is wrong with what tracking from the others shows."""
-        rest = [t for t in job.said if t not in job.annotated]
-        if not rest:
+    def _split_by_crop(self, request: SegmentationTask) -> list[SegmentationTask]:
+        """Cut a request where tracking changes from one crop of the frames to another."""
+        if not (request.options.propagate and request.options.focus and request.network.zooms):
+            return [request]
+        logits = {t: request.displayed_logits(a) for t, a in request.annotated.items()}
+        t, prompt = next((t, p) for t, p in request.prompts_by_slice.items() if t in logits and (p.mask is None or p.mask.any()))
+        first_click, first_logits = prompt.first_click, logits[t]
+        if first_click is not prompt:
+            first_logits = request.displayed_logits(self._annotate(request, {t: first_click})[t])
+        nothing = torch.zeros(request.frames.size)
+        displayed = {t: (p, (logits.get(t, nothing) > 0).cpu().numpy()) for t, p in request.prompts_by_slice.items()}
+        ranges = tracking_crops(
+            request.frames, (first_click, (first_logits > 0).cpu().numpy()), displayed, list(logits), request.low, request.high
+        )
+        return [self._crop_task(request, low, high, crop, logits) for low, high, crop in ranges]
+
+    def _crop_task(
+        self, request: SegmentationTask, low: int, high: int, crop: Crop | None, logits: dict[int, torch.Tensor]
+    ) -> SegmentationTask:
+        """Return the task for the slices low..high of a request within a crop of the frames.
+
+        Args:
+            logits: Of the annotated slices, (Y, X) in whole frames.
+        """
+        prompts, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (request.prompts_by_slice, request.annotated))
+        task = replace(request, low=low, high=high, prompts_by_slice=prompts, annotated=annotated)
+        if crop is None:
+            return task
+        task.frames = request.frames.cropped(*crop)
+        task.features = self._features(task.network, task.frames, task.options)
+        task.prompts_by_slice = {t: p.cropped(*crop) for t, p in prompts.items()}
+        with task.stopwatch("encode"):
+            task.ensure_encoded(list(prompts))
+        adopt = task.network.decoder.adopt
+
+        def adopt_cropped(t: int) -> Annotation:
+            key = annotated[t].key
+            make = lambda: adopt(task.features, t, task.prompts_by_slice[t], logits[t][crop], key)  # noqa: E731
+            return self._cached((*task.scope, key), make)
+
+        task.annotated = self._decode_side_by_side(task, adopt_cropped, list(annotated))
+        return task
+
+    def _correct(self, task: SegmentationTask) -> None:
+        """Annotate the slices whose clicks correct what tracking from the other slices gives."""
+        slices = [t for t in task.prompts_by_slice if t not in task.annotated]
+        if not slices:
             return
-        shown = self._propagate([job])[0]
-        with self._prompting(job):
-            job.annotated = job.annotated | {
-                t: job.engine.tracker.correct(job.features, t, job.said[t], job.annotated, shown) for t in rest
-            }  # fmt: skip
+        displayed, decoder, known = self._propagate([task])[0], task.network.decoder, task.annotated
 
-    @staticmethod
-    @contextmanager
-    def _prompting(job: Job):
-        with job.clock("prompt"), worker_pool.threads(1 if job.engine.tracker.zoom else torch.get_num_threads()):
-            yield
+        def correct(t: int) -> Annotation:
+            return decoder.correct(task.features, t, task.prompts_by_slice[t], known, displayed)
 
-    def _remembered(self, key: tuple, make: Callable[[], Annotation]) -> Annotation:
-        found = self._memo.get(key)
-        if found is None:
-            found = make()
-            self._memo.put(key, found, found.nbytes)
-        return found
+        task.annotated = known | self._decode_side_by_side(task, correct, slices)
 
-    def _propagate(self, spans: Sequence[Job]) -> list[Tracks]:
-        """What the network says of all slices of each span."""
-        job = spans[0]
-        batch = job.options.batch or device.run_batch(job.features.device, job.engine.tracker.compiled)
-        with job.clock("propagate"):
-            return job.engine.tracker.propagate_all(
-                [PropagationTask(s.features, s.annotated, s.low, s.high, s.scope, s.encode) for s in spans],
-                forward=job.options.direction != "backward", backward=job.options.direction != "forward",
-                stop_mm=job.options.stop_mm, stride=stride_of(job.options, job.engine, job.frames), batch=batch,
-                memo=self._memo, progress=lambda x: job.progress(x, desc="Propagating"),
+    def _cached(self, key: tuple, make: Callable[[], Annotation]) -> Annotation:
+        annotation = self._result_cache.get(key)
+        if annotation is None:
+            annotation = make()
+            self._result_cache.put(key, annotation, annotation.nbytes)
+        return annotation
+
+    def _propagate(self, tasks: Sequence[SegmentationTask]) -> list[Tracks]:
+        """Return the model outputs for all slices of each task of a request."""
+        task, options = tasks[0], tasks[0].options
+        with task.stopwatch("propagate"):
+            return task.network.propagator.propagate_all(
+                [PropagationTask(t.features, t.annotated, t.low, t.high, t.scope, t.ensure_encoded) for t in tasks],
+                forward=options.direction != "backward", backward=options.direction != "forward", stop_mm=options.stop_mm,
+                stride=task.network.stride(options, task.frames), batch=options.batch or device.passes_at_once(task.features.device),
+                cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
             )  # fmt: skip
+
+
+def _tracked_ranges(tasks: Sequence[SegmentationTask], filled_slices: np.ndarray) -> tuple[TrackedRange, ...]:
+    """Return where each task has tracked, as far as the next correction may need it."""
+    low, high = int(filled_slices[0]) - SLICES_BEYOND_MASK, int(filled_slices[-1]) + SLICES_BEYOND_MASK
+    return tuple(TrackedRange(max(t.low, low), min(t.high, high), t.frames.crop) for t in tasks)

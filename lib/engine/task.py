@@ -1,142 +1,131 @@
-"""A request on its way through the engine, and how its parts become one answer.
+"""A request on its way through the engine, and how its ranges of slices become one answer.
 
-A request is one `Job`, or several where some slices are followed in a part of the frames and others are not. Each knows its slices
-low..high; neighbours share the annotated slice where they meet.
+A request is one `SegmentationTask`, or several where some slices are tracked in a crop of the frames and others are not. Each knows its
+slices low..high; neighbours share the annotated slice where they meet.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from lib.common.stopwatch import Stopwatch
+from lib.engine.loaded_network import LoadedNetwork
 from lib.engine.options import Options
 from lib.imaging import masks
 from lib.imaging.frames import Frames
 from lib.model.features import SliceFeatures
-from lib.model.worker_pool import share
+from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import Prompts, SlicePrompt
-from lib.propagation.propagator import Tracker
 from lib.propagation.tracks import Annotation, Tracks
-from lib.quality.estimator import QualityEstimator
-from lib.quality.slice_estimates import expected_quality
+from lib.quality.slice_estimates import SliceEstimates, estimate_slices
 
-THIN = 1 / 128  # of the field of view; slices of small networks' training were no closer
-_AT_ONCE = 4  # slices; at full resolution they are large
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A network on its device; those with one `encoder` (fine-tuned decoders) share features."""
-
-    name: tuple
-    tracker: Tracker
-    encoder: str
-    estimator: QualityEstimator | None
-    lock: threading.Lock
+_SLICES_AT_ONCE = 4  # At full resolution slices are large.
 
 
 @dataclass
-class Job:
-    """Slices low..high (both included) of one request, in frames or a part of them.
+class SegmentationTask:
+    """Slices low..high (both included) of one request, in whole frames or a crop of them.
 
     Attributes:
-        said: prompts of slices. annotated: what the network says of those slices. tracks: what it says of all.
-        encoded: how many slices each time; runs side by side append, and all jobs of a request share the list.
+        network: What computes it.
+        frames: The slices, perhaps cropped.
+        progress: Wraps iterables for display.
+        stopwatch: Shared by all tasks of a request.
+        features: Of `frames`.
+        prompts_by_slice: Prompts of the annotated slices.
+        annotated: Model outputs for those slices.
+        tracks: Model outputs for all slices.
+        encoded_counts: How many slices were encoded each time; shared by all tasks of a request, and several threads append to it.
     """
 
-    engine: Engine
+    network: LoadedNetwork
     frames: Frames
     options: Options
     low: int
     high: int
     progress: Callable
-    clock: Stopwatch = field(default_factory=Stopwatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     features: SliceFeatures | None = None
-    said: dict[int, SlicePrompt] = field(default_factory=dict)
+    prompts_by_slice: dict[int, SlicePrompt] = field(default_factory=dict)
     annotated: dict[int, Annotation] = field(default_factory=dict)
     tracks: Tracks | None = None
-    encoded: list[int] = field(default_factory=list)
+    encoded_counts: list[int] = field(default_factory=list)
 
     @property
     def scope(self) -> tuple:
         """What results of the network depend on besides prompts."""
-        return self.frames.key, self.engine.name
+        return self.frames.key, self.network.name
 
-    def encode(self, slices) -> None:
-        """Encodes what is missing, and counts it."""
-        self.encoded.append(self.features.ensure(slices))
+    def ensure_encoded(self, slices: Iterable[int]) -> None:
+        """Encode the slices that are missing, and count them."""
+        self.encoded_counts.append(self.features.ensure(slices))
 
-    def drawn(self, t: int, annotation: Annotation | None = None) -> torch.Tensor:
-        """Logits (Y, X) of an annotated slice's own pixels."""
-        a = annotation or self.annotated[t]
-        return self.features.to_slices(a.logits[0])[0] if a.fine is None else a.fine
-
-
-def stride_of(options: Options, engine: Engine, frames: Frames) -> int:
-    """Every how many slices are tracked; the same for whole frames and parts."""
-    if options.stride or not engine.tracker.zoom:
-        return options.stride or 1
-    volume, axis = frames.volume, frames.axis
-    extent = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)
-    return max(1, round(extent * THIN / frames.slice_mm))
+    def displayed_logits(self, annotation: Annotation) -> torch.Tensor:
+        """Return the logits (Y, X) of the pixels of an annotated slice."""
+        if annotation.slice_logits is not None:
+            return annotation.slice_logits
+        return self.features.to_slices(annotation.logits[0])[0]
 
 
-def finish(spans: Sequence[Job], frames: Frames, prompts: Prompts) -> np.ndarray:
-    """The mask bool (I, J, K): thresholds at full resolution, keeps the wanted components, obeys clicks and region."""
-    whole = masks.empty_mask((len(frames), *frames.size))
-    for span in spans:
-        _threshold(span, whole if span.frames.crop is None else whole[:, span.frames.crop[0], span.frames.crop[1]])
-    for t, painted in prompts.masks.items():  # as painted, not as resampled
-        whole[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
-    mask = frames.to_volume(whole)
+def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Prompts) -> np.ndarray:
+    """Return the mask bool (I, J, K) of a request: thresholded at full resolution, with the wanted components, obeying clicks and region.
+
+    Args:
+        frames: The whole frames.
+    """
+    stack = masks.empty_mask((len(frames), *frames.size))
+    for task in tasks:
+        crop = task.frames.crop
+        _threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])
+    for t, painted in prompts.masks.items():  # As painted, not as resampled.
+        stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
+    mask = frames.to_volume(stack)
     if prompts.roi is not None:
-        inside = np.zeros_like(mask)
+        in_region = np.zeros_like(mask)
         low, high = prompts.roi
-        inside[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
-        mask &= inside
-    box = masks.bounding_box(whole)
-    if box is not None:  # of large volumes the structure is a small part
-        annotated = sorted({t for span in spans for t in span.annotated} & set(range(box[0].start, box[0].stop)))
-        whole[box] = masks.keep_components(whole[box], spans[0].options.components, [t - box[0].start for t in annotated])
-    for value, voxels in ((True, prompts.positive), (False, prompts.negative)):
+        in_region[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
+        mask &= in_region
+    box = masks.bounding_box(stack)
+    if box is not None:  # A structure is a small part of a large volume.
+        annotated = sorted({t for task in tasks for t in task.annotated} & set(range(box[0].start, box[0].stop)))
+        stack[box] = masks.keep_components(stack[box], tasks[0].options.components, [t - box[0].start for t in annotated])
+    for is_inside, voxels in ((True, prompts.positive), (False, prompts.negative)):
         for voxel in voxels:
-            mask[voxel] = value
+            mask[voxel] = is_inside
     return mask
 
 
-def _threshold(span: Job, stack: np.ndarray) -> None:
-    """Writes where the span's tracks are positive into bool (T, Y, X) of its frames."""
-    tracks, features = span.tracks, span.features
-    hit = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()
+def _threshold(task: SegmentationTask, stack: np.ndarray) -> None:
+    """Write where a task's tracks are positive into bool (T, Y, X) of its frames."""
+    tracks, features = task.tracks, task.features
+    positive = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()
 
     @torch.inference_mode()
-    def fill(index):
-        found, rows, columns = features.masks(tracks.logits[index])
-        stack[index, rows, columns] = found
+    def fill(slices: list[int]) -> None:
+        slice_masks, rows, columns = features.masks(tracks.logits[slices])
+        stack[slices, rows, columns] = slice_masks
 
-    share(fill, [hit[n : n + _AT_ONCE] for n in range(0, len(hit), _AT_ONCE)], features.device)
-    for t, annotation in span.annotated.items():
-        if annotation.fine is not None:
-            stack[t] = (annotation.fine > 0).cpu().numpy()
+    batches = [positive[n : n + _SLICES_AT_ONCE] for n in range(0, len(positive), _SLICES_AT_ONCE)]
+    run_all(fill, batches, features.device, features.threads_each)
+    for t, annotation in task.annotated.items():
+        if annotation.slice_logits is not None:
+            stack[t] = (annotation.slice_logits > 0).cpu().numpy()
 
 
-def join(spans: Sequence[Job], total: int, filled: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Per slice, of all `total`: predicted IoU, probability of presence, agreement, signals, expected IoU; see `Result`.
+def combine_estimates(tasks: Sequence[SegmentationTask], total: int, has_mask: np.ndarray) -> SliceEstimates:
+    """Return the estimates for all `total` slices.
 
     Args:
-        filled: bool (T,), slices whose final mask is not empty.
+        has_mask: Bool (T,), whether the final mask of a slice is not empty.
     """
-    parts = []
-    for n, span in enumerate(spans):
-        reach = range(span.low if n else 0, span.high + 1 if n + 1 < len(spans) else total)
-        here, own = slice(reach.start, reach.stop), slice(1 if n else 0, None)  # the shared slice belongs to the first of two
-        tracks = span.tracks.of_slices(here)
-        annotated = [t - reach.start for t in span.annotated]
-        thumbnails = span.features.thumbnails[here]
-        known, expected = expected_quality(span.features, thumbnails, filled[here], annotated, tracks, span.engine.estimator)
-        rows = tracks.iou.float(), tracks.object_score.float().sigmoid(), tracks.agreement
-        parts.append([*(x.cpu().numpy()[own] for x in rows), known[own], expected[own]])
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+    estimates = []
+    for n, task in enumerate(tasks):
+        slices = slice(task.low if n else 0, task.high + 1 if n + 1 < len(tasks) else total)
+        annotated = [t - slices.start for t in task.annotated]
+        estimate = estimate_slices(
+            task.features, task.features.thumbnails[slices], has_mask[slices], annotated, task.tracks.select(slices), task.network.estimator
+        )  # fmt: skip
+        estimates.append(estimate.select(slice(1 if n else 0, None)))  # A shared slice belongs to the first of its two tasks.
+    return SliceEstimates.concatenate(estimates)

@@ -1,7 +1,7 @@
 """Builds SAM 2 networks from configuration files, without Hydra's global state.
 
-Any configuration of the `sam2` package (SAM 2, SAM 2.1, MedSAM2) or of this project works. Networks come out as
-plain `SAM2Base` (or, for comparison, as the official `SAM2VideoPredictor`) with random weights.
+Any configuration of the `sam2` package (SAM 2, SAM 2.1, MedSAM2) or of this project works. Networks are plain `SAM2Base` objects (or, for
+comparison, the official `SAM2VideoPredictor`) with random weights.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 CONFIG_DIRS = (Path(__file__).parent / "configs", Path(sam2.__path__[0]) / "configs")
 
-# The settings `sam2.build_sam.build_sam2_video_predictor` adds to every configuration for inference: fall back to the
-# best of three masks when the single one is unstable, and remember clicked masks exactly as the user sees them.
-_INFERENCE = {
+# Settings that `sam2.build_sam.build_sam2_video_predictor` adds to every configuration for inference: the best of three masks replaces the
+# single one when that is unstable, and clicked masks are remembered exactly as the user sees them.
+_INFERENCE_SETTINGS = {
     "sam_mask_decoder_extra_args": {
         "dynamic_multimask_via_stability": True,
         "dynamic_multimask_stability_delta": 0.05,
@@ -28,10 +28,13 @@ _INFERENCE = {
 
 
 def read_config(name: str) -> DictConfig:
-    """The `model` node of the configuration `name`, e.g. "sam2.1/sam2.1_hiera_t.yaml" (a relative path in CONFIG_DIRS).
+    """Return the `model` node of a configuration.
+
+    Args:
+        name: Path relative to one of CONFIG_DIRS, for example "sam2.1/sam2.1_hiera_t.yaml".
 
     Raises:
-        FileNotFoundError: no such configuration.
+        FileNotFoundError: There is no such configuration.
     """
     for folder in CONFIG_DIRS:
         path = folder / name
@@ -41,14 +44,15 @@ def read_config(name: str) -> DictConfig:
 
 
 def build(name: str, *, image_size: int | None = None, training: bool = False, **overrides) -> SAM2Base:
-    """A `SAM2Base` with random weights, in evaluation mode unless `training`.
+    """Return a network with random weights, in evaluation mode unless `training`.
 
     Args:
-        name: configuration, see `read_config`.
-        image_size: side of the square input in pixels, a multiple of 32; default: the configuration's.
-        overrides: further top-level settings of the configuration.
+        name: Configuration, see `read_config`.
+        image_size: Side of the square input in pixels, a multiple of 32. Default: the configuration's.
+        training: Whether to build it for training: without the settings for inference.
+        overrides: Further top-level settings of the configuration.
     """
-    config = OmegaConf.merge({} if training else _INFERENCE, read_config(name), overrides)
+    config = OmegaConf.merge({} if training else _INFERENCE_SETTINGS, read_config(name), overrides)
     if image_size:
         config.image_size = image_size
     model = instantiate(config, _recursive_=True)
@@ -56,40 +60,40 @@ def build(name: str, *, image_size: int | None = None, training: bool = False, *
 
 
 def build_official(name: str, **overrides) -> SAM2VideoPredictor:
-    """The official `SAM2VideoPredictor` as `build_sam2_video_predictor` makes it (for parity tests and benchmarks).
+    """Return the official `SAM2VideoPredictor` as `build_sam2_video_predictor` makes it, for parity tests and benchmarks.
 
-    Hole filling is off: it needs a CUDA extension that the wheel does not contain.
+    Hole filling is off, because it needs a CUDA extension that the wheel does not contain.
     """
     target = {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor", "fill_hole_area": 0}
-    config = OmegaConf.merge(_INFERENCE, read_config(name), target, overrides)
+    config = OmegaConf.merge(_INFERENCE_SETTINGS, read_config(name), target, overrides)
     return instantiate(config, _recursive_=True).eval()
 
 
 def keep_decoder_in_float32(model: SAM2Base) -> SAM2Base:
-    """The same model; under autocast its prompt encoder and mask decoder compute in full precision nevertheless.
+    """Let the prompt encoder and mask decoder compute in full precision also under autocast, and return the same model.
 
-    In bfloat16 a click is placed to a few pixels only, and a mask's border moves: per-slice Dice 0.998 against full precision,
-    0.999 with exact heads, which are a small part of the work.
+    In bfloat16 a click is placed to a few pixels only, and a mask's border moves: per-slice Dice is 0.998 against full precision, and 0.999
+    with an exact decoder, which is a small part of the work.
     """
-    heads = model._forward_sam_heads
+    forward = model._forward_sam_heads
 
-    def exact(*args, **kwargs):
+    def forward_in_float32(*args, **kwargs):
         device = next(a for a in (*args, *kwargs.values()) if torch.is_tensor(a)).device.type
         with torch.autocast(device, enabled=False):
-            return heads(*(_float(a) for a in args), **{k: _float(v) for k, v in kwargs.items()})
+            return forward(*(_to_float32(a) for a in args), **{k: _to_float32(v) for k, v in kwargs.items()})
 
-    model._forward_sam_heads = exact
+    model._forward_sam_heads = forward_in_float32
     return model
 
 
-def _float(value):
+def _to_float32(value):
     if isinstance(value, (list, tuple)):
-        return [_float(v) for v in value]
+        return [_to_float32(v) for v in value]
     return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def normalize(frames: torch.Tensor) -> torch.Tensor:
-    """Grey frames (..., H, W) in [0, 255] to the network's input (..., 3, H, W), ImageNet mean and deviation as in SAM 2."""
+    """Return grey frames (..., H, W) in [0, 255] as the network's input (..., 3, H, W), with ImageNet's mean and deviation as in SAM 2."""
     mean = frames.new_tensor([0.485, 0.456, 0.406], dtype=torch.float32).view(3, 1, 1)
     std = frames.new_tensor([0.229, 0.224, 0.225], dtype=torch.float32).view(3, 1, 1)
     return (frames.float().unsqueeze(-3) / 255.0 - mean) / std

@@ -1,4 +1,4 @@
-"""Which checkpoints exist, where they lie, and how they are loaded: weights only, checked by size and SHA-256."""
+"""Which checkpoints there are, where they lie, and how they are loaded: weights only, checked by size and SHA-256."""
 
 import hashlib
 import json
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from lib.common.atomic_files import write_text
 from lib.common.errors import CheckpointError
 from lib.model.build import build, keep_decoder_in_float32, read_config
-from lib.model.kernels import quicken
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ EMBEDDED = ROOT / "apps" / "sam2" / "model" / "sam2_hiera_nano_256.safetensors"
 DOWNLOADS = Path(os.environ.get("SAM2_CHECKPOINTS", ROOT / "apps" / "sam2" / "model" / "downloads"))
 
 # What torch and safetensors raise on files that are no checkpoints.
-_UNREADABLE = (OSError, RuntimeError, EOFError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+_READ_ERRORS = (OSError, RuntimeError, EOFError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
                ImportError, SafetensorError, pickle.UnpicklingError)  # fmt: skip
 
 _SAM21 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
@@ -36,10 +35,11 @@ class Checkpoint:
     """One set of weights.
 
     Attributes:
-        name: what users call it. config: configuration file (see `lib.model.build`).
-        image_size: side of the input square in pixels.
-        url, bytes, sha256: of the published file, None where not known.
-        path: of the local file.
+        name: What users call it.
+        config: Configuration file of its network, see `lib.model.build`.
+        image_size: Side of the network's square input in pixels.
+        path: The local file, which need not exist.
+        url, bytes, sha256: Address, size and digest of the published file, None where they are not known.
     """
 
     name: str
@@ -55,7 +55,7 @@ def _official(name, config, file, size, sha256, base=_SAM21, image_size=1024) ->
     return Checkpoint(name, config, image_size, DOWNLOADS / file, base + file, size, sha256)
 
 
-# Sizes and digests are those of the files that Meta publishes (Git LFS pointers of the model repositories).
+# Sizes and digests are those of the files that Meta publishes (from the Git LFS pointers of the model repositories).
 KNOWN = {
     c.name: c
     for c in (
@@ -79,13 +79,13 @@ KNOWN = {
 
 
 def find(name: str | Path) -> Checkpoint:
-    """A checkpoint by name (see KNOWN) or by path.
+    """Return the checkpoint of a name (see KNOWN) or path.
 
-    A path may carry its configuration and size after "@": `/data/my.pt@sam2.1/sam2.1_hiera_s.yaml@512`. Without, a
-    safetensors file of this project knows its own, and the architecture of a .pt file is found by its shapes.
+    A path may carry its configuration and image size after "@": `/data/my.pt@sam2.1/sam2.1_hiera_s.yaml@512`. Without them, a safetensors
+    file of this project says its own, and the configuration of a .pt file is found by the shapes of its tensors.
 
     Raises:
-        CheckpointError: neither a known name nor a file.
+        CheckpointError: It is neither a known name nor a file.
     """
     if str(name) in KNOWN:
         return KNOWN[str(name)]
@@ -104,10 +104,10 @@ def find(name: str | Path) -> Checkpoint:
 
 
 def load(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The network with its weights, float32, on the CPU, in evaluation mode.
+    """Return the network with its weights: float32, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds more than weights, or is of another architecture.
+        CheckpointError: The file is missing, damaged, holds more than weights, or is of another architecture.
     """
     verify(checkpoint)
     weights = read_weights(checkpoint.path)
@@ -118,14 +118,14 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
         logger.warning("%s", e)
         raise CheckpointError(f"{checkpoint.path.name} does not hold weights of {checkpoint.config}.") from e
     logger.info("Loaded checkpoint %s from %s.", checkpoint.name, checkpoint.path)
-    return quicken(keep_decoder_in_float32(model))
+    return keep_decoder_in_float32(model)
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Checks that the file exists and is the published one, where that is known.
+    """Check that the file exists and is the published one, as far as that is known.
 
     Raises:
-        CheckpointError: missing or different.
+        CheckpointError: The file is missing or another one.
     """
     path = checkpoint.path
     if not path.is_file():
@@ -140,12 +140,12 @@ def verify(checkpoint: Checkpoint) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file as hex digits."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
 
 
-def _sha256(file) -> str:  # Python 3.10
+def _sha256(file) -> str:  # For Python 3.10.
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -153,10 +153,10 @@ def _sha256(file) -> str:  # Python 3.10
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pt file; a .pt file may hold nothing but weights.
+    """Return the tensors of a .safetensors or .pt file. A .pt file may hold nothing but weights.
 
     Raises:
-        CheckpointError: damaged, or a pickle with anything else in it.
+        CheckpointError: The file is damaged, or a pickle with anything else in it.
     """
     try:
         if path.suffix == ".safetensors":
@@ -168,13 +168,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return weights
     except CheckpointError:
         raise
-    except _UNREADABLE as e:
+    except _READ_ERRORS as e:
         logger.warning("Reading %s failed: %s", path, e)
         raise CheckpointError(f"{path.name} is damaged or not a checkpoint of weights only; it was not loaded.") from e
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, half: bool = True, **metadata: str) -> None:
-    """Writes safetensors that know their configuration (and image_size, if given); complete or not at all."""
+    """Write a safetensors file that says its configuration and other `metadata`. The file appears complete or not at all.
+
+    Args:
+        half: Whether to write float16 instead of float32.
+    """
     temporary = path.with_suffix(".tmp")
     tensors = {k: (v.half() if half else v.float()).cpu().contiguous() for k, v in weights.items()}
     save_file(tensors, temporary, metadata={"config": config, **metadata})
@@ -182,10 +186,9 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, h
 
 
 def set_metadata(path: Path, **values: str) -> None:
-    """Changes what a safetensors file says of itself, or what is said of another one in a JSON file beside it; complete or not at
-    all."""
+    """Change the metadata in a safetensors file, or in a JSON file beside another one. Files change completely or not at all."""
     if path.suffix != ".safetensors":
-        write_text(_beside(path), json.dumps({**_read_metadata(path), **values}))
+        write_text(_metadata_file(path), json.dumps({**_read_metadata(path), **values}))
         return
     temporary = path.with_suffix(".tmp")
     save_file(load_file(path), temporary, metadata={**_read_metadata(path), **values})
@@ -193,28 +196,30 @@ def set_metadata(path: Path, **values: str) -> None:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What was measured of a checkpoint and written into its file, or beside it; empty where nothing was.
+    """Return what was calibrated for a checkpoint and written into its file, or beside it; nothing where nothing was.
 
-    presence_drop: how far the object score may fall before an object counts as lost, see `lib.training.object_end_calibration`.
-    presence_gain: how much more where the mask still looks as it did, see `lib.propagation.object_end`.
-    slice_quality: fitted estimate (JSON), see `lib.quality.estimator.Estimator`.
+    Returns:
+        presence_drop: How far the object score may fall before an object counts as lost (`lib.propagation.object_end`).
+        presence_gain: How much further it may fall where the mask still looks as it did.
+        slice_quality: Fitted estimator as JSON (`lib.quality.estimator.QualityEstimator`).
     """
-    metadata = _read_metadata(checkpoint.path)
-    return {k: metadata[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in metadata}
+    values = _read_metadata(checkpoint.path)
+    return {k: values[k] for k in ("presence_drop", "presence_gain", "slice_quality") if k in values}
 
 
-def _beside(path: Path) -> Path:
+def _metadata_file(path: Path) -> Path:
+    """Return the JSON file that holds the metadata of a .pt file."""
     return path.with_name(path.name + ".json")
 
 
 def _read_metadata(path: Path) -> dict:
     if path.suffix != ".safetensors":
         try:
-            return json.loads(_beside(path).read_text())
+            return json.loads(_metadata_file(path).read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as e:
-            raise CheckpointError(f"{_beside(path).name} is damaged: delete it, and calibrate again.") from e
+            raise CheckpointError(f"{_metadata_file(path).name} is damaged: delete it, and calibrate again.") from e
     try:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}
@@ -223,11 +228,11 @@ def _read_metadata(path: Path) -> dict:
 
 
 def _config_by_shape(weights: dict[str, torch.Tensor]) -> str:
-    """Configuration whose network has tensors of exactly these shapes."""
+    """Return the configuration whose network has tensors of exactly these shapes."""
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     width = shapes.get("image_encoder.trunk.patch_embed.proj.weight", (0,))[0]
     for config in dict.fromkeys(c.config for c in KNOWN.values()):
-        # Only networks of the right width are built: the large one takes a gigabyte.
+        # Only networks of the right width are built, because the large one takes a gigabyte.
         if read_config(config).image_encoder.trunk.get("embed_dim", 96) != width:
             continue
         if shapes == {k: tuple(v.shape) for k, v in build(config).state_dict().items()}:

@@ -1,4 +1,4 @@
-"""Where networks run, in which precision, and what becomes of memory that they no longer need."""
+"""Where networks run, in which precision, how much they do at once, and how freed memory goes back to the system."""
 
 import ctypes
 import sys
@@ -8,24 +8,25 @@ from functools import cache, partial
 import torch
 
 from lib.common.errors import OptionError
-from lib.model import kernels
-from lib.model.worker_pool import CORES
 
 
 def available_devices() -> list[str]:
-    """Device names usable here, best first."""
-    found = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    """Return the names of the devices that can be used here, the best one first."""
+    names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
-        found.append("mps")
-    return [*found, "cpu"]
+        names.append("mps")
+    return [*names, "cpu"]
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """A device from an option value; None, "" and "auto" mean the best one. "cuda" without a GPU means the CPU, because
-    clients send it as their default.
+    """Return the device that an option value names.
+
+    Args:
+        name: A name of `available_devices`. None, "" and "auto" mean the best one; "cuda" on a machine without a GPU means the CPU, because
+            clients send it as their default.
 
     Raises:
-        OptionError: no such device here.
+        OptionError: There is no such device here.
     """
     name = (name or "auto").strip().lower()
     if name == "auto":
@@ -38,38 +39,38 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def autocast_factory(device: torch.device):
-    """Context managers for forward passes: bfloat16 on CUDA, full precision elsewhere. Entered and left per call."""
+    """Return what makes a context manager for a forward pass: bfloat16 on CUDA, full precision elsewhere."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return partial(torch.autocast, "cuda", dtype=torch.bfloat16)
     return nullcontext
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done by the hardware there."""
+    """Return whether the hardware of `device` computes in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def encoder_batch(device: torch.device, image_size: int) -> int:
-    """Slices encoded at once: what fits comfortably into a small GPU; on a CPU each core does a small one, which needs least memory."""
-    per_256 = 64 if device.type == "cuda" else CORES
-    return max(1, per_256 * 256 * 256 // (image_size * image_size))
+def slices_at_once(device: torch.device, image_size: int) -> int:
+    """Return how many slices go through the image encoder as one batch.
+
+    On a CPU it is one, so that a slice has the same features whenever it is encoded; a GPU takes as many as fit comfortably into
+    the memory of a small one.
+    """
+    return max(1, 64 * 256 * 256 // (image_size * image_size)) if device.type != "cpu" else 1
 
 
-def run_batch(device: torch.device, compiled: bool = False) -> int:
-    """Runs through a volume that go through the network at once: many fill a GPU; on a CPU each has a core (`lib.model.worker_pool`), while
-    others encode for it. Where there are no others, both directions share one, so as to wait less for each other's Python, of which
-    compiled networks need little; not where a slice would come out otherwise than alone (`lib.model.kernels`)."""
-    if device.type != "cpu":
-        return 32
-    return 2 if CORES <= 2 and not compiled and kernels.available() else 1
+def passes_at_once(device: torch.device) -> int:
+    """Return how many passes through gaps go through the network as one batch: many fill a GPU; on a CPU each is computed alone."""
+    return 1 if device.type == "cpu" else 32
 
 
 def release_memory() -> None:
-    """Returns what this process has freed to the system, as the C library of Linux does not by itself; elsewhere nothing.
+    """Return the memory that this process has freed to the system, which the C library of Linux does not do by itself.
 
-    Takes some milliseconds. After encoding 300 slices it is 60 MB.
+    It takes some milliseconds. After encoding 300 slices it returns about 60 MB. On other systems nothing happens.
     """
     trim = _malloc_trim()
     if trim:
@@ -80,5 +81,5 @@ def release_memory() -> None:
 def _malloc_trim():
     try:
         return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
-    except (OSError, AttributeError):  # another C library
+    except (OSError, AttributeError):  # Another C library has no such function.
         return None

@@ -1,7 +1,7 @@
-"""Differentiable pieces of SAM 2's forward pass that `sam2` keeps private or gates: one frame at a time, all four masks.
+"""Differentiable steps of SAM 2's forward pass for training: one frame at a time, with all four masks of the decoder.
 
-`SAM2Base._forward_sam_heads` replaces the mask by -1024 where the object score says "absent", which has no gradient:
-a model that starts wrong never recovers. Here the caller decides what counts as present.
+`SAM2Base._forward_sam_heads` replaces the mask by -1024 where the object score says "absent". That has no gradient, so a model that starts
+wrong never recovers. Here the caller decides where the object counts as present.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,13 @@ from lib.model.build import normalize
 
 @dataclass
 class ClipFeatures:
-    """Encoder output for one frame of every clip: stride 16, 8 and 4 maps (B, C, h, w), and the position code."""
+    """Encoder output for one frame of every clip.
+
+    Attributes:
+        coarse: Feature map (B, C, h, w) at stride 16.
+        high_res: Feature maps at strides 4 and 8.
+        position: Position codes (B, C, h, w) of the coarse map.
+    """
 
     coarse: torch.Tensor
     high_res: list[torch.Tensor]
@@ -22,32 +28,49 @@ class ClipFeatures:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Height and width of the coarse map."""
         return tuple(self.coarse.shape[-2:])
 
     @property
     def sequence(self) -> torch.Tensor:
-        """(HW, B, C), as SAM 2's memory code wants it."""
+        """The coarse map as (H * W, B, C), as SAM 2's memory code takes it."""
         return self.coarse.flatten(2).permute(2, 0, 1)
 
 
 @dataclass
 class Prediction:
-    """Decoder output of one frame: 4 masks (single, then three alternatives) as logits at stride 4 and what was chosen."""
+    """Decoder output of one frame.
 
-    masks: torch.Tensor  # (B, 4, h, w)
-    ious: torch.Tensor  # (B, 4)
-    object_score: torch.Tensor  # (B, 1) logit
-    chosen: torch.Tensor  # (B,) index of the mask that goes on
-    pointer: torch.Tensor  # (B, C)
+    Attributes:
+        masks: Logits (B, 4, h, w) at stride 4: the single mask, then the three alternatives.
+        ious: Predicted IoU (B, 4).
+        object_score: Logit (B, 1) of the probability that the object is there.
+        chosen: Index (B,) of the mask that is used further.
+        pointer: Object pointer (B, C).
+    """
+
+    masks: torch.Tensor
+    ious: torch.Tensor
+    object_score: torch.Tensor
+    chosen: torch.Tensor
+    pointer: torch.Tensor
 
     @property
     def mask(self) -> torch.Tensor:
-        """The chosen mask (B, 1, h, w), logits."""
+        """Logits (B, 1, h, w) of the chosen mask."""
         return self.masks[torch.arange(len(self.masks), device=self.masks.device), self.chosen][:, None]
 
 
 def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[ClipFeatures]:
-    """Features of frames (B, T, H, W) in [0, 255], one entry for each of the T slices, each clip `objects` times."""
+    """Encode clips.
+
+    Args:
+        frames: Grey frames (B, T, H, W) in [0, 255].
+        objects: Number of objects of each clip; every clip comes that many times in the batch.
+
+    Returns:
+        Features for each of the T frames.
+    """
     b, t = frames.shape[:2]
     out = model.forward_image(normalize(frames.flatten(0, 1)))
     levels = [x.view(b, t, *x.shape[1:]) for x in out["backbone_fpn"][-3:]]
@@ -63,13 +86,13 @@ def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[ClipFeatu
 
 
 def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mask_logits=None, multimask=False):
-    """Masks for one frame.
+    """Decode the masks of one frame.
 
     Args:
-        conditioned: (B, C, h, w), features after memory attention, or `unconditioned(...)`.
-        prompt: dict of point_coords (B, P, 2) pixels and point_labels (B, P), or None.
-        mask_logits: (B, 1, 4h, 4w), earlier logits to start from, or None.
-        multimask: choose among the three alternatives by predicted IoU instead of the single mask.
+        conditioned: Features (B, C, h, w) after memory attention, or `unconditioned(...)`.
+        prompt: {"point_coords": (B, P, 2) pixels, "point_labels": (B, P)}, or None.
+        mask_logits: Earlier logits (B, 1, 4h, 4w) to start from, or None.
+        multimask: Whether to choose among the three alternatives by predicted IoU instead of taking the single mask.
     """
     b = len(conditioned)
     if prompt is None:
@@ -91,12 +114,17 @@ def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mas
 
 
 def unconditioned(model, features: ClipFeatures) -> torch.Tensor:
-    """Features of a frame that no memory informs."""
+    """Return the features of a frame that has no memory to look at."""
     return features.coarse + model.no_mem_embed.view(1, -1, 1, 1)
 
 
 def condition(model, features: ClipFeatures, frame: int, memories: dict) -> torch.Tensor:
-    """Features after memory attention; `memories` is SAM 2's output dictionary (cond / non_cond frame outputs)."""
+    """Return the features of a frame after memory attention.
+
+    Args:
+        frame: Virtual time of the frame.
+        memories: SAM 2's output dictionary (cond_frame_outputs and non_cond_frame_outputs).
+    """
     return model._prepare_memory_conditioned_features(
         frame_idx=frame,
         is_init_cond_frame=False,
@@ -110,11 +138,12 @@ def condition(model, features: ClipFeatures, frame: int, memories: dict) -> torc
 
 
 def remember(model, features: ClipFeatures, mask_logits: torch.Tensor, pointer: torch.Tensor, present: torch.Tensor):
-    """Memory entry of a frame.
+    """Return the memory entry of a frame.
 
     Args:
-        mask_logits: (B, 1, h, w) at any resolution.
-        present: bool (B,), whether the object counts as present there.
+        mask_logits: Logits (B, 1, h, w) at any resolution.
+        pointer: Object pointer (B, C).
+        present: Bool (B,), whether the object counts as present on the frame.
     """
     size = (model.image_size, model.image_size)
     logits = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False)
@@ -134,7 +163,7 @@ def remember(model, features: ClipFeatures, mask_logits: torch.Tensor, pointer: 
 
 
 def mask_prompt(model, features: ClipFeatures, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A painted mask (B, H, W) as SAM 2 takes it: logits of +-10 (B, 1, H, W) and the object pointer it gives."""
+    """Return a painted mask (B, H, W) as SAM 2 takes it: logits of +-10, (B, 1, H, W), and the object pointer that it gives."""
     target = masks[:, None].float()
     logits = model.mask_downsample(target)
     if logits.shape[-2:] != model.sam_prompt_encoder.mask_input_size:

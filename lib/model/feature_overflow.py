@@ -1,4 +1,4 @@
-"""Where features of slices go that do not fit on the device: to the host's memory, then, if one is given, to a folder."""
+"""Where features of slices go that do not fit on the device: to the host's memory and, if a folder is configured, to files."""
 
 import hashlib
 import logging
@@ -18,18 +18,19 @@ FOLDER_BYTES = 50 << 30
 
 
 class FeatureOverflow:
-    """Keeps tensors by key; what was used longest ago goes to the folder, or is forgotten.
+    """Tensors by key. What was used longest ago goes to the folder, or is forgotten.
 
-    Files are named by a digest of their key, which holds the content of the volume: they are found again after a restart, and under
-    any path of the image. They hold features of patients' slices, so nothing is written unless a folder is configured.
+    Files are named by a digest of their key, which holds the content of the volume, so they are found again after a restart, under any
+    path of the image. They hold features of patients' slices; therefore nothing is written unless a folder is configured.
 
     Args:
-        host: bytes of memory to use; 0 = none (features on the CPU are in that memory already).
-        folder, folder_limit: where files go, and how many bytes of them; None = nowhere.
+        host_bytes: Bytes of the host's memory to use. Features of a network on the CPU are in that memory already, so 0 is right for them.
+        folder: Where files go, or None for no files.
+        folder_bytes: Bytes of files to keep.
     """
 
-    def __init__(self, host: int = HOST_BYTES, folder: str | Path | None = None, folder_limit: int = FOLDER_BYTES):
-        self._host, self._folder_limit = host, folder_limit
+    def __init__(self, host_bytes: int = HOST_BYTES, folder: str | Path | None = None, folder_bytes: int = FOLDER_BYTES):
+        self._host_bytes, self._folder_bytes = host_bytes, folder_bytes
         self._folder = Path(folder) if folder else None
         self._kept: OrderedDict[tuple, tuple[torch.Tensor, ...]] = OrderedDict()
         self._bytes = 0
@@ -38,8 +39,8 @@ class FeatureOverflow:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: tuple, tensors: tuple[torch.Tensor, ...]) -> None:
-        """Keeps tensors, if there is room for them."""
-        if not (self._host or self._folder):
+        """Keep tensors, if there is room for them."""
+        if not (self._host_bytes or self._folder):
             return
         tensors = tuple(t.cpu() for t in tensors)
         size = sum(t.nbytes for t in tensors)
@@ -47,14 +48,14 @@ class FeatureOverflow:
             if key not in self._kept:
                 self._kept[key] = tensors
                 self._bytes += size
-            while self._kept and self._bytes > self._host:
+            while self._kept and self._bytes > self._host_bytes:
                 old, values = self._kept.popitem(last=False)
                 self._bytes -= sum(t.nbytes for t in values)
                 if self._folder:
                     self._write(self._file(old), values)
 
     def get(self, key: tuple) -> tuple[torch.Tensor, ...] | None:
-        """Tensors on the CPU, or None."""
+        """Return the tensors of `key` on the CPU, or None."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -62,12 +63,11 @@ class FeatureOverflow:
             return self._read(self._file(key)) if self._folder else None
 
     def clear(self) -> None:
-        """Forgets what is in memory; files stay."""
+        """Forget what is in memory. Files stay."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
 
-    # ----------------------------------------------------------------------------------------------------------------
     def _file(self, key: tuple) -> Path:
         return self._folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=20).hexdigest()}.safetensors"
 
@@ -79,7 +79,7 @@ class FeatureOverflow:
             save_file({str(n): t.contiguous() for n, t in enumerate(tensors)}, temporary)
             temporary.replace(path)
             self._make_room()
-        except OSError as e:  # a full disk costs time, not the request
+        except OSError as e:  # A full disk costs time, but the request is answered.
             temporary.unlink(missing_ok=True)
             logger.warning("Could not keep features in %s: %s", self._folder, e)
 
@@ -89,7 +89,7 @@ class FeatureOverflow:
             os.utime(path)
         except FileNotFoundError:
             return None
-        except Exception as e:  # damaged: it is made again
+        except Exception as e:  # A damaged file is made again.
             logger.warning("Removed %s: %s", path.name, e)
             path.unlink(missing_ok=True)
             return None
@@ -99,7 +99,7 @@ class FeatureOverflow:
         files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self._folder.glob("*.safetensors"))
         total = sum(size for _, size, _ in files)
         for _, size, file in files:
-            if total <= self._folder_limit:
+            if total <= self._folder_bytes:
                 return
             file.unlink(missing_ok=True)
             total -= size

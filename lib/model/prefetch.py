@@ -1,4 +1,4 @@
-"""Encodes the slices of a volume in the background while the annotator looks at it."""
+"""Encodes the slices of volumes in the background, while an annotator looks at them."""
 
 import logging
 import threading
@@ -13,23 +13,23 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """One thread for all volumes, the latest wish first; it stands still while a request is being answered.
+    """One background thread for all volumes. It serves the latest request first and stands still while a click is being answered.
 
-    The thread ends when there is nothing to do, or when the program ends: cut off in the middle of a network, it would take the whole
-    process down with an error.
+    The thread ends when there is nothing to do, and before the program ends: a thread that is cut off in the middle of a network takes the
+    whole process down with an error.
     """
 
     def __init__(self):
-        self._todo: deque[tuple[SliceFeatures, list[int]]] = deque()
+        self._requests: deque[tuple[SliceFeatures, list[int]]] = deque()
         self._condition = threading.Condition()
-        self._requests = 0
+        self._clicks_in_progress = 0
         self._thread: threading.Thread | None = None
 
-    def wish(self, features: SliceFeatures, slices: Iterable[int]) -> None:
-        """Encodes `slices` in this order when there is time; replaces an earlier wish for the same volume."""
+    def request(self, features: SliceFeatures, slices: Iterable[int]) -> None:
+        """Have `slices` encoded in this order when there is time. This replaces an earlier request for the same volume."""
         with self._condition:
-            self._todo = deque(job for job in self._todo if job[0] is not features)
-            self._todo.appendleft((features, features.missing(slices)))
+            self._requests = deque(r for r in self._requests if r[0] is not features)
+            self._requests.appendleft((features, features.missing(slices)))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="prefetch")
                 self._thread.start()
@@ -37,48 +37,48 @@ class Prefetcher:
 
     @contextmanager
     def paused(self):
-        """While a request runs."""
+        """Stand still within this context."""
         with self._condition:
-            self._requests += 1
+            self._clicks_in_progress += 1
         try:
             yield
         finally:
             with self._condition:
-                self._requests -= 1
+                self._clicks_in_progress -= 1
                 self._condition.notify_all()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until everything wished for is done; False after `timeout` seconds."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything requested is encoded, and return False if that takes longer than `timeout_s` seconds."""
         with self._condition:
-            return self._condition.wait_for(lambda: not self._todo, timeout)
+            return self._condition.wait_for(lambda: not self._requests, timeout_s)
 
     def _run(self) -> None:
-        while self._some():
+        while self._encode_some():
             pass
 
-    def _some(self) -> bool:
-        """One batch of the latest wish, after which nothing of it is held here; False if that was all."""
-        program = threading.main_thread()
+    def _encode_some(self) -> bool:
+        """Encode a few slices of the latest request, keep no reference to them, and return False if nothing is left to do."""
+        main_thread = threading.main_thread()
         with self._condition:
-            while self._requests and program.is_alive():
+            while self._clicks_in_progress and main_thread.is_alive():
                 self._condition.wait(0.5)
-            if not self._todo or not program.is_alive():
+            if not self._requests or not main_thread.is_alive():
                 self._thread = None
                 return False
-            features, slices = self._todo[0]
+            features, slices = self._requests[0]
         try:
-            made = features.ensure(slices[: features.batch])
-            rest = slices[features.batch :]
-            if made and not rest:  # once for a volume; between clicks, the next one would have to ask for it again
+            encoded = features.ensure(slices[: features.slices_per_round])
+            rest = slices[features.slices_per_round :]
+            if encoded and not rest:  # Once for a volume: the next request would have to ask the system for the memory again.
                 release_memory()
-        except Exception:  # the request that needs the slice will say what is wrong
-            if program.is_alive():
+        except Exception:  # A click that needs the slice will tell what is wrong.
+            if main_thread.is_alive():
                 logger.exception("Encoding in the background failed")
             rest = []
         with self._condition:
-            if self._todo and self._todo[0][0] is features:
-                self._todo[0] = features, rest
+            if self._requests and self._requests[0][0] is features:
+                self._requests[0] = features, rest
                 if not rest:
-                    self._todo.popleft()
+                    self._requests.popleft()
                     self._condition.notify_all()
         return True

@@ -1,4 +1,4 @@
-"""Fine-tuned versions of checkpoints: all are kept, one per base is served, those that were no better lie aside."""
+"""Fine-tuned versions of checkpoints. All are kept, one for each base checkpoint is served, and those that were no better lie aside."""
 
 import hashlib
 import json
@@ -17,11 +17,10 @@ _NAME = re.compile(r"v\d{4}")
 
 @dataclass(frozen=True)
 class Versions:
-    """A folder `root/BASE/` with v0001.safetensors, v0001.json, ..., served.json and aside/; BASE is the name of a checkpoint, or
-    of a checkpoint's file and a digest of its path.
+    """The versions of one base checkpoint, in a folder `root/BASE/` with v0001.safetensors, v0001.json, ..., served.json and aside/.
 
-    `served.json` names the version that answers requests for BASE. It is replaced as a whole, so a server that reads it
-    while a training writes it sees the old or the new one.
+    BASE is the name of a checkpoint, or the name of a checkpoint's file and a digest of its path. `served.json` names the version that
+    answers requests for BASE. It is replaced as a whole, so a server that reads it while a training writes it sees the old or the new one.
     """
 
     root: Path
@@ -29,13 +28,14 @@ class Versions:
 
     @property
     def folder(self) -> Path:
+        """The folder of this base, which need not exist."""
         name = re.sub(r"[^\w.+-]", "_", Path(self.base.partition("@")[0]).stem)
-        if name != self.base:  # a path: files of one name in two folders are two bases
+        if name != self.base:  # A path: files of one name in two folders are two bases.
             name += "_" + hashlib.sha256(self.base.encode()).hexdigest()[:8]
         return self.root / name
 
     def served(self) -> Path | None:
-        """File of the served version; None: the base checkpoint itself."""
+        """Return the file of the served version, or None where the base checkpoint itself is served."""
         try:
             name = json.loads((self.folder / "served.json").read_text())["version"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -44,14 +44,14 @@ class Versions:
         return path if name and path.is_file() else None
 
     def names(self) -> list[str]:
-        """Versions that were accepted at some time, oldest first."""
+        """Return the versions that were accepted at some time, the oldest first."""
         return sorted(p.stem for p in self.folder.glob("v*.safetensors") if _NAME.fullmatch(p.stem))
 
     def path(self, name: str) -> Path:
-        """File of a version.
+        """Return the file of a version.
 
         Raises:
-            CheckpointError: no such version.
+            CheckpointError: There is no such version.
         """
         path = self.folder / f"{name}.safetensors"
         if not _NAME.fullmatch(name) or not path.is_file():
@@ -59,7 +59,12 @@ class Versions:
         return path
 
     def add(self, checkpoint: Path, info: dict, *, better: bool) -> Path:
-        """Takes a checkpoint in: served from now on if `better`, else kept under aside/. Returns its new path."""
+        """Add a checkpoint, and return its new path.
+
+        Args:
+            info: What to write beside it.
+            better: Whether it is served from now on; otherwise it is kept under aside/.
+        """
         (self.folder / "aside").mkdir(parents=True, exist_ok=True)
         taken = [int(p.stem[1:]) for p in self.folder.rglob("v*.safetensors") if _NAME.fullmatch(p.stem)]
         name = f"v{max(taken, default=0) + 1:04d}"
@@ -74,10 +79,10 @@ class Versions:
         return path
 
     def serve(self, name: str | None) -> None:
-        """Serves a version from now on, or (None) the base checkpoint again.
+        """Serve a version from now on, or with None the base checkpoint again.
 
         Raises:
-            CheckpointError: no such version.
+            CheckpointError: There is no such version.
         """
         if name:
             self.path(name)

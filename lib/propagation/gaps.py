@@ -1,21 +1,25 @@
-"""How gaps between annotated slices become runs of the network, and how the results of runs become one volume."""
+"""Gaps between annotated slices, and the passes of the network that fill them."""
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
+from itertools import pairwise
 
-import torch
-
-ABSENT = -1024.0  # SAM 2's logit for "no object on this frame"
-CLAMP = 10.0  # before blending, so that one direction's "absent" does not overrule the other
-MEMO_BYTES = 512 << 20
+from lib.propagation.tracks import Annotation
 
 
 @dataclass(frozen=True)
 class GapPass:
-    """Fills the `length` slices beyond the annotated slice `near` in direction `step`, going through those whose index is a
-    multiple of `stride` (so that all runs share features); `far` is the other end or None."""
+    """One pass through a gap, away from an annotated slice.
+
+    Attributes:
+        near: Index of the annotated slice where the pass begins.
+        step: 1 towards higher slice indices, -1 towards lower ones.
+        length: Number of slices to fill, beginning with the one beside `near`.
+        far: Index of the annotated slice at the other end of the gap, or None beyond the outermost annotated slice.
+        stride: Only slices whose index is a multiple of it go through the network (so that all passes share features); those between
+            are interpolated.
+    """
 
     near: int
     step: int
@@ -25,118 +29,44 @@ class GapPass:
 
     @property
     def slices(self) -> list[int]:
-        """Indices of the slices to fill, in the order of the run."""
+        """Indices of the slices to fill, in the order of the pass."""
         return [self.near + (d + 1) * self.step for d in range(self.length)]
 
     @cached_property
-    def stops(self) -> list[int]:
+    def tracked_slices(self) -> list[int]:
         """Indices of the slices that go through the network."""
         return [t for t in self.slices if t % self.stride == 0] or self.slices[-1:]
 
 
-# Of a run: logits (L, h, w), predicted IoU (L,), object score (L,), in the run's order.
-Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+def plan_passes(
+    annotated: Mapping[int, Annotation], low: int, high: int, *, forward: bool = True, backward: bool = True, stride: int = 1
+) -> list[GapPass]:
+    """Return the passes that fill the slices low..high (both included) from the annotated ones.
 
-
-@dataclass
-class ResultCache:
-    """Results by all they depend on; least recently used ones go first when `limit` bytes are exceeded.
-
-    This is the whole state between requests: a second click finds what the first one left, whoever made it.
-    """
-
-    limit: int = MEMO_BYTES
-    bytes: int = 0
-    _known: OrderedDict = field(default_factory=OrderedDict)
-    _lock: Lock = field(default_factory=Lock)
-
-    def get(self, key):
-        """What is known under `key`, or None."""
-        with self._lock:
-            if key not in self._known:
-                return None
-            self._known.move_to_end(key)
-            return self._known[key][0]
-
-    def put(self, key, value, size: int) -> None:
-        """Keeps `value` of `size` bytes under `key`."""
-        with self._lock:
-            self.bytes += size - self._known.pop(key, (None, 0))[1]
-            self._known[key] = value, size
-            while len(self._known) > 1 and self.bytes > self.limit:
-                self.bytes -= self._known.popitem(last=False)[1][1]
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        with self._lock:
-            self._known.clear()
-            self.bytes = 0
-
-
-def plan_passes(annotated, low, high, forward, backward, annotations, stride: int = 1) -> list[GapPass]:
-    """Runs that fill the gaps; nothing runs outward from a slice annotated as empty."""
-    def empty(t):
-        return annotations[t].object_score <= 0
-
-    runs = []
-    first, last = annotated[0], annotated[-1]
-    if backward and first > low and not empty(first):
-        runs.append(GapPass(first, -1, first - low, None, stride))
-    if forward and last < high and not empty(last):
-        runs.append(GapPass(last, 1, high - last, None, stride))
-    for a, b in zip(annotated, annotated[1:], strict=False):
-        if b - a > 1 and not (empty(a) and empty(b)):
-            if forward:
-                runs.append(GapPass(a, 1, b - a - 1, b, stride))
-            if backward:
-                runs.append(GapPass(b, -1, b - a - 1, a, stride))
-    return runs
-
-
-def blend_into(run, runs, results, out) -> None:
-    """Writes a run's result into the `Tracks` `out`; where the opposite run of the gap exists, the two are blended by distance."""
-    logits, iou, score, agreement = out.logits, out.iou, out.object_score, out.agreement
-    index = run.slices
-    own = results[run]
-    other = next((r for r in runs if r.far == run.near and r.near == run.far), None) if run.far is not None else None
-    if other is None:
-        logits[index], iou[index], score[index] = own[0], own[1].to(iou), own[2].float()
-        return
-    if run.step < 0:
-        return  # blended when its partner was written
-    back = tuple(x.flip(0) for x in results[other])
-    d = torch.arange(1, run.length + 1, device=logits.device, dtype=torch.float32)
-    w = 1 - d / (run.length + 1)
-    # A direction counts by nearness and by how sure it is of its mask.
-    trust = w * (own[1] * own[2].float().sigmoid()).clamp_min(1e-3)
-    back_trust = (1 - w) * (back[1] * back[2].float().sigmoid()).clamp_min(1e-3)
-    share = trust / (trust + back_trust)
-    a, b = own[0].clamp(-CLAMP, CLAMP), back[0].clamp(-CLAMP, CLAMP)
-    logits[index] = share[:, None, None] * a + (1 - share[:, None, None]) * b
-    iou[index] = (share * own[1] + (1 - share) * back[1]).to(iou)
-    score[index] = share * own[2].float() + (1 - share) * back[2].float()
-    inside, total = ((a > 0) & (b > 0)).sum((1, 2)), (a > 0).sum((1, 2)) + (b > 0).sum((1, 2))
-    agreement[index] = torch.where(total > 0, 2 * inside / total.clamp_min(1), 1.0)
-
-
-def pass_outputs(run: GapPass, rows: list, start: tuple) -> Outcome:
-    """What a run gave at its stops and, by interpolation, between them; stops that it did not come to are without the object.
+    Gaps between two annotated slices get a pass from each end, the outer ones a single pass. Nothing goes outward from a slice that is
+    annotated as empty, and a gap between two empty slices stays empty.
 
     Args:
-        rows: (logits (h, w), predicted IoU, object score) of the stops. start: the same of the annotated slice.
+        forward, backward: Whether to pass towards higher and towards lower slice indices.
     """
-    logits, iou, score = (torch.stack([torch.as_tensor(r[n]).float() for r in rows]) for n in range(3))
-    left = len(run.stops) - len(rows)
-    if left:
-        logits = torch.cat([logits, logits.new_full((left, *logits.shape[1:]), ABSENT)])
-        iou, score = torch.cat([iou, iou.new_ones(left)]), torch.cat([score, score.new_full((left,), -10.0)])
-    if run.stride == 1:
-        return logits, iou, score
-    known = [torch.cat([torch.as_tensor(s).float().to(x)[None], x]) for s, x in zip(start, (logits, iou, score), strict=True)]
-    at = torch.tensor([0, *(abs(t - run.near) for t in run.stops)], device=logits.device)
-    d = torch.arange(1, run.length + 1, device=logits.device)
-    after = torch.searchsorted(at, d).clamp_max(len(run.stops))
-    share = ((d - at[after - 1]) / (at[after] - at[after - 1])).clamp(0, 1)
-    known[0] = torch.where(known[0].amax((1, 2), keepdim=True) > ABSENT, known[0].clamp(-CLAMP, CLAMP), -CLAMP)
-    logits, iou, score = (torch.lerp(x[after - 1], x[after], share.view(-1, *[1] * (x.ndim - 1))) for x in known)
-    return torch.where(logits.amax((1, 2), keepdim=True) > -CLAMP, logits, ABSENT), iou, score
+    order = sorted(annotated)
+    first, last = order[0], order[-1]
+    passes = []
+    if backward and first > low and not annotated[first].is_empty:
+        passes.append(GapPass(first, -1, first - low, None, stride))
+    if forward and last < high and not annotated[last].is_empty:
+        passes.append(GapPass(last, 1, high - last, None, stride))
+    for a, b in pairwise(order):
+        if b - a > 1 and not (annotated[a].is_empty and annotated[b].is_empty):
+            if forward:
+                passes.append(GapPass(a, 1, b - a - 1, b, stride))
+            if backward:
+                passes.append(GapPass(b, -1, b - a - 1, a, stride))
+    return passes
+
+
+def opposite_pass(gap_pass: GapPass, passes: Sequence[GapPass]) -> GapPass | None:
+    """Return the pass through the same gap from its other end, if there is one."""
+    if gap_pass.far is None:
+        return None
+    return next((p for p in passes if p.far == gap_pass.near and p.near == gap_pass.far), None)

@@ -1,4 +1,4 @@
-"""Where does a tracked object end? The network's object score, and whether what it follows still looks as it did, decide."""
+"""Where does a tracked object end? The network's object score and the appearance of what it follows decide."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -6,50 +6,54 @@ from functools import partial
 
 import torch
 
-from lib.propagation import appearance
+from lib.model.features import SliceFeatures
+from lib.propagation.appearance import inside_outside_contrast, intensity_likelihood, shrink_masks
 
-BESIDE = 2  # slices beside an annotation, where the object is surely there
+SURE_STEPS = 2  # Steps beside an annotated slice in which the object is surely there; their mean score is the standard of comparison.
 
 
 class ObjectEndDetector:
-    """Judges a batch of runs, step by step.
+    """Judges the steps of a batch of passes.
 
-    The object counts as lost where its score falls by more than `drop` below that of the slices beside the annotation, or by more
-    than that plus `gain` times `appearance.contrast` where the mask still looks as it did.
+    The object counts as lost where its score falls by more than `score_drop` below the mean score of the first steps, or by more than
+    that plus `appearance_gain` times `appearance.inside_outside_contrast` where the mask still looks as the annotated slice does.
 
     Args:
-        features: of the volume. drop, gain: see `Tracker`.
-        starts: of each run the annotated slice and its logits (h, w).
+        features: Of the volume.
+        score_drop: How far the object score may fall; 0 leaves the decision to the score alone, as in SAM 2.
+        appearance_gain: How much further it may fall where the appearance is unchanged.
+        starts: For each pass the annotated slice where it begins and that slice's logits (h, w).
     """
 
-    def __init__(self, features, drop: float, gain: float, starts: Sequence[tuple[int, torch.Tensor]]):
-        self._features, self._drop, self._gain = features, drop, gain
-        self._near = torch.zeros(len(starts), device=features.device)
-        if gain:
-            valid = features.thumbnail_valid
-            tables = [appearance.intensity_likelihood(features.thumbnails[t], appearance.shrink_masks(x[None])[0], valid) for t, x in starts]
-            self._tables = torch.stack(tables)
+    def __init__(self, features: SliceFeatures, score_drop: float, appearance_gain: float, starts: Sequence[tuple[int, torch.Tensor]]):
+        self._features, self._score_drop, self._appearance_gain = features, score_drop, appearance_gain
+        self._first_scores = torch.zeros(len(starts), device=features.device)
+        if appearance_gain:
+            valid, thumbnails = features.thumbnail_valid, features.thumbnails
+            likelihoods = [intensity_likelihood(thumbnails[t], shrink_masks(x[None])[0], valid) for t, x in starts]
+            self._likelihoods = torch.stack(likelihoods)
 
-    def of(self, rows: list[int]) -> "ObjectEndDetector":
-        """For these runs only."""
-        some = copy(self)
-        some._near = self._near[rows]
-        if self._gain:
-            some._tables = self._tables[rows]
-        return some
+    def select(self, rows: list[int]) -> "ObjectEndDetector":
+        """Return a detector for some of the passes."""
+        selection = copy(self)
+        selection._first_scores = self._first_scores[rows]
+        if self._appearance_gain:
+            selection._likelihoods = self._likelihoods[rows]
+        return selection
 
-    def note(self, step: int, scores: torch.Tensor) -> None:
-        """Takes the scores (B,) of a step (1, 2, ...)."""
-        if step <= BESIDE:
-            self._near = self._near + scores / BESIDE
+    def observe(self, step: int, scores: torch.Tensor) -> None:
+        """Take note of the scores (B,) of a step (1, 2, ...)."""
+        if step <= SURE_STEPS:
+            self._first_scores = self._first_scores + scores / SURE_STEPS
 
-    def judge(self, step: int, slices: list[int]) -> Callable | None:
-        """From scores (B,) and logits (B, h, w) to the scores that count, negative where the object is lost; None = as they are."""
-        return partial(self._count, slices) if self._drop and step > BESIDE else None
+    def score_adjustment(self, step: int, slices: list[int]) -> Callable | None:
+        """Return what maps the scores (B,) and logits (B, h, w) of a step to the scores that count; None leaves them as they are."""
+        return partial(self._adjust, slices) if self._score_drop and step > SURE_STEPS else None
 
-    def _count(self, slices, scores, logits):
-        allowed = self._near - self._drop
-        if self._gain:
-            f = self._features
-            allowed = allowed - self._gain * appearance.inside_outside_contrast(self._tables, f.thumbnails[slices], appearance.shrink_masks(logits), f.thumbnail_valid)
-        return torch.minimum(scores, scores - allowed.to(scores))
+    def _adjust(self, slices: list[int], scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        lowest = self._first_scores - self._score_drop
+        if self._appearance_gain:
+            thumbnails, valid = self._features.thumbnails[slices], self._features.thumbnail_valid
+            contrast_now = inside_outside_contrast(self._likelihoods, thumbnails, shrink_masks(logits), valid)
+            lowest = lowest - self._appearance_gain * contrast_now
+        return torch.minimum(scores, scores - lowest.to(scores))

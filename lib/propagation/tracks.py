@@ -1,40 +1,56 @@
-"""What the network says of annotated slices, and of all slices."""
+"""Model outputs for prompted slices (`Annotation`) and for a whole volume (`Tracks`)."""
 
 from dataclasses import dataclass, field
 
 import torch
 
-from lib.propagation.gaps import ABSENT
+from lib.model.sam2_network import ABSENT_LOGIT
+
+ABSENT_SCORE = -10.0  # Object score logit of slices that were not tracked.
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """A prompted slice, decoded: logits (1, 1, h, w) at stride 4, predicted IoU, object score logit, memory entry; `key`
-    tells it from others (everything it depends on within one volume and network); `fine` are logits (Y, X) of the slice's own
-    pixels, where they are better known."""
+    """A prompted slice as the network sees it.
+
+    Attributes:
+        logits: Mask logits (1, 1, h, w) at stride 4 of the network's square.
+        iou: Predicted IoU in [0, 1].
+        object_score: Logit of the probability that the object is on this slice.
+        memory: Memory entry that passes from this slice look at.
+        key: What tells it from other annotations of the same volume and network: everything that it depends on.
+        slice_logits: Logits (Y, X) of the slice's own pixels where they are known better than by `logits`, else None.
+    """
 
     logits: torch.Tensor
     iou: float
     object_score: float
     memory: dict = field(repr=False)
     key: tuple = ()
-    fine: torch.Tensor | None = None
+    slice_logits: torch.Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the object is not on this slice."""
+        return self.object_score <= 0
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors."""
-        positions = self.memory["maskmem_pos_enc"]
-        return sum(t.nbytes for t in (self.logits, self.memory["maskmem_features"], self.memory["obj_ptr"], *positions))
+        """Bytes of the tensors."""
+        own = [] if self.slice_logits is None else [self.slice_logits]
+        tensors = (self.logits, self.memory["maskmem_features"], self.memory["obj_ptr"], *self.memory["maskmem_pos_enc"], *own)
+        return sum(t.nbytes for t in tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    """Outcome for T slices.
+    """Model outputs for T slices.
 
     Attributes:
-        logits: float32 (T, h, w) at stride 4 of the model's square; ABSENT where nothing was tracked.
-        iou: (T,) predicted IoU in [0, 1]. object_score: (T,) logits of presence.
-        agreement: (T,) Dice of the two directions where there are two, else NaN.
+        logits: Mask logits, float32 (T, h, w) at stride 4 of the network's square; `ABSENT_LOGIT` where nothing was tracked.
+        iou: Predicted IoU (T,) in [0, 1].
+        object_score: Logits (T,) of the probability that the object is there.
+        agreement: Dice (T,) of the two passes through a slice where there are two, else NaN.
     """
 
     logits: torch.Tensor
@@ -42,17 +58,21 @@ class Tracks:
     object_score: torch.Tensor
     agreement: torch.Tensor
 
-    def of_slices(self, which: slice) -> "Tracks":
-        """Of some slices."""
-        return Tracks(self.logits[which], self.iou[which], self.object_score[which], self.agreement[which])
+    def select(self, slices: slice) -> "Tracks":
+        """Return the outputs for some of the slices."""
+        return Tracks(self.logits[slices], self.iou[slices], self.object_score[slices], self.agreement[slices])
 
     @classmethod
-    def of(cls, annotated: dict[int, Annotation], total: int, device: torch.device, iou: float = 1.0) -> "Tracks":
-        """The annotated ones of `total` slices; the others are without the object, of which `iou` says how sure that is."""
+    def from_annotations(cls, annotated: dict[int, Annotation], total: int, device: torch.device, absent_iou: float = 1.0) -> "Tracks":
+        """Return the outputs for `total` slices of which only the annotated ones are known.
+
+        Args:
+            absent_iou: How sure it is, as predicted IoU, that the object is on none of the other slices.
+        """
         shape = next(iter(annotated.values())).logits.shape[-2:]
         tracks = cls(
-            torch.full((total, *shape), ABSENT, device=device), torch.full((total,), iou, device=device),
-            torch.full((total,), -10.0, device=device), torch.full((total,), torch.nan, device=device),
+            torch.full((total, *shape), ABSENT_LOGIT, device=device), torch.full((total,), absent_iou, device=device),
+            torch.full((total,), ABSENT_SCORE, device=device), torch.full((total,), torch.nan, device=device),
         )  # fmt: skip
         for t, a in annotated.items():
             tracks.logits[t], tracks.iou[t], tracks.object_score[t] = a.logits[0, 0], a.iou, a.object_score

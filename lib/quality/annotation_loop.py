@@ -1,6 +1,6 @@
 """The loop of an annotation session with a simulated annotator: annotate a slice, propagate, choose the next slice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,55 +8,61 @@ import numpy as np
 from lib.imaging import metrics
 from lib.imaging.frames import Frames
 from lib.prompts.simulated_annotator import Annotator, Segment, largest_slice
-from lib.quality.next_slice import RoundState
+from lib.quality.next_slice import RoundState, Strategy
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotationRound:
-    """One annotated slice more.
+    """What one more annotated slice gave.
 
     Attributes:
-        slice: the one that was annotated. prompts: all so far. scene: what came out. dice: the volume Dice of its mask.
+        slice: Index of the slice that was annotated in this round.
+        prompts: All prompts so far.
+        state: What the engine answered.
+        dice: Volume Dice of the answer.
     """
 
     slice: int
     prompts: dict
-    scene: RoundState
+    state: RoundState
     dice: float
 
 
 def annotation_rounds(
-    segment: Segment, frames: Frames, reference: np.ndarray, choose: Callable[[RoundState], int | None], annotate: Annotator, *,
-    count: int = 8, first: int | None = None,
+    segment: Segment, frames: Frames, reference: np.ndarray, choose: Strategy, annotate: Annotator, *, count: int = 8,
+    first_slice: int | None = None,
 ) -> Iterator[AnnotationRound]:  # fmt: skip
-    """The loop of He et al. 2024 (section 2.3): annotate a slice, propagate, choose the next one by what came out.
+    """Yield the rounds of a session, as in He et al. 2024 (section 2.3).
 
     Args:
-        reference: bool (T, Y, X), not empty.
-        choose: the next slice, or None to stop; see `lib.quality.next_slice`.
-        count: annotated slices at most. first: where to start, default the largest slice.
+        segment: The engine.
+        reference: Mask bool (T, Y, X), not empty.
+        choose: Returns the next slice, or None to stop; see `lib.quality.next_slice`.
+        annotate: The simulated annotator.
+        count: Most slices to annotate.
+        first_slice: Where to start; default: the slice with the largest reference.
     """
     prompts: dict = {}
-    t = largest_slice(reference) if first is None else first
+    t = largest_slice(reference) if first_slice is None else first_slice
     annotated: list[int] = []
     mask = np.zeros_like(reference)
     while t is not None and len(annotated) < count:
         annotated.append(t)
 
-        def with_earlier(more, propagate, earlier=prompts):
-            return segment(merge_prompts(earlier, more), propagate)
+        def segment_with_earlier(new_prompts, propagate, earlier=prompts):
+            return segment(merge_prompts(earlier, new_prompts), propagate)
 
-        prompts = merge_prompts(prompts, annotate(with_earlier, frames, reference, t, mask[t]))
+        prompts = merge_prompts(prompts, annotate(segment_with_earlier, frames, reference, t, mask[t]))
         result = segment(prompts, True)
         mask = frames.from_volume(result.mask)
-        scene = RoundState(frames, reference, result, mask, frozenset(annotated))
-        yield AnnotationRound(t, prompts, scene, metrics.dice(mask, reference))
-        t = choose(scene)
+        state = RoundState(frames, reference, result.estimates, mask, frozenset(annotated))
+        yield AnnotationRound(t, prompts, state, metrics.dice(mask, reference))
+        t = choose(state)
 
 
 def merge_prompts(first: dict, second: dict) -> dict:
-    """Prompts of both."""
-    out = dict(first)
-    for name, more in second.items():
-        out[name] = {**out.get(name, {}), **more} if isinstance(more, dict) else [*out.get(name, []), *more]
-    return out
+    """Return the prompts of both, as keywords of `make_prompts`."""
+    merged = dict(first)
+    for name, values in second.items():
+        merged[name] = {**merged.get(name, {}), **values} if isinstance(values, dict) else [*merged.get(name, []), *values]
+    return merged

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lib.common.errors import CheckpointError, OptionError, PromptError
 from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
 from lib.imaging.volume import Volume
+from lib.model import device
 from lib.model.checkpoints import EMBEDDED
+from lib.model.feature_cache import FeatureCache
+from lib.model.sam2_network import Sam2Network
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 CENTRE = (30, 34, 6)
@@ -42,15 +46,13 @@ def test_same_prompts_same_mask_whatever_was_asked_before(segmenter, volume):
 def test_slices_are_encoded_once(segmenter, volume):
     run(segmenter, volume, positive=[CENTRE])
     copy = Volume(volume.array.copy(), AFFINE.copy(), "the same under another name")
-    assert run(segmenter, copy, positive=[CENTRE]).encoded == 0
-    assert run(segmenter, copy, Options(propagate=False), positive=[(31, 33, 5)]).encoded <= 1, "only what is new"
+    assert run(segmenter, copy, positive=[CENTRE]).encoded_count == 0
+    assert run(segmenter, copy, Options(propagate=False), positive=[(31, 33, 5)]).encoded_count <= 1, "only what is new"
 
 
 def test_features_that_were_forgotten_change_nothing(segmenter, volume):
-    from lib.model.features import FeatureCache
-
     clicks = {"positive": [CENTRE, (30, 34, 3)]}
-    forgetful = Segmenter(FeatureCache(limit=1))  # bytes
+    forgetful = Segmenter(FeatureCache(limit_bytes=1))  # bytes
     mask = run(forgetful, volume, **clicks).mask
     np.testing.assert_array_equal(mask, run(segmenter, volume, **clicks).mask)
 
@@ -64,8 +66,8 @@ def test_one_click_finds_the_ball_in_both_directions(segmenter, volume):
     result = run(segmenter, volume, positive=[CENTRE])
     filled = result.mask.any((0, 1))
     assert filled[5] and filled[6] and filled[7]
-    assert result.annotated == (6,) and len(result.predicted_iou) == 12
-    assert ((result.present >= 0) & (result.present <= 1)).all()
+    assert result.annotated == (6,) and len(result.estimates.predicted_iou) == 12
+    assert ((result.estimates.presence >= 0) & (result.estimates.presence <= 1)).all()
 
 
 def test_a_correction_changes_its_slice_and_is_kept(segmenter, volume):
@@ -174,20 +176,18 @@ def test_one_file_at_two_image_sizes_is_two_networks(segmenter, volume):
     at_256 = run(segmenter, volume, positive=[CENTRE])
     options = Options(checkpoint=f"{EMBEDDED}@sam2_hiera_nano_256.yaml@128")
     at_128 = run(segmenter, volume, options, positive=[CENTRE])
-    assert at_128.encoded > 0 and (at_128.mask != at_256.mask).any()
+    assert at_128.encoded_count > 0 and (at_128.mask != at_256.mask).any()
 
 
 def count_steps(monkeypatch):
-    """Slices that went through the network since, as a list that grows."""
-    from lib.propagation.propagator import Tracker
+    """Return a list that grows by the slices that the network decodes from now on."""
+    original, slices = Sam2Network.decode, []
 
-    original, slices = Tracker._step, []
-
-    def counted(self, features, indices, **how):
+    def counted(self, features, indices, **options):
         slices.extend(indices)
-        return original(self, features, indices, **how)
+        return original(self, features, indices, **options)
 
-    monkeypatch.setattr(Tracker, "_step", counted)
+    monkeypatch.setattr(Sam2Network, "decode", counted)
     return slices
 
 
@@ -207,26 +207,26 @@ def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
 def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, monkeypatch):
     from lib.model.features import SliceFeatures
 
-    seen, original = [], SliceFeatures.__init__
+    tracked_slices, original = [], SliceFeatures.__init__
 
     def noted(self, model, frames, *rest, **named):
-        seen.append(frames.crop)
+        tracked_slices.append(frames.crop)
         original(self, model, frames, *rest, **named)
 
     monkeypatch.setattr(SliceFeatures, "__init__", noted)
     small, large = np.zeros((64, 64), bool), np.ones((64, 64), bool)
     small[25:36, 30:40] = True
     near = run(Segmenter(), volume, Options(components="all"), masks={6: small}).mask
-    rows, columns = next(part for part in seen if part)
+    rows, columns = next(crop for crop in tracked_slices if crop)
     assert rows.stop - rows.start <= 0.5 * 64 and rows.start <= 30 and rows.stop >= 40
     assert columns.start <= 25 and columns.stop >= 36
     np.testing.assert_array_equal(near[:, :, 6], small)
     outside = np.ones((64, 64), bool)
     outside[columns, rows] = False
     assert near[:, :, 5].any() and not near[outside].any()
-    seen.clear()
+    tracked_slices.clear()
     run(Segmenter(), volume, masks={6: large})
-    assert not any(seen), "a large structure is seen well enough"
+    assert not any(tracked_slices), "a large structure is tracked_slices well enough"
 
 
 def test_a_larger_cross_section_elsewhere_leaves_what_was_followed_in_the_small_part(volume, monkeypatch):
@@ -240,8 +240,8 @@ def test_a_larger_cross_section_elsewhere_leaves_what_was_followed_in_the_small_
     np.testing.assert_array_equal(both.mask[..., 4], large)
     again = run(Segmenter(), volume, Options(components="all"), masks={8: small, 4: large})
     np.testing.assert_array_equal(both.mask, again.mask)
-    np.testing.assert_array_equal(both.expected_iou, again.expected_iou)
-    assert both.expected_iou.shape == (12,) and both.expected_iou[4] == both.expected_iou[8] == 1
+    np.testing.assert_array_equal(both.estimates.expected_iou, again.estimates.expected_iou)
+    assert both.estimates.expected_iou.shape == (12,) and both.estimates.expected_iou[[4, 8]].tolist() == [1, 1]
 
 
 def test_a_known_request_costs_no_step_whoever_asks(segmenter, volume, monkeypatch):
@@ -254,35 +254,31 @@ def test_a_known_request_costs_no_step_whoever_asks(segmenter, volume, monkeypat
 
 def test_stopping_early_changes_nothing_before_the_end(volume):
     """With an object score that says "gone" from slice 8 on, tracking stops after the distance asked for."""
-    import torch
+    original = Sam2Network.decode
 
-    from lib.propagation.propagator import Tracker
-
-    original = Tracker._step
-
-    def gone(self, features, indices, **how):
-        out = original(self, features, indices, **how)
+    def gone(self, features, indices, **options):
+        out = original(self, features, indices, **options)
         away = torch.tensor([t >= 8 for t in indices])
         out["object_score_logits"] = torch.where(away[:, None], -5.0, out["object_score_logits"])
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracker, "_step", gone)
-        seen = count_steps(patch)
+        patch.setattr(Sam2Network, "decode", gone)
+        tracked_slices = count_steps(patch)
         stopped = run(Segmenter(), volume, Options(stop_mm=9), positive=[CENTRE])  # 3 slices of 3 mm
-        assert 10 in seen and 11 not in seen
-        seen.clear()
+        assert 10 in tracked_slices and 11 not in tracked_slices
+        tracked_slices.clear()
         never = run(Segmenter(), volume, Options(stop_mm=0), positive=[CENTRE])
-        assert 11 in seen
+        assert 11 in tracked_slices
     np.testing.assert_array_equal(stopped.mask[:, :, :8], never.mask[:, :, :8])
 
 
 def test_only_slices_that_tracking_comes_to_are_encoded(volume):
     segmenter = Segmenter()
-    assert run(segmenter, volume, Options(z_range=(5, 7), focus=False), positive=[CENTRE]).encoded == 3
+    assert run(segmenter, volume, Options(z_range=(5, 7), focus=False), positive=[CENTRE]).encoded_count == 3
     segmenter.prefetch(volume)
     assert segmenter.wait(60)
-    assert run(segmenter, volume, Options(focus=False), positive=[CENTRE]).encoded == 0
+    assert run(segmenter, volume, Options(focus=False), positive=[CENTRE]).encoded_count == 0
 
 
 def test_parts_of_the_frames_are_encoded_ahead_as_far_as_a_correction_may_go():
@@ -290,21 +286,17 @@ def test_parts_of_the_frames_are_encoded_ahead_as_far_as_a_correction_may_go():
     ball = ((x - 30) / 8) ** 2 + ((y - 34) / 8) ** 2 + ((z - 60) / 4.5) ** 2 < 1
     volume, segmenter, near = Volume((60 + 110 * ball).astype(np.float32), AFFINE, "small ball"), Segmenter(), (30, 34, 60)
     result = run(segmenter, volume, positive=[near])
-    (low, high, part), = result.followed
+    (low, high, crop), = result.tracked
     filled = np.flatnonzero(result.areas)
-    assert part is not None and low == max(0, filled[0] - 48) and high == min(159, filled[-1] + 48)
-    segmenter.prefetch(volume, Options(), result.annotated, result.followed)
+    assert crop is not None and low == max(0, filled[0] - 48) and high == min(159, filled[-1] + 48)
+    segmenter.prefetch(volume, Options(), result.annotated, result.tracked)
     assert segmenter.wait(120)
     again = run(segmenter, volume, Options(z_range=(low, high), stop_mm=0), positive=[near])
-    assert again.encoded == 0 and again.followed[0][2] == part, "tracking never stops, and finds all encoded"
+    assert again.encoded_count == 0 and again.tracked[0][2] == crop, "tracking never stops, and finds all encoded"
 
 
 def test_out_of_memory_is_answered_by_smaller_steps(volume, monkeypatch):
     """As a GPU that is full: the first two attempts fail, the CPU answers."""
-    import torch
-
-    from lib.model import device
-
     segmenter, original, tried = Segmenter(), Segmenter._segment, []
 
     def full(self, volume, prompts, options, progress):

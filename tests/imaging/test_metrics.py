@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.imaging.metrics import dice, empty_fp_share, slice_dice
+from lib.imaging.metrics import dice, empty_fp_share, slice_dice, slice_iou
 
 
 def mask_from(*rows):
@@ -54,3 +54,8 @@ def test_slice_dice(axis):
 def test_empty_fp_share(predicted, reference, share, axis):
     measured = empty_fp_share(np.stack(predicted, axis), np.stack(reference, axis), axis)
     assert np.isnan(measured) if share is None else measured == pytest.approx(share)
+
+
+def test_iou_of_each_slice_and_of_empty_ones():
+    iou = slice_iou(np.stack([SQUARE, EMPTY, SQUARE, EMPTY, SQUARE]), np.stack([SQUARE, SQUARE, EMPTY, EMPTY, SHIFTED]))
+    assert iou.tolist() == pytest.approx([1, 0, 0, 1, 2 / 6])

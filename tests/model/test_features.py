@@ -10,8 +10,9 @@ import torch
 import lib.model.features
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from lib.model import checkpoints, worker_pool
+from lib.model import checkpoints
 from lib.model.features import SliceFeatures
+from lib.model.worker_pool import run_all
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +36,31 @@ def test_a_slice_is_encoded_once_however_many_ask(features, monkeypatch):
     assert sorted(encoded) == list(range(9)) and sum(counts) == 9 and features.missing(range(9)) == []
 
 
-def test_untouched_slices_are_neither_encoded_nor_being_encoded(features, monkeypatch):
-    encode, seen = features._encode, []
-    monkeypatch.setattr(features, "_encode", lambda slices: seen.append((features.missing(range(9)), features.untouched(range(9)))) or encode(slices))
-    features.ensure([0])
-    features.ensure([4])
-    assert seen[1] == ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 5, 6, 7, 8]) and features.untouched([4, 5]) == [5]
+def test_a_slice_has_the_same_features_alone_and_with_others_whoever_encodes_it(model):
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 9), dtype=np.int16)
+    frames = Frames.of(Volume(noise), axis=2, window="0,255")
+
+    def new():
+        return SliceFeatures(model, frames, torch.device("cpu"), nullcontext, 1)
+
+    levels = new().gather(range(9))[0]
+    with ThreadPoolExecutor(3) as pool:
+        for alone, t in zip(pool.map(lambda t: new().gather([t])[0], range(9)), range(9), strict=True):
+            assert all(torch.equal(a[:, t], b[:, 0]) for a, b in zip(levels, alone, strict=True))
 
 
-@pytest.mark.parametrize("cores", [1, 2, 4])
-def test_the_number_of_cores_does_not_change_what_is_encoded(features, model, monkeypatch, cores):
-    monkeypatch.setattr(worker_pool, "CORES", cores)
-    before = torch.get_num_threads()
-    levels = features.gather(range(9))[0]
-    torch.set_num_threads(before)
-    for t in range(9):
-        alone = SliceFeatures(model, features.frames, features.device, nullcontext, 1).gather([t])[0]
-        assert all(torch.allclose(a[:, t], b[:, 0], atol=1e-4) for a, b in zip(levels, alone, strict=True))
+def test_workers_that_wait_for_each_other_do_not_stand_still(model):
+    """Workers need slices that a request outside of them is about to encode, more than there are workers."""
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 24), dtype=np.int16)
+    features = SliceFeatures(model, Frames.of(Volume(noise), axis=2, window="0,255"), torch.device("cpu"), nullcontext, 1)
+    with ThreadPoolExecutor(4) as pool:
+        outside = [pool.submit(features.ensure, range(24)) for _ in range(2)]
+        within = [pool.submit(run_all, lambda t: features.ensure([t]), range(24), features.device) for _ in range(2)]
+        assert sum(f.result(60) for f in outside) + sum(sum(f.result(60)) for f in within) == 24
 
 
 def test_features_are_kept_in_half_the_memory_and_cached_ones_equal_new_ones(features, model):
-    half = SliceFeatures(model, features.frames, features.device, nullcontext, 3, half=True)
+    half = SliceFeatures(model, features.frames, features.device, nullcontext, 3, keep_half=True)
     new, again, exact = half.gather(range(9))[0], half.gather(range(9))[0], features.gather(range(9))[0]
     assert half.bytes == features.bytes / 2 > 0
     for a, b, c in zip(new, again, exact, strict=True):
@@ -67,7 +72,7 @@ def test_memory_is_given_back_now_and_then(features, monkeypatch):
     given = []
     monkeypatch.setattr(lib.model.features, "release_memory", lambda: given.append(len(features.missing(range(9)))))
     features.ensure([0])
-    monkeypatch.setattr(lib.model.features, "GIVE_BACK", 3 * features.bytes)
+    monkeypatch.setattr(lib.model.features, "RELEASE_EVERY_BYTES", 3 * features.bytes)
     for t in range(1, 9):
         features.ensure([t])
     assert given == [6, 3, 0], "after every three slices"
@@ -106,3 +111,19 @@ def test_a_mask_in_the_padding_is_no_mask(model):
     found, rows, columns = features.masks(logits)
     assert not (features.to_slices(logits) > 0).any() and not found.any()
     assert np.zeros((1, 40, 90), bool)[[0], rows, columns].shape == found.shape
+
+
+def test_padding_and_aspect_map_back(model):
+    """A slice of 100 x 200 pixels of 2 x 1 mm fills the square; one of 50 x 200 isotropic pixels fills a quarter."""
+    for shape, spacing, expected in (((200, 100, 2), (1, 2, 5), (256, 256)), ((200, 50, 2), (1, 1, 5), (64, 256))):
+        volume = Volume(np.zeros(shape, np.uint8), np.diag([*spacing, 1.0]))
+        f = SliceFeatures(model, Frames.of(volume), torch.device("cpu"), nullcontext, 1)
+        assert (f.height, f.width) == expected
+        assert f.squares([0]).shape == (1, 256, 256)
+        corner = np.array([[shape[0] - 0.5, shape[1] - 0.5]])  # the slice's lower right edge, x then y
+        np.testing.assert_allclose(f.to_square(corner), [[expected[1] - 0.5, expected[0] - 0.5]])
+        mask = np.zeros((shape[1], shape[0]), bool)
+        mask[10:40, 20:160] = True
+        logits = f.mask_to_square(mask)[0] * 20 - 10
+        back = f.to_slices(logits)[0].numpy() > 0
+        assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.95

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Slices:
     """Remembers the order of encoding."""
 
-    batch = 2
+    slices_per_round = 2
 
     def __init__(self, fail=False):
         self.done, self.fail = [], fail
@@ -29,42 +29,42 @@ class Slices:
         return len(indices)
 
 
-def test_wishes_are_encoded_in_their_order():
+def test_requests_are_encoded_in_their_order():
     prefetcher, slices = Prefetcher(), Slices()
     slices.done = [4]
-    prefetcher.wish(slices, [5, 4, 6, 3, 7])
+    prefetcher.request(slices, [5, 4, 6, 3, 7])
     assert prefetcher.wait(5) and slices.done == [4, 5, 6, 3, 7]
 
 
 def test_freed_memory_is_given_back_when_a_volume_is_encoded(monkeypatch):
     prefetcher, slices, given_back = Prefetcher(), Slices(), []
     monkeypatch.setattr("lib.model.prefetch.release_memory", lambda: given_back.append(len(slices.done)))
-    prefetcher.wish(slices, range(20))
+    prefetcher.request(slices, range(20))
     assert prefetcher.wait(5) and given_back == [20]
-    prefetcher.wish(slices, range(20))
+    prefetcher.request(slices, range(20))
     assert prefetcher.wait(5) and len(given_back) == 1, "not after each request on what is encoded already"
 
 
 def test_it_stands_still_while_a_request_runs():
     prefetcher, slices = Prefetcher(), Slices()
     with prefetcher.paused():
-        prefetcher.wish(slices, [1, 2, 3])
+        prefetcher.request(slices, [1, 2, 3])
         assert not prefetcher.wait(0.2) and slices.done == []
     assert prefetcher.wait(5) and slices.done == [1, 2, 3]
 
 
 def test_a_failure_does_not_end_the_thread():
     prefetcher, slices = Prefetcher(), Slices()
-    prefetcher.wish(Slices(fail=True), [1, 2])
+    prefetcher.request(Slices(fail=True), [1, 2])
     assert prefetcher.wait(5)
-    prefetcher.wish(slices, [1])
+    prefetcher.request(slices, [1])
     assert prefetcher.wait(5) and slices.done == [1]
 
 
 def test_it_does_not_hold_what_it_has_encoded():
     prefetcher, slices = Prefetcher(), Slices()
     held = weakref.ref(slices)
-    prefetcher.wish(slices, [1, 2, 3])
+    prefetcher.request(slices, [1, 2, 3])
     assert prefetcher.wait(5)
     del slices
     end = time.monotonic() + 5

@@ -3,19 +3,20 @@
 import pytest
 import torch
 
+from lib.model.features import THUMBNAIL_SIDE
 from lib.propagation import appearance
 
-ALL = torch.ones(appearance.SIDE, appearance.SIDE, dtype=torch.bool)
+ALL = torch.ones(THUMBNAIL_SIDE, THUMBNAIL_SIDE, dtype=torch.bool)
 
 
 def slice_with(inside: int, around: int) -> torch.Tensor:
-    image = torch.full((appearance.SIDE, appearance.SIDE), around, dtype=torch.uint8)
+    image = torch.full((THUMBNAIL_SIDE, THUMBNAIL_SIDE), around, dtype=torch.uint8)
     image[20:40, 20:40] = inside
     return image
 
 
 def square(low: int, high: int) -> torch.Tensor:
-    mask = torch.zeros(appearance.SIDE, appearance.SIDE, dtype=torch.bool)
+    mask = torch.zeros(THUMBNAIL_SIDE, THUMBNAIL_SIDE, dtype=torch.bool)
     mask[low:high, low:high] = True
     return mask
 
@@ -61,7 +62,7 @@ def test_padding_is_no_surroundings():
 
 def test_correlation_within_the_mask():
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(0, 255, (appearance.SIDE, appearance.SIDE), generator=generator, dtype=torch.uint8) for _ in range(2))
+    a, b = (torch.randint(0, 255, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), generator=generator, dtype=torch.uint8) for _ in range(2))
     mask = square(20, 40)
     images, others = torch.stack([a, a, a, a]), torch.stack([a, 255 - a, b, a])
     found = appearance.image_correlation(images, others, torch.stack([mask, mask, mask, torch.zeros_like(mask)]))

@@ -4,28 +4,28 @@ from types import SimpleNamespace
 
 import torch
 
-from lib.propagation import appearance
+from lib.model.features import THUMBNAIL_SIDE
 from lib.propagation.object_end import ObjectEndDetector
 
-LOGITS = torch.full((appearance.SIDE, appearance.SIDE), -5.0)
+LOGITS = torch.full((THUMBNAIL_SIDE, THUMBNAIL_SIDE), -5.0)
 LOGITS[20:40, 20:40] = 5
 
 
 def features():
-    images = torch.full((8, appearance.SIDE, appearance.SIDE), 50, dtype=torch.uint8)
+    images = torch.full((8, THUMBNAIL_SIDE, THUMBNAIL_SIDE), 50, dtype=torch.uint8)
     images[:3, 20:40, 20:40] = 200
-    valid = torch.ones(appearance.SIDE, appearance.SIDE, dtype=torch.bool)
+    valid = torch.ones(THUMBNAIL_SIDE, THUMBNAIL_SIDE, dtype=torch.bool)
     return SimpleNamespace(device="cpu", thumbnails=images, thumbnail_valid=valid)
 
 
-def judged(drop, gain, scores, slices=(2, 5)):
+def judged(score_drop, appearance_gain, scores, slices=(2, 5)):
     """Whether the object is there, for runs with these scores (after 4.0 beside the annotation)."""
-    ends = ObjectEndDetector(features(), drop, gain, [(0, LOGITS), (0, LOGITS)])
+    detector = ObjectEndDetector(features(), score_drop, appearance_gain, [(0, LOGITS), (0, LOGITS)])
     for step in (1, 2):
-        assert ends.judge(step, list(slices)) is None
-        ends.note(step, torch.tensor([4.0, 4.0]))
-    count = ends.judge(3, list(slices))
-    return [s > 0 for s in count(torch.tensor(scores), LOGITS.expand(2, -1, -1)).tolist()]
+        assert detector.score_adjustment(step, list(slices)) is None
+        detector.observe(step, torch.tensor([4.0, 4.0]))
+    adjust = detector.score_adjustment(3, list(slices))
+    return [s > 0 for s in adjust(torch.tensor(scores), LOGITS.expand(2, -1, -1)).tolist()]
 
 
 def test_a_score_may_fall_by_the_drop():
@@ -41,13 +41,13 @@ def test_a_negative_score_is_always_absent():
 
 
 def test_official_networks_are_not_judged():
-    ends = ObjectEndDetector(features(), 0.0, 0.0, [(0, LOGITS)])
-    assert ends.judge(7, [3]) is None
+    detector = ObjectEndDetector(features(), 0.0, 0.0, [(0, LOGITS)])
+    assert detector.score_adjustment(7, [3]) is None
 
 
 def test_runs_that_ended_are_left_out():
-    ends = ObjectEndDetector(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
+    detector = ObjectEndDetector(features(), 2.0, 0.0, [(0, LOGITS), (0, LOGITS)])
     for step in (1, 2):
-        ends.note(step, torch.tensor([8.0, 4.0]))
-    ends = ends.of([1])
-    assert ends.judge(3, [4])(torch.tensor([3.0]), LOGITS[None]).tolist() == [1.0]
+        detector.observe(step, torch.tensor([8.0, 4.0]))
+    detector = detector.select([1])
+    assert detector.score_adjustment(3, [4])(torch.tensor([3.0]), LOGITS[None]).tolist() == [1.0]

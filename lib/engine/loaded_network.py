@@ -1,0 +1,68 @@
+"""A network on its device with everything that its checkpoint says about how to use it."""
+
+import threading
+from dataclasses import dataclass, field
+
+import torch
+
+from lib.engine.options import Options
+from lib.imaging.frames import Frames
+from lib.model import checkpoints, device
+from lib.model.checkpoints import Checkpoint
+from lib.model.features import encoder_digest
+from lib.model.sam2_network import Sam2Network
+from lib.propagation.prompt_decoder import PromptDecoder
+from lib.propagation.propagator import Propagator
+from lib.quality.estimator import QualityEstimator
+
+ZOOM_UP_TO = 512  # Pixels. Networks for larger images see small structures well without zooming.
+THIN_SLICES = 1 / 128  # Slice distance as a share of the field of view; in the training of small networks slices were no closer.
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network that answers requests.
+
+    Attributes:
+        name: What tells it from other networks: checkpoint and device.
+        decoder, propagator: What uses the network.
+        encoder_digest: Networks with the same one (fine-tuned decoders) share features.
+        estimator: Fitted to the checkpoint, or None.
+        lock: Held while a request runs; one network answers one request at a time.
+    """
+
+    name: tuple
+    decoder: PromptDecoder
+    propagator: Propagator
+    encoder_digest: str
+    estimator: QualityEstimator | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def zooms(self) -> bool:
+        """Whether small structures are decoded and tracked in their enlarged surroundings."""
+        return self.decoder.zooms
+
+    def stride(self, options: Options, frames: Frames) -> int:
+        """Return every how many slices are tracked; the same for whole frames and their crops."""
+        if options.stride or not self.zooms:
+            return options.stride or 1
+        volume, axis = frames.volume, frames.axis
+        extent_mm = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)
+        return max(1, round(extent_mm * THIN_SLICES / frames.slice_mm))
+
+
+def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
+    """Load a checkpoint onto a device.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or of another architecture.
+    """
+    model = checkpoints.load(checkpoint).to(target)
+    metadata = checkpoints.metadata(checkpoint)
+    score_drop, appearance_gain = (float(metadata.get(name, 0)) for name in ("presence_drop", "presence_gain"))
+    network = Sam2Network(model, device.autocast_factory(target))
+    return LoadedNetwork(
+        (checkpoint, target), PromptDecoder(network, checkpoint.image_size <= ZOOM_UP_TO), Propagator(network, score_drop, appearance_gain),
+        encoder_digest(model), QualityEstimator.from_json(metadata.get("slice_quality", "{}")),
+    )  # fmt: skip

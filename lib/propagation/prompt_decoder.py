@@ -1,0 +1,139 @@
+"""From the prompts of one slice to an `Annotation`: the mask that the user sees there, and the memory that passes look at."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+from lib.model.features import SliceFeatures
+from lib.model.sam2_network import Sam2Network
+from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.result_cache import ResultCache
+from lib.propagation.tracks import Annotation, Tracks
+from lib.propagation.zoom import START_LOGIT_LIMIT, click_agreement, refine_zoomed
+
+RECENT_BYTES = 64 << 20  # Of decodings that are kept, because clicks on a slice come one after the other.
+
+
+class PromptDecoder:
+    """Decodes the prompts of slices. Its only state are the last few decodings, which save time and change no result.
+
+    Args:
+        network: The network.
+        zooms: Whether the surroundings of a small structure are decoded again, enlarged; networks for large images need not.
+    """
+
+    def __init__(self, network: Sam2Network, zooms: bool = False):
+        self.network, self.zooms = network, zooms
+        self._recent = ResultCache(RECENT_BYTES)
+
+    @torch.inference_mode()
+    def annotate(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> Annotation:
+        """Decode slice `t` from its prompt alone, without memory.
+
+        Several clicks are given all at once, again on the mask that this gives, and one after the other. The answer that agrees with most of
+        the clicks counts, among equals the one of the highest predicted IoU.
+        """
+        if prompt.mask is not None:
+            return self._painted(features, t, prompt)
+        output, slice_logits = self._decode_displayed(features, t, prompt)
+        if slice_logits is not None:
+            output["pred_masks"] = features.from_slices(slice_logits[None], output["pred_masks"].shape[-1])
+        return self._annotation(features, t, output, (t, prompt.key), slice_logits)
+
+    def displayed_logits(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> torch.Tensor:
+        """Return the logits (Y, X) of the mask that the user sees for this prompt."""
+        output, slice_logits = self._decode_displayed(features, t, prompt)
+        return features.to_slices(output["pred_masks"][0])[0] if slice_logits is None else slice_logits
+
+    @torch.inference_mode()
+    def adopt(self, features: SliceFeatures, t: int, prompt: SlicePrompt, slice_logits: torch.Tensor, key: tuple) -> Annotation:
+        """Return an annotation whose mask is known from other (differently cropped) frames of the slice.
+
+        Args:
+            slice_logits: Logits (Y, X) of the pixels of these frames.
+            key: Of the annotation where the mask was decoded.
+        """
+        if prompt.mask is not None:
+            return self._painted(features, t, prompt)
+        start = features.from_slices(slice_logits[None], self.network.mask_side)
+        output = self.network.decode(features, [t], prompt=prompt, start_logits=_limited(start))
+        output["pred_masks"] = start
+        return self._annotation(features, t, output, key, slice_logits)
+
+    @torch.inference_mode()
+    def correct(
+        self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: Mapping[int, Annotation], tracks: Tracks
+    ) -> Annotation:
+        """Decode clicks on a slice that has a tracked mask already; they correct that mask.
+
+        Args:
+            annotated: The annotations that `tracks` came from, by slice.
+            tracks: What is displayed.
+        """
+        start = tracks.logits[t][None, None]
+        nearest = min(annotated, key=lambda s: abs(s - t))
+        memories = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}
+        for n in range(1, len(prompt.labels) + 1):
+            clicks = SlicePrompt(prompt.points[:n], prompt.labels[:n])
+            output = self.network.decode(
+                features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=abs(nearest - t)
+            )
+            start = output["pred_masks"]
+        displayed = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed))
+
+    def _decode_displayed(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> tuple[dict, torch.Tensor | None]:
+        """Return the network's output for a prompt, and the logits (Y, X) of the slice where zooming gave better ones."""
+        key = "displayed", features.frames.key, t, prompt.key
+        result = self._recent.get(key)
+        if result is None:
+            output = self._decode_best(features, t, prompt)
+            refined = refine_zoomed(self, features, t, prompt, output["pred_masks"]) if self.zooms else None
+            result = output, refined
+            self._recent.put(key, result, _size_bytes(output) + (0 if refined is None else refined.nbytes))
+        return dict(result[0]), result[1]
+
+    def _decode_best(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:
+        """Return the output that agrees best with the clicks."""
+        at_once = self.network.decode(features, [t], prompt=prompt)
+        if len(prompt.labels) < 2 or (prompt.labels == 2).any():
+            return at_once
+        again = self.network.decode(features, [t], prompt=prompt, start_logits=_limited(at_once["pred_masks"]))
+
+        def rank(output: dict) -> tuple[float, float]:
+            return click_agreement(prompt, features.to_slices(output["pred_masks"][0])[0]), float(output["iou"][0])
+
+        return max((at_once, again, self._decode_in_turn(features, t, prompt)), key=rank)
+
+    def _decode_in_turn(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:
+        """Return the output for clicks that are given one after the other, each with the mask of those before."""
+        def key(clicks: SlicePrompt) -> tuple:
+            return "in turn", features.frames.key, t, clicks.key
+
+        pending = [prompt]
+        while self._recent.get(key(pending[-1])) is None and len(pending[-1].labels) > 1:
+            pending.append(pending[-1].without_last_click())
+        output = self._recent.get(key(pending[-1]))
+        for clicks in reversed(pending[:-1] if output else pending):
+            start = None if output is None else _limited(output["pred_masks"])
+            output = self.network.decode(features, [t], prompt=clicks, start_logits=start)
+            self._recent.put(key(clicks), output, _size_bytes(output))
+        return dict(output)
+
+    def _painted(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> Annotation:
+        output = self.network.take_painted(features, t, prompt.mask)
+        return self._annotation(features, t, output, (t, prompt.key))
+
+    def _annotation(self, features, t: int, output: dict, key: tuple, slice_logits: torch.Tensor | None = None) -> Annotation:
+        memory = self.network.encode_prompted_memory(features, t, output, slice_logits)
+        score = float(output["object_score_logits"][0, 0])
+        return Annotation(output["pred_masks"].float(), float(output["iou"][0]), score, memory, key, slice_logits)
+
+
+def _limited(logits: torch.Tensor) -> torch.Tensor:
+    return logits.clamp(-START_LOGIT_LIMIT, START_LOGIT_LIMIT)
+
+
+def _size_bytes(output: dict) -> int:
+    return sum(x.nbytes for x in output.values() if torch.is_tensor(x))
