@@ -1,4 +1,4 @@
-"""A picture of what the generator makes."""
+"""A contact sheet of generated clips, to see what the generator produces."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,11 +9,9 @@ from lib.training.supervoxels import RealImages
 _COLORS = ("orange", "cyan", "magenta")
 
 
-def draw_sheet(
-    path: str, seed: int = 1, clips: int = 8, slices: int = 6, size: int = 192, images: RealImages | None = None
-) -> str:
-    """Draws `clips` generated clips, one a row, with the contours of three targets each."""
-    clip = ClipGenerator(seed, images=images).batch(clips, slices, size, objects=len(_COLORS))
+def draw_sheet(path: str, seed: int = 1, clips: int = 8, slices: int = 6, size: int = 192, images: RealImages | None = None) -> str:
+    """Save a picture of generated clips, one per row, with the contours of three targets each, and return its path."""
+    clip = ClipGenerator(seed, images=images).generate_batch(clips, slices, size, objects=len(_COLORS))
     masks = clip.masks.view(clips, len(_COLORS), slices, size, size)
     figure = Figure(figsize=(2 * slices, 2 * clips), facecolor="black")
     for row in range(clips):

@@ -1,144 +1,181 @@
-"""One training step's forward pass: annotate the first slice (sometimes the last one too), follow through the clip."""
+"""The forward pass of a training step: prompt the first slice of each clip (sometimes the last one too), then track the targets."""
 
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from lib.model import differentiable
 from lib.training import training_prompts
 from lib.training.clip_generator import Clip
 from lib.training.losses import frame_loss
 
+# The frame number of the annotation at the far end of a gap. Like the engine's, it lies far from those of the slices between.
+_FAR_END = 1 << 19
+_LOGIT_LIMITS = (-32, 32)  # Of a mask that is passed to the decoder again as a prompt.
+
 
 @dataclass
-class Steps:
-    """Collects losses and figures over the decoder calls of one training step."""
+class StepLosses:
+    """The losses and metrics of all decoder calls of one training step.
+
+    Attributes:
+        balance: Weighting of the mask loss, see `losses.mask_losses`.
+        metrics: Values by name: the mean Dice of calls of one kind ("click", "box", "correct", "track" or "fix"), and "presence",
+            the fraction of tracked slices where the sign of the object score is right.
+    """
 
     balance: float
     losses: list = field(default_factory=list)
-    figures: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
 
-    def add(self, kind: str, prediction, target) -> None:
+    def add(self, kind: str, prediction: differentiable.Prediction, target: torch.Tensor) -> None:
+        """Add the loss of a prediction and, where the target (bool (B, H, W)) is present, its Dice."""
         loss, iou = frame_loss(prediction, target, self.balance)
         self.losses.append(loss)
         present = target.flatten(1).any(1)
         if present.any():
-            i = iou[present]
-            self.figures.setdefault(kind, []).append(float((2 * i / (1 + i)).mean()))
+            iou = iou[present]
+            self.metrics.setdefault(kind, []).append(float((2 * iou / (1 + iou)).mean()))
         if kind == "track":
-            self.figures.setdefault("presence", []).append(
-                float(((prediction.object_score[:, 0] > 0) == present).float().mean())
-            )
+            is_right = (prediction.object_score[:, 0] > 0) == present
+            self.metrics.setdefault("presence", []).append(float(is_right.float().mean()))
 
     @property
-    def loss(self) -> torch.Tensor:
+    def mean_loss(self) -> torch.Tensor:
+        """Return the mean loss of all calls, a scalar."""
         return torch.stack(self.losses).mean()
 
 
+class TrainingStep(nn.Module):
+    """The forward pass of one training step of a `SAM2Base` as a module, which `DistributedDataParallel` can wrap."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> tuple[torch.Tensor, dict[str, list[float]]]:
+        """Return the loss and the metrics to log; `kind` is a method of `ClipTrainer`, `seed` determines the prompts."""
+        rng = torch.Generator(clip.frames.device).manual_seed(seed)
+        step = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
+        return step.mean_loss, {"loss": [float(step.mean_loss.detach())], **step.metrics}
+
+
 class ClipTrainer:
-    """Runs clips through the model as a user would prompt them.
+    """Runs a model on clips that are prompted as a user would prompt them. Each public method is one kind of training step.
 
     Args:
-        model: a trainable `SAM2Base`.
-        rng: `torch.Generator` of the prompts.
-        balance: see `losses.mask_losses`.
+        model: A trainable `SAM2Base`.
+        rng: Source of the random choices of prompts.
+        balance: Weighting of the mask loss, see `losses.mask_losses`.
     """
 
-    def __init__(self, model, rng: torch.Generator, balance: float):
+    def __init__(self, model: nn.Module, rng: torch.Generator, balance: float):
         self.model, self.rng, self.balance = model, rng, balance
 
-    def _u(self) -> float:
-        return float(torch.rand((), generator=self.rng, device=self.rng.device))
-
-    def _pick(self, weights: dict[str, float]) -> str:
-        """One key, drawn by its weight."""
-        draw = self._u() * sum(weights.values())
-        for name, w in weights.items():
-            draw -= w
-            if draw <= 0:
-                return name
-        return name
-
-    def boxes_on_noise(self, clip: Clip) -> Steps:
-        """Warm-up of the prompt path: the target is simply the prompted box."""
-        steps = Steps(self.balance)
+    def boxes_on_noise(self, clip: Clip) -> StepLosses:
+        """Warm up the prompt encoder and the mask decoder: the target is the prompted box itself."""
+        losses = StepLosses(self.balance)
         features = differentiable.encode_clip(self.model, clip.frames, clip.objects)[0]
-        prompt = training_prompts.box(clip.masks[:, 0], self.rng, jitter=0.0)
-        x = differentiable.unconditioned(self.model, features)
-        steps.add("box", differentiable.decode(self.model, features, x, prompt), clip.masks[:, 0])
-        return steps
+        prompt = training_prompts.sample_box(clip.masks[:, 0], self.rng, jitter=0.0)
+        embedding = differentiable.unconditioned(self.model, features)
+        losses.add("box", differentiable.decode(self.model, features, embedding, prompt), clip.masks[:, 0])
+        return losses
 
-    def single_slices(self, clip: Clip, max_corrections: int = 3) -> Steps:
-        """Clicks or a box on one slice, then corrective clicks."""
-        steps = Steps(self.balance)
+    def single_slices(self, clip: Clip, max_corrections: int = 3) -> StepLosses:
+        """Prompt the first slice by a click or a box, then by corrective clicks."""
+        losses = StepLosses(self.balance)
         features = differentiable.encode_clip(self.model, clip.frames[:, :1], clip.objects)[0]
-        self._annotate(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections, steps)
-        return steps
+        self._prompt_slice(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections, losses)
+        return losses
 
-    def copies(self, clip: Clip) -> Steps:
-        """Warm-up of the memory path: the second slice is the first one again, with other noise."""
+    def copies(self, clip: Clip) -> StepLosses:
+        """Warm up the memory: the second slice is the first one with added noise."""
         noise = torch.randn(clip.frames[:, :1].shape, generator=self.rng, device=clip.frames.device)
         frames = torch.cat([clip.frames[:, :1], clip.frames[:, :1] + 6 * noise], 1)
         return self.clips(Clip(frames, clip.masks[:, :1].expand(-1, 2, -1, -1)), kinds={"mask": 1.0})
 
-    def clips(self, clip: Clip, kinds: dict[str, float] | None = None, max_corrections: int = 1) -> Steps:
-        """Annotate, follow, sometimes correct on the way."""
+    def clips(self, clip: Clip, kinds: dict[str, float] | None = None, max_corrections: int = 1) -> StepLosses:
+        """Prompt the first slice and track the targets through the clip, with occasional corrections.
+
+        Args:
+            kinds: Weights by which the kind of the first prompt (click, box or mask) is chosen.
+            max_corrections: Largest number of corrective clicks on the first slice.
+        """
         kinds = kinds or {"click": 0.2, "box": 0.2, "mask": 0.6}
-        model, steps = self.model, Steps(self.balance)
+        model, losses = self.model, StepLosses(self.balance)
         features = differentiable.encode_clip(model, clip.frames, clip.objects)
         slices = clip.frames.shape[1]
         memories = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        memories["cond_frame_outputs"][0] = self._annotation(features[0], clip.masks[:, 0], kinds, max_corrections, steps)
-        last = slices
-        if slices > 2 and self._u() < 0.25:  # a gap between two annotated slices
-            last = slices - 1
-            memories["cond_frame_outputs"][1 << 19] = self._annotation(
-                features[last], clip.masks[:, last], {"mask": 1.0}, 0, steps
-            )
-        for t in range(1, last):
+        memories["cond_frame_outputs"][0] = self._annotate(features[0], clip.masks[:, 0], kinds, max_corrections, losses)
+        end = slices
+        if slices > 2 and self._uniform() < 0.25:  # The clip becomes a gap between two annotated slices.
+            end = slices - 1
+            far_end = self._annotate(features[end], clip.masks[:, end], {"mask": 1.0}, 0, losses)
+            memories["cond_frame_outputs"][_FAR_END] = far_end
+        for t in range(1, end):
             target = clip.masks[:, t]
-            x = differentiable.condition(model, features[t], t, memories)
-            out = differentiable.decode(model, features[t], x, None)
-            steps.add("track", out, target)
-            corrected = slices > 2 and self._u() < 0.12
-            if corrected:
-                click = training_prompts.corrective_click(None, self._binary(out, target), target, self.rng)
-                out = differentiable.decode(model, features[t], x, click, self._gated(out, target).clamp(-32, 32).detach())
-                steps.add("fix", out, target)
-            entry = differentiable.remember(model, features[t], out.mask, out.pointer, self._present(out, target))
-            memories["cond_frame_outputs" if corrected else "non_cond_frame_outputs"][t] = entry
-        return steps
+            embedding = differentiable.condition(model, features[t], t, memories)
+            output = differentiable.decode(model, features[t], embedding, None)
+            losses.add("track", output, target)
+            is_corrected = slices > 2 and self._uniform() < 0.12
+            if is_corrected:
+                click = training_prompts.add_corrective_click(None, self._binary_mask(output, target), target, self.rng)
+                present = self._present(output, target)[:, None, None, None]
+                earlier_mask = torch.where(present, output.mask, -1024.0).clamp(*_LOGIT_LIMITS).detach()
+                output = differentiable.decode(model, features[t], embedding, click, earlier_mask)
+                losses.add("fix", output, target)
+            memory = differentiable.remember(model, features[t], output.mask, output.pointer, self._present(output, target))
+            memories["cond_frame_outputs" if is_corrected else "non_cond_frame_outputs"][t] = memory
+        return losses
 
-    def _annotation(self, features, target, kinds, max_corrections, steps) -> dict:
-        """Memory entry of a prompted slice."""
-        if self._pick(kinds) == "mask":
+    def _annotate(self, features, target, kinds, max_corrections, losses) -> dict:
+        """Prompt a slice and return its memory entry."""
+        if self._choose(kinds) == "mask":
             logits, pointer = differentiable.mask_prompt(self.model, features, target)
             return differentiable.remember(self.model, features, logits, pointer, target.flatten(1).any(1))
-        out = self._annotate(features, target, {k: v for k, v in kinds.items() if k != "mask"}, max_corrections, steps)
-        return differentiable.remember(self.model, features, out.mask, out.pointer, self._present(out, target))
+        without_mask = {k: v for k, v in kinds.items() if k != "mask"}
+        output = self._prompt_slice(features, target, without_mask, max_corrections, losses)
+        return differentiable.remember(self.model, features, output.mask, output.pointer, self._present(output, target))
 
-    def _annotate(self, features, target, kinds, max_corrections, steps):
-        kind = self._pick(kinds)
-        first = training_prompts.box if kind == "box" else training_prompts.first_click
-        prompt = first(target, self.rng)
-        x = differentiable.unconditioned(self.model, features)
-        out = differentiable.decode(self.model, features, x, prompt, multimask=kind == "click")
-        steps.add(kind, out, target)
-        for _ in range(int(self._u() * (max_corrections + 1))):
-            prompt = training_prompts.corrective_click(prompt, self._binary(out, target), target, self.rng)
-            out = differentiable.decode(self.model, features, x, prompt, out.mask.clamp(-32, 32).detach())
-            steps.add("correct", out, target)
-        return out
+    def _prompt_slice(self, features, target, kinds, max_corrections, losses) -> differentiable.Prediction:
+        """Prompt a slice by a click or a box and then by corrective clicks; return the last prediction."""
+        kind = self._choose(kinds)
+        sample_prompt = training_prompts.sample_box if kind == "box" else training_prompts.sample_first_click
+        prompt = sample_prompt(target, self.rng)
+        embedding = differentiable.unconditioned(self.model, features)
+        output = differentiable.decode(self.model, features, embedding, prompt, multimask=kind == "click")
+        losses.add(kind, output, target)
+        for _ in range(int(self._uniform() * (max_corrections + 1))):
+            prompt = training_prompts.add_corrective_click(prompt, self._binary_mask(output, target), target, self.rng)
+            earlier_mask = output.mask.clamp(*_LOGIT_LIMITS).detach()
+            output = differentiable.decode(self.model, features, embedding, prompt, earlier_mask)
+            losses.add("correct", output, target)
+        return output
+
+    def _uniform(self) -> float:
+        """Return a random number in [0, 1)."""
+        return float(torch.rand((), generator=self.rng, device=self.rng.device))
+
+    def _choose(self, weights: dict[str, float]) -> str:
+        """Return one of the keys, chosen with a probability proportional to its weight."""
+        remaining = self._uniform() * sum(weights.values())
+        for name, weight in weights.items():
+            remaining -= weight
+            if remaining <= 0:
+                return name
+        return name
 
     @staticmethod
-    def _present(out, target) -> torch.Tensor:
-        """A wrong "absent" would cut the mask's gradient: where the object is, it counts as present."""
-        return (out.object_score[:, 0] > 0) | target.flatten(1).any(1)
+    def _present(output, target) -> torch.Tensor:
+        """Return which objects count as present, bool (B,).
 
-    def _gated(self, out, target) -> torch.Tensor:
-        return torch.where(self._present(out, target)[:, None, None, None], out.mask, torch.full_like(out.mask, -1024.0))
+        A wrong "absent" would stop the gradient of the mask, so an object also counts as present where the target is not empty.
+        """
+        return (output.object_score[:, 0] > 0) | target.flatten(1).any(1)
 
     @staticmethod
-    def _binary(out, target) -> torch.Tensor:
-        big = torch.nn.functional.interpolate(out.mask.detach(), target.shape[-2:], mode="bilinear", align_corners=False)
-        return big[:, 0] > 0
+    def _binary_mask(output, target) -> torch.Tensor:
+        """Return the predicted masks at the size of the target, bool (B, H, W)."""
+        logits = nn.functional.interpolate(output.mask.detach(), target.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[:, 0] > 0

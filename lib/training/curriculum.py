@@ -1,4 +1,4 @@
-"""The curriculum: which clips a training sees, how many, how large. What a step draws is fixed by its number."""
+"""The curriculum of a training: which clips each step uses, how many and how large. A step's number determines its random choices."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,20 @@ from torch.utils.data import Dataset
 from lib.training.clip_generator import Clip, ClipGenerator
 from lib.training.supervoxels import RealImages
 
+StepData = tuple[str, int, Clip]  # The kind of the step (see `Phase.kind_at`), the seed of its prompts, and its clips.
+
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage of the curriculum.
+    """One phase of the curriculum.
 
     Attributes:
-        kind: boxes_on_noise, single_slices, copies, or clips (of which every second step is single slices).
-        size: side of the slices in pixels.
-        batch: clips in a step. slices: slices of a clip.
-        rate: learning rate at the start of the phase; final_rate: at its end (cosine).
-        balance: weighting of the mask loss, see `losses.mask_losses`.
-        objects: targets of a clip.
+        kind: boxes_on_noise, single_slices, copies or clips, which are methods of `ClipTrainer`. In a phase of clips every second
+            step trains single slices.
+        size: Side of the slices in pixels.
+        batch, slices, objects: Number of clips in a step, and of slices and targets in a clip.
+        rate, final_rate: Learning rate at the start and at the end of the phase; it follows a cosine in between.
+        balance: Weighting of the mask loss, see `losses.mask_losses`.
     """
 
     kind: str
@@ -33,11 +35,11 @@ class Phase:
     objects: int = 1
 
     def kind_at(self, step: int) -> str:
-        """What step number `step` trains."""
+        """Return the kind of training in step number `step`."""
         return "single_slices" if self.kind == "clips" and step % 2 else self.kind
 
     def clips_at(self, step: int) -> tuple[int, int]:
-        """(clips, slices of each) of step number `step`."""
+        """Return the number of clips and the number of slices in each of them for step number `step`."""
         kind = self.kind_at(step)
         if kind == self.kind:
             return self.batch, self.slices if kind == "clips" else 1
@@ -52,11 +54,9 @@ CURRICULUM = (
     Phase("clips", 3900, 256, 2, 6, 2.5e-4, 1e-5, 0.2, objects=3),
 )
 
-Drawn = tuple[str, int, Clip]  # kind, seed of the prompts, clips
-
 
 class GeneratedSteps(Dataset):
-    """Generated clips of the steps of a phase. Every step has a seed of its own, so a resumed run draws the same."""
+    """Generated clips for each step of a phase. Every step has its own seed, so a resumed run gets the same clips."""
 
     def __init__(self, seed: int, phase: Phase, images: RealImages | None = None):
         self.seed, self.phase, self.images = seed, phase, images
@@ -64,18 +64,18 @@ class GeneratedSteps(Dataset):
     def __len__(self) -> int:
         return self.phase.steps
 
-    def __getitem__(self, step: int) -> Drawn:
+    def __getitem__(self, step: int) -> StepData:
         seed = (self.seed + step) % (1 << 62)
         kind = self.phase.kind_at(step)
         clips, slices = self.phase.clips_at(step)
-        clip = ClipGenerator(seed, images=self.images).batch(clips, slices, self.phase.size, self.phase.objects)
+        clip = ClipGenerator(seed, images=self.images).generate_batch(clips, slices, self.phase.size, self.phase.objects)
         if kind == "boxes_on_noise":
-            clip = boxes_on_noise(clip, torch.Generator().manual_seed(seed))
+            clip = generate_boxes_on_noise(clip, torch.Generator().manual_seed(seed))
         return kind, seed, clip
 
 
-def boxes_on_noise(clip: Clip, rng: torch.Generator) -> Clip:
-    """Noise images and rectangles of random place and size, as many as `clip` has."""
+def generate_boxes_on_noise(clip: Clip, rng: torch.Generator) -> Clip:
+    """Return noise images with rectangles of random position and size as targets, in the shape of `clip`."""
     b, _, h, w = clip.masks.shape
     frames = torch.rand(clip.frames.shape, generator=rng, device=clip.frames.device) * 255
     corner = torch.rand(b, 2, generator=rng, device=frames.device) * 0.7

@@ -1,4 +1,4 @@
-"""Several processes that train together, as `torchrun` starts them."""
+"""Training in several processes at once, as `torchrun` starts them."""
 
 import os
 from dataclasses import dataclass
@@ -10,35 +10,36 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among its peers: number, count, device. Rank 0 writes files and logs."""
+    """A group of `count` training processes, as the one with the number `rank` and its own `device` sees it."""
 
     rank: int
     count: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
+        """Return whether this is the process that writes files and logs."""
         return self.rank == 0
 
-    def agree(self, first_says: bool) -> bool:
-        """What the first process says, everywhere."""
+    def broadcast_from_first(self, value: bool) -> bool:
+        """Return, in all processes, the `value` that the first process passed."""
         if self.count == 1:
-            return first_says
-        said = torch.tensor([int(first_says)], device=self.device)
-        dist.broadcast(said, 0)
-        return bool(said.item())
+            return value
+        tensor = torch.tensor([int(value)], device=self.device)
+        dist.broadcast(tensor, 0)
+        return bool(tensor.item())
 
     @classmethod
-    def of(cls, device: str) -> "Workers":
-        """Joins the group that `torchrun` announces in the environment; alone without one."""
+    def join(cls, device: str) -> "Workers":
+        """Join the group that `torchrun` describes in environment variables, or form a group of one without them."""
         count = int(os.environ.get("WORLD_SIZE", 1))
         if count == 1:
             return cls(0, 1, torch.device(device))
-        where = torch.device(device)
-        if where.type == "cuda":
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(where)
+        own_device = torch.device(device)
+        if own_device.type == "cuda":
+            own_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(own_device)
         if not dist.is_initialized():
-            # The others wait for the first one while it checks on volumes, which can take long.
-            dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=6))
-        return cls(dist.get_rank(), count, where)
+            # The other processes wait while the first one validates on volumes, which can take long.
+            dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+        return cls(dist.get_rank(), count, own_device)

@@ -1,7 +1,7 @@
-"""Fits the estimate of slice quality to a checkpoint, on generated or labelled volumes, and writes it into the checkpoint."""
+"""Calibration of the estimate of slice quality: it is fitted to one checkpoint and written into that checkpoint's file."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,65 +12,80 @@ from lib.common.errors import UserError
 from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
 from lib.imaging.frames import Frames
-from lib.imaging.volume import Volume
+from lib.imaging.metrics import slice_iou
 from lib.model import checkpoints
 from lib.prompts import simulated_annotator
 from lib.quality import annotation_loop, next_slice
-from lib.quality.estimator import QualityEstimator, slice_iou
-from lib.training.object_end_calibration import generated_volume
+from lib.quality.estimator import QualityEstimator
+from lib.training.object_end_calibration import LabelledVolume, generate_volume
 
 logger = logging.getLogger(__name__)
 
-_FIRST = 1000  # other volumes than those that `presence` was fitted on
-_ROUNDS = 4  # slices that are annotated, one after the other
-_FEWEST = 100  # slices of each kind
+_FIRST_SEED = 1000  # Volumes that `object_end_calibration` does not use.
+_ANNOTATED_SLICES = 4
+_FITTED_SHARE = 0.75  # Of the volumes. The correlation is measured on the others.
+_MIN_SLICES = 100  # Slices with a mask, and slices without, that are needed for fitting.
+
+# Signals (N, len(SIGNALS)), whether there is a mask, bool (N,), and true IoU (N,) of some slices of a volume.
+Samples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def calibrate(path: Path, *, device: str = "cpu", volumes: int = 104) -> float:
-    """As `fit`, on generated volumes."""
+    """Calibrate the checkpoint at `path` on generated volumes; see `fit`."""
     options = Options(checkpoint=str(path), device=device, axis="2", window="0,255")
-    return fit(path, (generated_volume(_FIRST + n) for n in range(volumes)), options, volumes)
+    return fit(path, (generate_volume(_FIRST_SEED + n) for n in range(volumes)), options, volumes)
 
 
-def fit(path: Path, made: Iterable[tuple[Volume, np.ndarray, list[int]]], options: Options, total: int) -> float:
-    """Writes an estimate of slice quality into the checkpoint at `path`; correlation of expected and true slice IoU on the last
-    quarter of the volumes, by an estimate that was fitted without them.
+def fit(path: Path, volumes: Iterable[LabelledVolume], options: Options, total: int) -> float:
+    """Fit the estimate of slice quality and write it into a checkpoint.
 
-    For each structure an annotator is simulated who corrects up to four slices, half of the time the worst ones, else any: such
-    states are what the estimate will be asked about.
+    For each structure an annotator is simulated who annotates up to four slices, once the worst ones and once random ones: the estimate
+    will be used in such states.
 
     Args:
-        made: volumes, their label maps (T, Y, X), the labels to segment. total: how many.
+        path: Checkpoint to measure and to write into.
+        total: Number of volumes.
+
+    Returns:
+        The correlation of estimated and true IoU on the last quarter of the volumes, for an estimate that was fitted without them.
 
     Raises:
-        UserError: too few volumes or slices to learn from.
+        UserError: There are too few volumes or slices.
     """
-    segmenter, rows = Segmenter(), []
-    for n, (volume, labels, structures) in enumerate(tqdm(made, desc="slice quality", total=total)):
-        frames = Frames.of(volume, window=options.window, axis=options.axis)
-        for m, value in enumerate(structures):
-            reference, clicks = labels == value, simulated_annotator.click_annotator(5 if m % 2 else 3)
-            for choose in (next_slice.oracle, next_slice.random):
-                for done in annotation_loop.annotation_rounds(_engine(segmenter, volume, options), frames, reference, choose, clicks, count=_ROUNDS):
-                    mask, other = done.scene.mask, np.setdiff1d(np.arange(len(frames)), sorted(done.scene.annotated))
-                    rows.append((n, done.scene.result.signals[other], mask.any((1, 2))[other], slice_iou(mask, reference)[other]))
-    fitted, held = ([r[1:] for r in rows if (r[0] < 0.75 * total) == first] for first in (True, False))
-    for part in (fitted, held):
-        filled = np.concatenate([r[1] for r in part]) if part else np.zeros(0, bool)
-        if not part or min(filled.sum(), (~filled).sum()) < (_FEWEST if part is fitted else 1):
+    segmenter, fitting, held_out = Segmenter(), [], []
+    for n, labelled_volume in enumerate(tqdm(volumes, desc="slice quality", total=total)):
+        (fitting if n < _FITTED_SHARE * total else held_out).extend(_annotate(segmenter, labelled_volume, options))
+    for samples, min_slices in ((fitting, _MIN_SLICES), (held_out, 1)):
+        with_mask = sum(int(has_mask.sum()) for _, has_mask, _ in samples)
+        without_mask = sum(len(has_mask) for _, has_mask, _ in samples) - with_mask
+        if min(with_mask, without_mask) < min_slices:
             raise UserError("There are too few slices with and without a mask to learn from: give more labelled volumes.")
-    x, filled, iou = (np.concatenate(c) for c in zip(*held, strict=True))
-    said = QualityEstimator.fit(*(np.concatenate(c) for c in zip(*fitted, strict=True)))(x, filled)
-    correlation = float(np.corrcoef(said, iou)[0, 1])
-    estimator = QualityEstimator.fit(*(np.concatenate(c) for c in zip(*(r[1:] for r in rows), strict=True)))
+    signals, has_mask, true_iou = _concatenate(held_out)
+    estimated_iou = QualityEstimator.fit(*_concatenate(fitting)).predict(signals, has_mask)
+    correlation = float(np.corrcoef(estimated_iou, true_iou)[0, 1])
+    estimator = QualityEstimator.fit(*_concatenate([*fitting, *held_out]))
     checkpoints.set_metadata(path, slice_quality=estimator.to_json())
     logger.info("Slice quality: correlation %.3f on volumes not fitted on.", correlation)
     return correlation
 
 
-def _engine(segmenter, volume, options) -> simulated_annotator.Segment:
-    def segment(prompts, propagate):
-        chosen = replace(options, propagate=propagate)
-        return segmenter.segment(volume, segmenter.prompts(volume, chosen, **prompts), chosen)
+def _annotate(segmenter: Segmenter, labelled_volume: LabelledVolume, options: Options) -> Iterator[Samples]:
+    """Simulate the annotation of each structure; yield samples of the slices that are not annotated after each round."""
+    volume, labels, structures = labelled_volume
+    frames = Frames.of(volume, window=options.window, axis=options.axis)
 
-    return segment
+    def segment(prompts, propagate):
+        request = replace(options, propagate=propagate)
+        return segmenter.segment(volume, segmenter.prompts(volume, request, **prompts), request)
+
+    for n, value in enumerate(structures):
+        reference, annotate = labels == value, simulated_annotator.click_annotator(5 if n % 2 else 3)
+        for choose in (next_slice.oracle, next_slice.random):
+            rounds = annotation_loop.annotation_rounds(segment, frames, reference, choose, annotate, count=_ANNOTATED_SLICES)
+            for state in (r.state for r in rounds):
+                others = np.setdiff1d(np.arange(len(frames)), sorted(state.annotated))
+                yield state.estimates.signals[others], state.mask.any((1, 2))[others], slice_iou(state.mask, reference)[others]
+
+
+def _concatenate(samples: list[Samples]) -> Samples:
+    return tuple(np.concatenate(arrays) for arrays in zip(*samples, strict=True))

@@ -1,4 +1,4 @@
-"""Fine-tuning on labelled volumes: some to learn from, some to check on; a version is served only if it is better there."""
+"""Fine-tuning on labelled volumes. Some are set aside for validation, and a new version is served only if it is better on them."""
 
 import hashlib
 import json
@@ -24,7 +24,8 @@ from lib.training.volume_clips import VolumeSteps
 
 logger = logging.getLogger(__name__)
 
-_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)
+_SCORE_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)
+_TRAINING_TIME_SHARE = 0.9  # Of the time limit, after which training stops. The rest is for the calibration.
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,14 @@ class FineTuning:
     """Options of a fine-tuning.
 
     Attributes:
-        parts: what learns, see `lib.training.trainable_parts`: "decoder" keeps the encoder, and cached features, as they are.
-        epochs, steps: of how many steps an epoch consists; after each the volumes set aside are checked.
-        rate: learning rate at the start. minutes: time limit, checks included; 0 = none.
-        val_share: of the volumes (at least one) is only checked on. most: structures that a check looks at.
+        parts: Part of the network that is trained, see `lib.training.trainable_parts`. "decoder" keeps the encoder as it is, and with
+            it cached features.
+        epochs, steps: Number of epochs, and of steps in an epoch. After each epoch the network is validated.
+        rate: Learning rate at the start.
+        minutes: Time limit including validation; 0 for none.
+        val_share: Fraction of the volumes that are used for validation only; at least one is.
+        most, clicks: Largest number of structures in a validation, and of clicks per structure.
+        window: Intensity window, see `lib.imaging.frames`.
     """
 
     parts: str = "decoder"
@@ -59,11 +64,14 @@ class FineTuning:
             raise OptionError("epochs and steps must be at least 1, the learning rate between 0 and 1, minutes not negative.")
 
 
-def split(cases: Sequence[Case], share: float, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """(to learn from, to check on), by volume; names decide, so most volumes stay on their side when others are added.
+def split_cases(cases: Sequence[Case], share: float, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Split volumes into those for training and those for validation.
+
+    The names of the cases and the seed decide, so most volumes stay on their side when others are added. A fraction `share` of the
+    volumes is for validation; each side gets at least one volume.
 
     Raises:
-        UserError: fewer than two volumes.
+        UserError: There are fewer than two volumes.
     """
     if len(cases) < 2:
         raise UserError(f"Fine-tuning needs at least two labelled volumes (one to check on); there are {len(cases)}.")
@@ -76,136 +84,149 @@ def fine_tune(
     cases: Sequence[Case], versions: Versions, out: Path, options: FineTuning = FineTuning(),
     report: Callable[[dict], None] = lambda stats: None,
 ) -> dict:  # fmt: skip
-    """Trains, checks, and adds the best state to `versions`; an interrupted run in `out` is gone on with.
+    """Fine-tune the served version and add the best state to `versions`. An interrupted run in `out` is resumed.
 
     Args:
-        out: folder for runs; each set of volumes, options and base has its own below it, removed at the end.
-        report: called with the stats {epoch, max_epochs, best_metric, base_metric, total_time, ...} whenever they change.
+        out: Folder for runs. Each combination of volumes, options and base checkpoint has its own folder there, which is removed at
+            the end.
+        report: Called with the stats {epoch, max_epochs, best_metric, base_metric, total_time, ...} whenever they change.
 
     Returns:
         The last stats, with accepted, version (its path) and message.
 
     Raises:
-        UserError: too few volumes, unknown checkpoint or options.
+        UserError: There are too few volumes, or the checkpoint or the options are unknown.
     """
-    learn, held = split(cases, options.val_share, options.seed)
+    training_cases, validation_cases = split_cases(cases, options.val_share, options.seed)
     base = checkpoints.find(str(versions.served() or versions.base))
     checkpoints.verify(base)
     weights = checkpoints.read_weights(base.path)
-    run = Path(out) / _run_name(cases, base, options)
-    run.mkdir(parents=True, exist_ok=True)
+    folder = Path(out) / _run_name(cases, base, options)
+    folder.mkdir(parents=True, exist_ok=True)
     phase = Phase(
-        "clips", options.epochs * options.steps, base.image_size, *_batch(base.image_size), options.rate, options.rate / 20, 0.2,
-        objects=2,
+        "clips", options.epochs * options.steps, base.image_size, *_clips_and_slices(base.image_size), options.rate,
+        options.rate / 20, 0.2, objects=2,
     )  # fmt: skip
     settings = Settings(
-        str(run), start=str(base.path), config=base.config, seed=options.seed, device=options.device, parts=options.parts,
+        str(folder), start=str(base.path), config=base.config, seed=options.seed, device=options.device, parts=options.parts,
         half=next(iter(weights.values())).itemsize == 2, ema=0.995, ema_start=3, weight_decay=0.0, save_every=options.steps,
         check_every=options.steps,
     )  # fmt: skip
-    check = VolumeCheck(held, Options(device=options.device, window=options.window), clicks=options.clicks, most=options.most)
-    watch = _Watch(check, run, options, report, checkpoints.metadata(base), learn, held)
-    watch.begin(f"{base.path}@{base.config}@{base.image_size}")
-    training = Training(
-        settings, (phase,), check=watch.epoch, stop=watch.is_over, data=partial(_steps, cases=learn, window=options.window)
-    )
-    training.run()
-    return watch.finish(versions)
+    run = _FineTuningRun(folder, options, report, checkpoints.metadata(base), training_cases, validation_cases)
+    run.validate_base(f"{base.path}@{base.config}@{base.image_size}")
+    data = partial(_make_dataset, cases=training_cases, window=options.window)
+    Training(settings, (phase,), check=run.validate_epoch, stop=run.is_out_of_time, data=data).run()
+    return run.finish(versions)
 
 
-def _steps(seed: int, phase: Phase, cases, window) -> VolumeSteps:
+def _make_dataset(seed: int, phase: Phase, cases: tuple[Case, ...], window: str) -> VolumeSteps:
     return VolumeSteps(seed, phase, cases, window)
 
 
-def _batch(size: int) -> tuple[int, int]:
-    """(clips, slices) of a step: fewer for large squares, whose activations fill a GPU."""
+def _clips_and_slices(size: int) -> tuple[int, int]:
+    """Return the number of clips in a step and of slices in a clip: fewer clips of large images, whose activations fill a GPU."""
     return (2, 6) if size <= 512 else (1, 6)
 
 
 def _run_name(cases, base, options) -> str:
-    """Same volumes, base and options: same run. Files count by name, size and time of change."""
+    """Return a name that is the same for the same volumes (by path, size and modification time), base checkpoint and options."""
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for c in cases for p in (c.image, c.label)]
     text = json.dumps([files, checkpoints.sha256(base.path), asdict(options)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class _Watch:
-    """Checks after each epoch, keeps the best state, writes what a later process needs to go on."""
+class _FineTuningRun:
+    """The validation of a fine-tuning: it keeps the best state, and stats.json, from which an interrupted run is resumed.
 
-    def __init__(self, check, run: Path, options: FineTuning, report, traits: dict[str, str], learn, held):
-        self._traits = traits
-        self.check, self.run, self.options, self._report = check, run, options, report
-        self.file, self.best = run / "stats.json", run / "best.safetensors"
-        self._learn = learn
-        self.stats = json.loads(self.file.read_text()) if self.file.exists() else {
+    Args:
+        metadata: Metadata of the base checkpoint, see `checkpoints.metadata`.
+    """
+
+    def __init__(self, folder: Path, options: FineTuning, report, metadata: dict[str, str], training_cases, validation_cases):
+        self._folder, self._options, self._report = folder, options, report
+        self._metadata, self._training_cases = metadata, training_cases
+        engine_options = Options(device=options.device, window=options.window)
+        self._check = VolumeCheck(validation_cases, engine_options, clicks=options.clicks, max_structures=options.most)
+        self._stats_path, self._best_path = folder / "stats.json", folder / "best.safetensors"
+        self.stats = json.loads(self._stats_path.read_text()) if self._stats_path.exists() else {
             "epoch": 0, "max_epochs": options.epochs, "total_time": 0.0, "history": [],
-            "learn": [c.name for c in learn], "check": [c.name for c in held],
+            "learn": [c.name for c in training_cases], "check": [c.name for c in validation_cases],
         }  # fmt: skip
-        self._before, self._start = self.stats["total_time"], time.monotonic()
+        self._earlier_s, self._start = self.stats["total_time"], time.monotonic()
 
-    def begin(self, base: str) -> None:
+    def validate_base(self, base: str) -> None:
+        """Measure the base checkpoint, unless an earlier process has done so."""
         if "base_metric" not in self.stats:
-            figures = self.check(base)
-            logger.info("Before training: volume Dice %.3f with %d clicks.", figures["dice"], self.options.clicks)
-            self.stats |= {"base_metric": figures["dice"], "best_metric": figures["dice"], "best_epoch": 0}
-        self._save()
+            dice = self._check(base)["dice"]
+            logger.info("Before training: volume Dice %.3f with %d clicks.", dice, self._options.clicks)
+            self.stats |= {"base_metric": dice, "best_metric": dice, "best_epoch": 0}
+        self._save_stats()
 
-    def is_over(self, training) -> bool:
-        return bool(self.options.minutes) and self._seconds() > 60 * self.options.minutes * 0.9
+    def is_out_of_time(self, training: Training) -> bool:
+        """Return whether training must stop to keep the time limit."""
+        return bool(self._options.minutes) and self._total_s() > 60 * self._options.minutes * _TRAINING_TIME_SHARE
 
-    def epoch(self, training: Training) -> dict[str, float]:
-        figures = self.check(training.export("candidate.safetensors", **self._traits))
-        self.stats["epoch"] = -(-training.total // self.options.steps)
-        self.stats["history"][self.stats["epoch"] - 1 :] = [round(figures["dice"], 4)]  # an epoch may be done again
-        if figures["dice"] > self.stats["best_metric"]:
-            shutil.copy(self.run / "candidate.safetensors", self.best)
-            self.stats |= {"best_metric": figures["dice"], "best_epoch": self.stats["epoch"]}
-        self._save()
-        return figures
-
-    def _refit(self) -> None:
-        """Other weights, other object scores: finds where tracking stops (`lib.training.object_end_calibration`) again, on what was learned from."""
-        if "presence_drop" not in self._traits:
-            return
-        fitted = self.run / "fitted.safetensors"
-        shutil.copy(self.best, fitted)
-        logger.info("Fitting where tracking stops.")
-        options = replace(self.check.options, checkpoint=str(fitted), components="all")
-        gain = float(self._traits.get("presence_gain", 0))
-        limits = [(drop, gain) for drop in _DROPS]
-        object_end_calibration.fit(fitted, object_end_calibration.structures_of(self._learn, options, self.options.most), options, limits)
-        figures = self.check(fitted)
-        if figures["dice"] >= self.stats["best_metric"]:
-            fitted.replace(self.best)
-            self.stats["best_metric"] = figures["dice"]
-            self._save()
+    def validate_epoch(self, training: Training) -> dict[str, float]:
+        """Measure the present state and keep it if it is the best so far; return the metrics to log."""
+        metrics = self._check(training.export("candidate.safetensors", **self._metadata))
+        self.stats["epoch"] = -(-training.total // self._options.steps)
+        # An epoch that was repeated after an interruption replaces its earlier entry.
+        self.stats["history"][self.stats["epoch"] - 1 :] = [round(metrics["dice"], 4)]
+        if metrics["dice"] > self.stats["best_metric"]:
+            shutil.copy(self._folder / "candidate.safetensors", self._best_path)
+            self.stats |= {"best_metric": metrics["dice"], "best_epoch": self.stats["epoch"]}
+        self._save_stats()
+        return metrics
 
     def finish(self, versions: Versions) -> dict:
-        better = self.best.exists()
-        if better and "refitted" not in self.stats:
-            self._refit()
+        """Add the best state to the versions, or the last one if none was better than the base; return the final stats."""
+        is_better = self._best_path.exists()
+        if is_better and "refitted" not in self.stats:
+            self._recalibrate_object_end()
             self.stats["refitted"] = True
-        figures = {k: round(self.stats[k], 4) for k in ("base_metric", "best_metric")}
-        picked = self.best if better else self.run / "candidate.safetensors"
-        path = versions.add(picked, {**figures, "options": asdict(self.options), **self.stats}, better=better)
+        metrics = {k: round(self.stats[k], 4) for k in ("base_metric", "best_metric")}
+        chosen_path = self._best_path if is_better else self._folder / "candidate.safetensors"
+        path = versions.add(chosen_path, {**metrics, "options": asdict(self._options), **self.stats}, better=is_better)
         last = self.stats["history"][-1]
         message = (
-            f"{path.stem} is served now: volume Dice {figures['best_metric']:.3f}, before {figures['base_metric']:.3f}."
-            if better
-            else f"{path.stem} is no better (volume Dice {last:.3f}, served {figures['base_metric']:.3f}) and was kept aside."
+            f"{path.stem} is served now: volume Dice {metrics['best_metric']:.3f}, before {metrics['base_metric']:.3f}."
+            if is_better
+            else f"{path.stem} is no better (volume Dice {last:.3f}, served {metrics['base_metric']:.3f}) and was kept aside."
         )
         logger.info(message)
-        self.stats |= {"accepted": better, "version": str(path), "message": message}
-        self._save()
-        shutil.rmtree(self.run.parent, ignore_errors=True)  # runs that were given up before go too
+        self.stats |= {"accepted": is_better, "version": str(path), "message": message}
+        self._save_stats()
+        shutil.rmtree(self._folder.parent, ignore_errors=True)  # This also removes runs that were never finished.
         return self.stats
 
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+    def _recalibrate_object_end(self) -> None:
+        """Calibrate the score drop of the best state on the training volumes; keep it if validation is no worse with it.
 
-    def _save(self) -> None:
-        self.stats["total_time"] = round(self._seconds(), 1)
-        temporary = self.file.with_suffix(".tmp")
+        New weights have new object scores, so the limit of the base checkpoint (`lib.training.object_end_calibration`) may not fit.
+        """
+        if "presence_drop" not in self._metadata:
+            return
+        path = self._folder / "fitted.safetensors"
+        shutil.copy(self._best_path, path)
+        logger.info("Fitting where tracking stops.")
+        options = replace(self._check.options, checkpoint=str(path), components="all")
+        appearance_gain = float(self._metadata.get("presence_gain", 0))
+        limits = [(score_drop, appearance_gain) for score_drop in _SCORE_DROPS]
+        volumes = object_end_calibration.read_structures(self._training_cases, options, self._options.most)
+        object_end_calibration.fit(path, volumes, options, limits)
+        metrics = self._check(path)
+        if metrics["dice"] >= self.stats["best_metric"]:
+            path.replace(self._best_path)
+            self.stats["best_metric"] = metrics["dice"]
+            self._save_stats()
+
+    def _total_s(self) -> float:
+        """Return the duration of the run in seconds, including that of earlier processes."""
+        return self._earlier_s + time.monotonic() - self._start
+
+    def _save_stats(self) -> None:
+        self.stats["total_time"] = round(self._total_s(), 1)
+        temporary = self._stats_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.stats))
-        temporary.replace(self.file)
+        temporary.replace(self._stats_path)
         self._report(dict(self.stats))

@@ -1,12 +1,15 @@
-"""Training and fine-tuning of SAM 2 networks: one loop for generated clips and labelled volumes, resumable, same seed same
-weights, on a CPU, a GPU or several (`torchrun --nproc-per-node=N main.py train ...`)."""
+"""The training loop of SAM 2 networks, for generated clips and labelled volumes.
+
+A run can be resumed, and the same seed gives the same weights. It uses a CPU, a GPU, or several of them with
+`torchrun --nproc-per-node=N main.py train ...`.
+"""
 
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,18 +24,19 @@ from tqdm import tqdm
 from lib.model.build import build
 from lib.model.checkpoints import read_weights, save_weights
 from lib.model.device import bf16_is_fast
-from lib.model.worker_pool import share
+from lib.model.worker_pool import CPU_CORES, run_all
 from lib.training.clip_generator import Clip
-from lib.training.clip_training import ClipTrainer
-from lib.training.curriculum import CURRICULUM, GeneratedSteps, Phase
+from lib.training.clip_training import TrainingStep
+from lib.training.curriculum import CURRICULUM, GeneratedSteps, Phase, StepData
 from lib.training.distributed import Workers
+from lib.training.network_setup import adapt_random_weights, make_optimizer
 from lib.training.supervoxels import RealImages
-from lib.training.trainable_parts import choose_parts, merged
-from lib.training.training_log import Record
+from lib.training.trainable_parts import merged_state_dict, select_trainable_parts
+from lib.training.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 50
+LOG_EVERY = 50  # Steps.
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,18 @@ class Settings:
     """Settings of a training run.
 
     Attributes:
-        out: folder of the run. start: safetensors or .pt weights to begin with instead of random ones.
-        images: folder of real images without labels for a share of the generated clips.
-        config: configuration of the network. scale: multiplies the steps of every phase.
-        parts: what learns, see `parts.choose_parts`.
-        bf16: mixed precision (None: where it is faster). ema: of the weights that are exported, at most 1 - ema_start / step. half: export 16 bits.
-        check_every: steps between checks; 0 means at the end of each phase.
+        out: Folder of the run.
+        start: Checkpoint (safetensors or .pt) to start from; None starts from random weights.
+        images: Folder of real images without labels from which some of the generated clips are made.
+        config: Configuration file of the network.
+        scale: Factor by which the number of steps of every phase is multiplied.
+        parts: Part of the network that is trained, see `trainable_parts.select_trainable_parts`.
+        bf16: Whether to use mixed precision; None uses it where it is faster.
+        half: Whether exported weights have 16 bits.
+        clip_norm: Largest norm of the gradient.
+        ema: Decay of the moving average of the weights, which is exported. After n steps it is at most n / (n + ema_start).
+        save_every: Number of steps between saved states.
+        check_every: Number of steps between validations; 0 validates only at the end of each phase.
     """
 
     out: str
@@ -66,42 +76,22 @@ class Settings:
     check_every: int = 0
 
 
-def prepare(model) -> None:
-    """Starting values without which training from nothing stalls.
-
-    Tokens find image positions at once when the query and key projections of their cross-attention start equal; an
-    object counts as present until the model knows better.
-    """
-    decoder = model.sam_mask_decoder
-    layers = [layer.cross_attn_token_to_image for layer in decoder.transformer.layers]
-    with torch.no_grad():
-        for attention in [*layers, decoder.transformer.final_attn_token_to_image]:
-            attention.q_proj.weight.mul_(2.7)
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-        decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
-
-
-class Step(nn.Module):
-    """One training step's forward pass as a module, which is what `DistributedDataParallel` can wrap."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> tuple[torch.Tensor, dict[str, list[float]]]:
-        """Loss, and figures to log."""
-        rng = torch.Generator(clip.frames.device).manual_seed(seed)
-        steps = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
-        return steps.loss, {"loss": [float(steps.loss.detach())], **steps.figures}
-
-
 class Training:
-    """State of a run: weights, their moving average, optimizer, step counters. Everything in `out/state.pt`.
+    """A training run, which goes on from the state in `out/state.pt` if there is one.
 
     Args:
-        data: (seed, phase) -> dataset of the phase's steps; default: generated clips.
-        check: called with this object when a check is due, returns figures to log; `export` gives it a file.
-        stop: asked after each step; True ends the run early, as if the curriculum were over.
+        data: Function of a seed and a phase that returns the dataset of the phase's steps; by default generated clips.
+        check: Validation, called with this object when one is due; returns metrics to log. `export` gives it a checkpoint.
+        stop: Called with this object after each step; True ends the run early, as if the curriculum were finished.
+
+    Attributes:
+        phases: Phases with their steps multiplied by `settings.scale`.
+        model: The network for the image size of the current phase.
+        average: Moving average of the weights, {name: tensor}.
+        phase: Index of the current phase.
+        step: Number of completed steps in the current phase.
+        seconds: Duration of all training steps so far.
+        metrics: Values of the steps since the last logged row, by name.
     """
 
     def __init__(
@@ -112,190 +102,180 @@ class Training:
     ):  # fmt: skip
         self.settings, self._check, self._stop = settings, check, stop
         self.phases = [replace(p, steps=max(1, round(p.steps * settings.scale))) for p in curriculum]
-        self.workers = Workers.of(settings.device)
+        self.workers = Workers.join(settings.device)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.phase = self.step = 0
         self.seconds = 0.0
-        self.figures: dict[str, list[float]] = {}
+        self.metrics: dict[str, list[float]] = {}
         if data is None:
             images = RealImages.read(settings.images) if settings.images else None
             data = lambda seed, phase: GeneratedSteps(seed, phase, images)  # noqa: E731
-        self._data_of = data
+        self._make_dataset = data
         state = self._read_state()
         torch.manual_seed(settings.seed)
         self._build(self.phases[min(state.get("phase", 0), len(self.phases) - 1)].size, state.get("model"))
-        average = state.get("average") or merged(self.model)
+        average = state.get("average") or merged_state_dict(self.model)
         self.average = {k: v.to(self.workers.device, copy=True) for k, v in average.items()}
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
-            self.figures = state["figures"]
+            self.metrics = state["figures"]
             logger.info("Resuming in phase %d at step %d.", self.phase + 1, self.step)
-        self._record = Record(self.out, (self.phase, self.step)) if self.workers.first else None
+        self._training_log = TrainingLog(self.out, (self.phase, self.step)) if self.workers.is_first else None
 
     @property
     def total(self) -> int:
-        """Steps done in all phases."""
+        """Return the number of completed steps in all phases."""
         return sum(p.steps for p in self.phases[: self.phase]) + self.step
 
     def run(self) -> Path:
-        """Trains to the end of the curriculum; returns the exported checkpoint."""
+        """Train to the end of the curriculum and return the path of the exported checkpoint."""
         while self.phase < len(self.phases):
             stopped = self._run_phase(self.phases[self.phase])
             self.phase, self.step = len(self.phases) if stopped else self.phase + 1, 0
             if self.phase < len(self.phases) and self.phases[self.phase].size != self.model.image_size:
                 self._build(self.phases[self.phase].size, self.model.state_dict())
             else:
-                self._new_optimizer()
+                self.optimizer = make_optimizer(self.model, self.settings.weight_decay)
             self.save()
         return self.export()
 
     def export(self, name: str = "model.safetensors", **metadata: str) -> Path:
-        """Writes the averaged weights as safetensors, and how they came about."""
+        """Write the averaged weights as a safetensors file with `metadata`, and training.json beside it; return the file's path."""
         path = self.out / name
-        if not self.workers.first:
+        if not self.workers.is_first:
             return path
         size = str(self.phases[-1].size)
         save_weights(self.average, path, self.settings.config, half=self.settings.half, image_size=size, **metadata)
         info = {
-            "settings": asdict(self.settings),
-            "phases": [asdict(p) for p in self.phases],
-            "finished_phases": self.phase,
-            "seconds": round(self.seconds),
+            "settings": asdict(self.settings), "phases": [asdict(p) for p in self.phases], "finished_phases": self.phase,
+            "seconds": round(self.seconds), "workers": self.workers.count, "torch": torch.__version__,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {self.workers.device}",
-            "workers": self.workers.count,
-            "torch": torch.__version__,
-        }
+        }  # fmt: skip
         path.with_name("training.json").write_text(json.dumps(info, indent=2))
         return path
 
     def save(self) -> None:
-        """Everything that is needed to go on, complete or not at all."""
-        if not self.workers.first:
+        """Replace `out/state.pt`, from which a run is resumed, by the present state; an interruption leaves the old one intact."""
+        if not self.workers.is_first:
             return
         state = {
             "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
-            "phase": self.phase, "step": self.step, "seconds": self.seconds, "figures": self.figures,
+            "phase": self.phase, "step": self.step, "seconds": self.seconds, "figures": self.metrics,
         }  # fmt: skip
         temporary = self.out / "state.tmp"
         torch.save(state, temporary)
         os.replace(temporary, self.out / "state.pt")
-        self._record.draw()
+        self._training_log.plot()
 
-    # ----------------------------------------------------------------------------------------------------------------
     def _read_state(self) -> dict:
         path = self.out / "state.pt"
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
 
     def _build(self, size: int, weights: dict | None) -> None:
-        """The network for slices of `size` pixels and its optimizer."""
+        """Build the network for slices of `size` pixels and its optimizer; without `weights` it starts as the settings say."""
         self.model = build(self.settings.config, image_size=size, training=True)
         if weights is None and self.settings.start:
             self.model.load_state_dict({k: v.float() for k, v in read_weights(Path(self.settings.start)).items()})
         elif weights is None:
-            prepare(self.model)
-        choose_parts(self.model, self.settings.parts)
+            adapt_random_weights(self.model)
+        select_trainable_parts(self.model, self.settings.parts)
         if weights is not None:
             self.model.load_state_dict(weights)
         self.model.to(self.workers.device)
-        self._steps = Step(self.model)
+        self._forward = TrainingStep(self.model)
         if self.workers.count > 1:
-            self._steps = DistributedDataParallel(self._steps, find_unused_parameters=True)
-        self._new_optimizer()
-
-    def _new_optimizer(self) -> None:
-        learning = [p for p in self.model.parameters() if p.requires_grad]
-        matrices, others = [p for p in learning if p.ndim > 1], [p for p in learning if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98))
+            self._forward = DistributedDataParallel(self._forward, find_unused_parameters=True)
+        self.optimizer = make_optimizer(self.model, self.settings.weight_decay)
 
     def _run_phase(self, phase: Phase) -> bool:
-        """Whether it was stopped before its end."""
-        data, stopped = self._data(phase), False
+        """Run the remaining steps of a phase; return whether it was stopped early."""
+        data, stopped = self._load_data(phase), False
         title = f"{self.phase + 1}/{len(self.phases)} {phase.kind}"
-        bar = tqdm(total=phase.steps, initial=self.step, desc=title, mininterval=5, disable=not self.workers.first)
-        while self.step < phase.steps:
+        bar = tqdm(total=phase.steps, initial=self.step, desc=title, mininterval=5, disable=not self.workers.is_first)
+        while self.step < phase.steps and not stopped:
             start = time.monotonic()
             for name, values in self._train_step(phase, next(data)).items():
-                self.figures.setdefault(name, []).extend(values)
+                self.metrics.setdefault(name, []).extend(values)
             self.seconds += time.monotonic() - start
             self.step += 1
             bar.update()
-            stopped = self.workers.agree(self._stop(self))
-            last = stopped or self.step == phase.steps
-            if self.step % LOG_EVERY == 0 or last:
-                self._log({k: sum(v) / len(v) for k, v in self.figures.items()})
-                self.figures = {}
-            if self._check and self.workers.first and (last or (self.settings.check_every and self.step % self.settings.check_every == 0)):
+            stopped = self.workers.broadcast_from_first(self._stop(self))
+            is_last = stopped or self.step == phase.steps
+            if self.step % LOG_EVERY == 0 or is_last:
+                self._log({k: sum(v) / len(v) for k, v in self.metrics.items()})
+                self.metrics = {}
+            check_is_due = is_last or (self.settings.check_every and self.step % self.settings.check_every == 0)
+            if self._check and self.workers.is_first and check_is_due:
                 self._log({f"check_{k}": float(v) for k, v in self._check(self).items()})
-            if self.step % self.settings.save_every == 0 or last:
+            if self.step % self.settings.save_every == 0 or is_last:
                 self.save()
-            if last:
-                break
         bar.close()
         return stopped
 
-    def _data(self, phase: Phase):
-        """Clips of the steps still to do, made by a process of their own while the model trains."""
+    def _load_data(self, phase: Phase) -> Iterator[StepData]:
+        """Return the data of the remaining steps, which another process prepares while the model trains."""
         seed = self.settings.seed * 1_000_003 + self.phase * 100_003 + self.workers.rank * 50_000_017
-        todo = range(self.step, phase.steps)
-        return iter(DataLoader(self._data_of(seed, phase), batch_size=None, sampler=todo, num_workers=1, prefetch_factor=4))
+        steps = range(self.step, phase.steps)
+        return iter(DataLoader(self._make_dataset(seed, phase), batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4))
 
-    def _train_step(self, phase: Phase, drawn: tuple[str, int, Clip]) -> dict[str, list[float]]:
-        kind, seed, clip = drawn
+    def _train_step(self, phase: Phase, data: StepData) -> dict[str, list[float]]:
+        """Update the weights and their average by one step; return the metrics to log."""
+        kind, seed, clip = data
         device = self.workers.device
         clip = Clip(clip.frames.to(device), clip.masks.to(device))
-        rate = phase.final_rate + (phase.rate - phase.final_rate) * 0.5 * (1 + _cos(self.step / phase.steps))
+        cosine = float(torch.cos(torch.tensor(self.step / phase.steps * torch.pi)))
+        rate = phase.final_rate + (phase.rate - phase.final_rate) * 0.5 * (1 + cosine)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / 50)
         bf16 = bf16_is_fast(device) if self.settings.bf16 is None else self.settings.bf16
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
-        kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         self.optimizer.zero_grad(set_to_none=True)
-        with kernel:
+        with attention:
             if device.type == "cpu" and self.workers.count == 1:
-                figures = self._backward_side_by_side(kind, seed, clip, phase.balance, bf16)
+                metrics = self._backward_in_halves(kind, seed, clip, phase.balance, bf16)
             else:
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss, figures = self._steps(kind, clip, seed, phase.balance)
+                    loss, metrics = self._forward(kind, clip, seed, phase.balance)
                 loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
-        self._average()
-        return figures
+        self._update_average()
+        return metrics
 
-    def _backward_side_by_side(self, kind: str, seed: int, clip: Clip, balance: float, bf16: bool) -> dict[str, list[float]]:
-        """Gradients of the step, each half of the clips on its own core; two halves on any machine, so that a seed says all."""
-        learning = [p for p in self.model.parameters() if p.requires_grad]
-        halves = list(zip(clip.frames.tensor_split(2), clip.masks.tensor_split(2), strict=True)) if len(clip.frames) > 1 else [(clip.frames, clip.masks)]
+    def _backward_in_halves(self, kind: str, seed: int, clip: Clip, balance: float, bf16: bool) -> dict[str, list[float]]:
+        """Compute the gradients of a step, each half of its clips on its own core; return the metrics.
 
-        def half(n: int):
-            # Casts of weights are cached for all threads together, and forgotten when the first of them is done.
+        There are two halves on any machine, so that the result does not depend on the number of cores.
+        """
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        count = min(2, len(clip.frames))
+        halves = [Clip(*tensors) for tensors in zip(clip.frames.tensor_split(count), clip.masks.tensor_split(count), strict=True)]
+
+        def compute_half(n: int):
+            # The cache of converted weights belongs to all threads, but the first thread that is done empties it.
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-                loss, figures = self._steps(kind, Clip(*halves[n]), seed + n, balance)
-            return torch.autograd.grad(loss * (len(halves[n][0]) / len(clip.frames)), learning, allow_unused=True), figures
+                loss, metrics = self._forward(kind, halves[n], seed + n, balance)
+            return torch.autograd.grad(loss * (len(halves[n].frames) / len(clip.frames)), trainable, allow_unused=True), metrics
 
-        done = share(half, range(len(halves)), clip.frames.device)
-        for parameter, *parts in zip(learning, *(gradients for gradients, _ in done), strict=True):
-            parts = [g for g in parts if g is not None]
-            parameter.grad = sum(parts[1:], parts[0]) if parts else None
-        return {name: sum((figures.get(name, []) for _, figures in done), []) for name in dict.fromkeys(n for _, f in done for n in f)}
+        results = run_all(compute_half, range(len(halves)), clip.frames.device, threads_each=max(1, CPU_CORES // 2))
+        for parameter, *gradients in zip(trainable, *(gradients for gradients, _ in results), strict=True):
+            gradients = [g for g in gradients if g is not None]
+            parameter.grad = sum(gradients[1:], gradients[0]) if gradients else None
+        names = dict.fromkeys(name for _, metrics in results for name in metrics)
+        return {name: sum((metrics.get(name, []) for _, metrics in results), []) for name in names}
 
     @torch.no_grad()
-    def _average(self) -> None:
-        done = self.step + 10 if self.phase == 0 else 1 << 30
-        keep = min(self.settings.ema, done / (done + self.settings.ema_start))
-        for name, value in merged(self.model).items():
-            self.average[name].lerp_(value.to(self.average[name]), 1 - keep)
+    def _update_average(self) -> None:
+        steps = self.step + 10 if self.phase == 0 else 1 << 30
+        decay = min(self.settings.ema, steps / (steps + self.settings.ema_start))
+        for name, value in merged_state_dict(self.model).items():
+            self.average[name].lerp_(value.to(self.average[name]), 1 - decay)
 
-    def _log(self, figures: dict[str, float]) -> None:
-        if self._record:
-            figures = {k: round(v, 4) for k, v in figures.items()}
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self._training_log:
             row = {"phase": self.phase, "step": self.step, "total": self.total, "seconds": round(self.seconds)}
-            self._record.add(row | figures)
-
-
-def _cos(share: float) -> float:
-    return float(torch.cos(torch.tensor(share * torch.pi)))
+            self._training_log.append(row | {k: round(v, 4) for k, v in metrics.items()})

@@ -1,4 +1,4 @@
-"""Losses of SAM 2's training, made safe for training from scratch."""
+"""Losses as in the training of SAM 2, weighted such that training from random weights works."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,12 @@ from lib.model.differentiable import Prediction
 
 
 def mask_losses(logits: torch.Tensor, target: torch.Tensor, balance: float) -> torch.Tensor:
-    """Cross-entropy plus Dice loss (B, M) of mask logits (B, M, H, W) against bool (B, H, W).
+    """Return cross-entropy plus Dice loss (B, M) of mask logits (B, M, H, W) with targets, bool (B, H, W).
 
-    `balance` = 1 weighs foreground and background alike: with the plain mean, masks of a fresh model collapse to empty
-    and stay there. 0 is the plain mean (times 4), which draws better edges later on.
+    Args:
+        balance: Weight in [0, 1] of a cross-entropy that counts foreground and background equally; the rest is the plain mean
+            over all pixels, times 4. With the plain mean alone, the masks of an untrained model become empty and stay so. Later in
+            the training it gives more accurate borders.
     """
     t = target[:, None].float()
     bce = F.binary_cross_entropy_with_logits(logits, t.expand_as(logits), reduction="none")
@@ -24,27 +26,26 @@ def mask_losses(logits: torch.Tensor, target: torch.Tensor, balance: float) -> t
 
 
 @torch.no_grad()
-def iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """IoU (B, M) of thresholded logits (B, M, H, W) and bool (B, H, W); both empty = 1."""
+def mask_iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the IoU (B, M) of masks given as logits (B, M, H, W) with targets, bool (B, H, W); it is 1 where both are empty."""
     m, t = logits > 0, target[:, None]
     union = (m | t).sum((2, 3))
     return torch.where(union > 0, (m & t).sum((2, 3)) / union.clamp_min(1), 1.0)
 
 
 def frame_loss(prediction: Prediction, target: torch.Tensor, balance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss (scalar) and IoU of the chosen mask (B,) for one decoder call.
+    """Return the loss (a scalar) of one decoder call and the IoU (B,) of its chosen masks with targets, bool (B, H, W).
 
-    Masks and predicted IoU count only where the object is present, the object score always. The single mask and the
-    best of the three alternatives are both trained, whichever was chosen.
+    The losses of masks and predicted IoU count only where the object is present; the loss of the object score always counts. The
+    single mask and the best of the three alternatives are both trained, whichever of them was chosen. See `mask_losses` for `balance`.
     """
     logits = F.interpolate(prediction.masks, target.shape[-2:], mode="bilinear", align_corners=False)
     present = target.flatten(1).any(1)
-    true_iou = iou(logits, target)
+    true_iou = mask_iou(logits, target)
     losses = mask_losses(logits, target, balance)
-    per_clip = losses[:, 0] + losses[:, 1:].amin(1)
-    per_clip = per_clip + (prediction.ious - true_iou).abs().mean(1)
+    per_object = losses[:, 0] + losses[:, 1:].amin(1) + (prediction.ious - true_iou).abs().mean(1)
     weight = present.float()
-    loss = (per_clip * weight).sum() / weight.sum().clamp_min(1)
-    score = F.binary_cross_entropy_with_logits(prediction.object_score[:, 0], weight)
-    chosen = true_iou[torch.arange(len(target), device=target.device), prediction.chosen]
-    return loss + 4 * score, chosen
+    loss = (per_object * weight).sum() / weight.sum().clamp_min(1)
+    score_loss = F.binary_cross_entropy_with_logits(prediction.object_score[:, 0], weight)
+    chosen_iou = true_iou[torch.arange(len(target), device=target.device), prediction.chosen]
+    return loss + 4 * score_loss, chosen_iou

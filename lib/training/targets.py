@@ -1,52 +1,57 @@
-"""Which structures of a label map become the targets of a clip."""
+"""The choice of target structures for a clip from its label map."""
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from lib.training.random_source import Draw
+from lib.training.random_source import RandomSource
 
-MIN_SHARE, MAX_SHARE = 0.0012, 0.4  # of a slice's area; smaller than that is noise, larger is background
+MIN_SHARE, MAX_SHARE = 0.0012, 0.4  # Of the area of a slice. Smaller regions are noise, larger ones are background.
 MIN_PIXELS = 12
 
 
-def choose_targets(draw: Draw, labels: torch.Tensor, count: int, wholes: dict[int, set[int]], painted: int) -> torch.Tensor:
-    """Masks bool (count, T, H, W) of `count` structures, all present on the first slice.
+def choose_targets(random: RandomSource, labels: torch.Tensor, count: int, composites: dict, last_tissue_label: int) -> torch.Tensor:
+    """Return masks, bool (count, T, H, W), of target structures that are present on the first slice.
 
-    Structures that end within the clip are preferred, because a model learns from them when to stop; several objects
-    share one clip, because encoding the slices is what costs most.
+    Structures that end within the clip are preferred, because they teach a model when to stop. Several targets share one clip,
+    because encoding the slices is the most expensive part of a training step.
 
     Args:
-        wholes: {label: the labels that belong to it as a whole}.
-        painted: labels above this number are structures, the others the tissue between them.
+        labels: Label map (T, H, W).
+        count: Number of targets. A structure is chosen more than once only if there are too few.
+        composites: {label: set of the labels of the whole structure that it belongs to}, for some labels.
+        last_tissue_label: Higher labels are structures, which are preferred to the tissue between them.
     """
     array = labels.cpu().numpy()
     pixels = array[0].size
-    number = int(array.max()) + 1
-    areas = np.stack([np.bincount(a.ravel(), minlength=number) for a in array])
-    ok = (areas[0] >= max(MIN_PIXELS, MIN_SHARE * pixels)) & (areas[0] < MAX_SHARE * pixels)
-    ok[0] = False
-    candidates = np.flatnonzero(ok)
+    label_count = int(array.max()) + 1
+    areas = np.stack([np.bincount(frame.ravel(), minlength=label_count) for frame in array])
+    eligible = (areas[0] >= max(MIN_PIXELS, MIN_SHARE * pixels)) & (areas[0] < MAX_SHARE * pixels)
+    eligible[0] = False
+    candidates = np.flatnonzero(eligible)
     if not len(candidates):
         candidates = np.array([int(np.argmax(areas[0]))])
-    absent = (areas == 0).mean(0)[candidates]
-    weights = areas[0][candidates] ** 0.1 * (1 + 8 * absent) * np.where(candidates > painted, 2.0, 1.0)
-    out = []
+    absent_share = (areas == 0).mean(0)[candidates]
+    weights = areas[0][candidates] ** 0.1 * (1 + 8 * absent_share) * np.where(candidates > last_tissue_label, 2.0, 1.0)
+    masks = []
     for _ in range(count):
-        n = min(int(np.searchsorted(weights.cumsum(), draw.uniform() * weights.sum())), len(candidates) - 1)
-        out.append(_target(draw, array, int(candidates[n]), wholes))
+        n = min(int(np.searchsorted(weights.cumsum(), random.uniform() * weights.sum())), len(candidates) - 1)
+        masks.append(_target_mask(random, array, int(candidates[n]), composites))
         if (weights > 0).sum() > 1:
             weights[n] = 0.0
-    return torch.from_numpy(np.stack(out)).to(draw.device)
+    return torch.from_numpy(np.stack(masks)).to(random.device)
 
 
-def _target(draw, array, label, wholes) -> np.ndarray:
-    """The part of a structure that is largest on the first slice; sometimes all its parts, or the whole it belongs to."""
-    whole = label in wholes and draw.chance(0.6)
-    chosen = np.isin(array, list(wholes[label])) if whole else array == label
-    if len(array) > 1 and draw.chance(0.1):
-        return chosen
-    parts, _ = ndimage.label(chosen)
-    in_first = np.bincount(parts[0].ravel())
-    in_first[0] = 0
-    return parts == int(in_first.argmax())
+def _target_mask(random: RandomSource, labels: np.ndarray, label: int, composites: dict[int, set[int]]) -> np.ndarray:
+    """Return the mask (T, H, W) of a structure: the component that is largest on the first slice, or sometimes all components.
+
+    A structure that belongs to a composite one is sometimes replaced by the whole.
+    """
+    use_whole = label in composites and random.chance(0.6)
+    mask = np.isin(labels, list(composites[label])) if use_whole else labels == label
+    if len(labels) > 1 and random.chance(0.1):
+        return mask
+    components, _ = ndimage.label(mask)
+    areas = np.bincount(components[0].ravel())
+    areas[0] = 0
+    return components == int(areas.argmax())

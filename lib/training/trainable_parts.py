@@ -1,4 +1,4 @@
-"""Which part of a network learns: all of it, all but the encoder, or the encoder through low-rank updates (LoRA)."""
+"""Selection of the part of a network that is trained: all, all but the encoder, or the encoder by low-rank updates (LoRA) too."""
 
 import torch
 from torch import nn
@@ -9,8 +9,13 @@ from lib.common.errors import OptionError
 PARTS = ("decoder", "lora", "all")
 
 
-class LowRank(nn.Module):
-    """W + B A with A (rank, in) random and B (out, rank) zero at the start (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+class LowRankUpdate(nn.Module):
+    """The parametrization W + B A of a weight matrix W (out, in), see Hu et al. 2021 (arXiv 2106.09685, eq. 3).
+
+    Attributes:
+        a: The matrix A (rank, in), random at the start.
+        b: The matrix B (out, rank), zero at the start, so that the network is unchanged at first.
+    """
 
     def __init__(self, weight: torch.Tensor, rank: int):
         super().__init__()
@@ -22,14 +27,16 @@ class LowRank(nn.Module):
         return weight + self.b @ self.a
 
 
-def choose_parts(model: nn.Module, parts: str, rank: int = 8) -> None:
-    """Sets what of a SAM 2 network learns.
+def select_trainable_parts(model: nn.Module, parts: str, rank: int = 8) -> None:
+    """Freeze the parts of a SAM 2 network that are not to be trained.
 
-    "decoder" freezes the image encoder and the decoder's two convolutions on its maps, so features that were cached stay
-    valid. "lora" adds trainable low-rank updates to the encoder's attention and MLP matrices besides.
+    Args:
+        parts: "all" freezes nothing. "decoder" freezes the image encoder and the decoder's two convolutions of its feature maps, so
+            that cached features stay valid. "lora" does the same, and adds trainable low-rank updates to the matrices of the
+            encoder's attention and MLP layers.
 
     Raises:
-        OptionError: unknown `parts`.
+        OptionError: `parts` is unknown.
     """
     if parts not in PARTS:
         raise OptionError(f"Unknown part {parts!r}: use {', '.join(PARTS)}.")
@@ -42,11 +49,11 @@ def choose_parts(model: nn.Module, parts: str, rank: int = 8) -> None:
     if parts == "lora":
         for module in list(model.image_encoder.trunk.blocks.modules()):
             if isinstance(module, nn.Linear):
-                parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+                parametrize.register_parametrization(module, "weight", LowRankUpdate(module.weight, rank))
 
 
-def merged(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of the network as if it had never had low-rank updates: they are added to the matrices."""
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a network with its low-rank updates added to the matrices, as a network without updates loads it."""
     state = {k: v.detach() for k, v in model.state_dict().items() if ".parametrizations." not in k}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):

@@ -1,21 +1,24 @@
-"""Simulated prompts for training, batched in PyTorch: where would a user click, and how would they draw a box?"""
+"""Simulated prompts for training: where a user would click and how they would draw a box, for a batch of masks at once.
+
+Prompts are dictionaries in the form of SAM 2: point_coords, float32 (B, P, 2) as (x, y) in pixels, and point_labels, int32 (B, P).
+"""
 
 import torch
 import torch.nn.functional as F
 
 
-def depth(masks: torch.Tensor, levels: int = 6) -> torch.Tensor:
-    """How many 3x3 erosions each pixel survives, plus one inside: float32 like bool `masks` (B, H, W), 0 outside."""
-    m = masks[:, None].float()
-    total = m.clone()
+def erosion_depth(masks: torch.Tensor, levels: int = 6) -> torch.Tensor:
+    """Return how many of `levels` 3x3 erosions each pixel survives, plus one: float32 (B, H, W), 0 outside `masks`, bool (B, H, W)."""
+    eroded = masks[:, None].float()
+    depth = eroded.clone()
     for _ in range(levels):
-        m = -F.max_pool2d(-F.pad(m, (1, 1, 1, 1)), 3, stride=1)
-        total += m
-    return total[:, 0]
+        eroded = -F.max_pool2d(-F.pad(eroded, (1, 1, 1, 1)), 3, stride=1)
+        depth += eroded
+    return depth[:, 0]
 
 
-def sample_pixel(weights: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """One pixel (B, 2) as (x, y) for each of `weights` (B, H, W), drawn in proportion to them."""
+def sample_pixels(weights: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Return one pixel (x, y) per image, float32 (B, 2), chosen with a probability proportional to `weights` (B, H, W)."""
     b, _, w = weights.shape
     flat = weights.reshape(b, -1)
     flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, torch.ones_like(flat))
@@ -23,54 +26,53 @@ def sample_pixel(weights: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.stack([index % w, index // w], 1).float()
 
 
-def first_click(masks: torch.Tensor, rng: torch.Generator) -> dict:
-    """A positive click inside each of `masks` (B, H, W), deep pixels more likely."""
-    return {"point_coords": sample_pixel(depth(masks) ** 2, rng)[:, None], "point_labels": _label(1, masks)}
+def sample_first_click(masks: torch.Tensor, rng: torch.Generator) -> dict:
+    """Return a positive click inside each mask of `masks`, bool (B, H, W); pixels far from the border are more likely."""
+    labels = torch.ones(len(masks), 1, dtype=torch.int32, device=masks.device)
+    return {"point_coords": sample_pixels(erosion_depth(masks) ** 2, rng)[:, None], "point_labels": labels}
 
 
-def box(masks: torch.Tensor, rng: torch.Generator, jitter: float = 0.06) -> dict:
-    """Tight boxes of `masks` (B, H, W), corners moved by up to `jitter` of the side, as SAM's corner points (2 and 3)."""
+def sample_box(masks: torch.Tensor, rng: torch.Generator, jitter: float = 0.06) -> dict:
+    """Return the bounding box of each mask of `masks`, bool (B, H, W), as two corner points, which have the labels 2 and 3 in SAM.
+
+    The corners are shifted by up to `jitter` times the side of the box.
+    """
     b, h, w = masks.shape
-    rows, columns = masks.any(2), masks.any(1)
 
-    def ends(hit):
-        first = hit.float().argmax(1)
-        last = hit.shape[1] - hit.flip(1).float().argmax(1)
+    def first_and_last(occupied):
+        first = occupied.float().argmax(1)
+        last = occupied.shape[1] - occupied.flip(1).float().argmax(1)
         return first.float(), last.float()
 
-    (y0, y1), (x0, x1) = ends(rows), ends(columns)
+    (y0, y1), (x0, x1) = first_and_last(masks.any(2)), first_and_last(masks.any(1))
     corners = torch.stack([torch.stack([x0, y0], 1), torch.stack([x1, y1], 1)], 1)
     side = (corners[:, 1] - corners[:, 0])[:, None]
     noise = torch.rand(b, 2, 2, generator=rng, device=masks.device) * 2 - 1
     corners = corners + noise * jitter * side
     limit = torch.tensor([w, h], device=masks.device, dtype=torch.float32)
-    return {
-        "point_coords": torch.minimum(corners.clamp_min(0), limit),
-        "point_labels": torch.tensor([2, 3], device=masks.device, dtype=torch.int32).expand(b, 2),
-    }
+    labels = torch.tensor([2, 3], device=masks.device, dtype=torch.int32).expand(b, 2)
+    return {"point_coords": torch.minimum(corners.clamp_min(0), limit), "point_labels": labels}
 
 
-def corrective_click(prompt: dict | None, predicted: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -> dict:
-    """`prompt` with one more click in the deeper of the missed and the falsely marked region.
+def add_corrective_click(prompt: dict | None, predicted: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -> dict:
+    """Return `prompt` with another click, in the deeper of the missed and the wrongly included region.
+
+    Where nothing is wrong, the click lies inside the mask, or anywhere with a negative label if the mask is empty.
 
     Args:
-        predicted: bool (B, H, W).
-        masks: bool (B, H, W), the reference. Where nothing is wrong the click falls inside (or, if empty, outside) of it.
+        predicted: Predicted masks, bool (B, H, W).
+        masks: Reference masks, bool (B, H, W).
     """
-    missed, extra = depth(masks & ~predicted), depth(predicted & ~masks)
-    positive = missed.amax((1, 2)) >= extra.amax((1, 2))
-    weights = torch.where(positive[:, None, None], missed, extra) ** 3
-    right = weights.sum((1, 2)) == 0
+    missed, excess = erosion_depth(masks & ~predicted), erosion_depth(predicted & ~masks)
+    positive = missed.amax((1, 2)) >= excess.amax((1, 2))
+    weights = torch.where(positive[:, None, None], missed, excess) ** 3
+    is_right = weights.sum((1, 2)) == 0
     present = masks.any(2).any(1)
-    positive = torch.where(right, present, positive)
+    positive = torch.where(is_right, present, positive)
     inside = torch.where(present[:, None, None], masks, ~masks).float()
-    weights = torch.where(right[:, None, None], inside, weights)
-    coords, labels = sample_pixel(weights, rng)[:, None], positive.to(torch.int32)[:, None]
+    weights = torch.where(is_right[:, None, None], inside, weights)
+    coords, labels = sample_pixels(weights, rng)[:, None], positive.to(torch.int32)[:, None]
     if prompt is not None:
         coords = torch.cat([prompt["point_coords"], coords], 1)
         labels = torch.cat([prompt["point_labels"], labels], 1)
     return {"point_coords": coords, "point_labels": labels}
-
-
-def _label(value: int, masks: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(masks), 1), value, dtype=torch.int32, device=masks.device)

@@ -1,7 +1,8 @@
-"""How good is a network in the making? On generated clips it never learned from, and on labelled volumes through the engine."""
+"""Validation of a network during training: on generated clips that it is not trained on, and on labelled volumes."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,87 +15,97 @@ from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.model.build import build
-from lib.model.features import FeatureCache
+from lib.model.feature_cache import FeatureCache
 from lib.prompts import simulated_annotator
-from lib.training.clip_generator import ClipGenerator
+from lib.training.clip_generator import Clip, ClipGenerator
 from lib.training.clip_training import ClipTrainer
 from lib.training.loop import Training
 
 logger = logging.getLogger(__name__)
 
-_SEED = 987_654_321  # far from the seeds of training steps
+_SEED = 987_654_321  # Far from the seeds of training steps.
 
 
 @torch.no_grad()
-def on_generated(training: Training, batches: int = 4) -> dict[str, float]:
-    """Mean Dice after a click, a box, a correction and while tracking, and share of right object scores."""
-    phase = training.phases[min(training.phase, len(training.phases) - 1)]
+def validate_on_generated_clips(training: Training, batches: int = 4) -> dict[str, float]:
+    """Return the mean of each metric of `clip_training.StepLosses` for the averaged weights of a training on generated clips."""
+    phase, device = training.phases[min(training.phase, len(training.phases) - 1)], training.workers.device
     model = build(training.settings.config, image_size=phase.size, training=True).eval()
     model.load_state_dict({k: v.cpu() for k, v in training.average.items()})
-    model.to(training.workers.device)
-    figures: dict[str, list[float]] = {}
+    model.to(device)
+    values_by_name: dict[str, list[float]] = {}
     for n in range(batches):
-        for kind in ("single_slices", "clips"):
-            clip = ClipGenerator(_SEED + n).batch(2, 5 if kind == "clips" else 1, phase.size, 3)
-            clip = type(clip)(clip.frames.to(training.workers.device), clip.masks.to(training.workers.device))
-            rng = torch.Generator(training.workers.device).manual_seed(n)
-            for name, values in getattr(ClipTrainer(model, rng, phase.balance), kind)(clip).figures.items():
-                figures.setdefault(name, []).extend(values)
-    return {k: float(np.mean(v)) for k, v in figures.items()}
+        for kind, slices in (("single_slices", 1), ("clips", 5)):
+            clip = ClipGenerator(_SEED + n).generate_batch(2, slices, phase.size, 3)
+            trainer = ClipTrainer(model, torch.Generator(device).manual_seed(n), phase.balance)
+            step = getattr(trainer, kind)(Clip(clip.frames.to(device), clip.masks.to(device)))
+            for name, values in step.metrics.items():
+                values_by_name.setdefault(name, []).extend(values)
+    return {name: float(np.mean(values)) for name, values in values_by_name.items()}
 
 
-def on_volumes(
-    segmenter: Segmenter, options: Options, cases: Sequence[Case], *, clicks: int = 3, most: int = 0, seed: int = 0,
+def validate_on_volumes(
+    segmenter: Segmenter, options: Options, cases: Sequence[Case], *, clicks: int = 3, max_structures: int = 0, seed: int = 0,
     progress: Callable = lambda x: x,
 ) -> list[dict]:  # fmt: skip
-    """Rows {case, label, slice_dice, volume_dice}: up to `clicks` simulated clicks on the largest slice of each structure.
+    """Segment structures from simulated clicks on their largest slices; return {case, label, slice_dice, volume_dice} for each.
 
     Args:
-        most: only so many structures, drawn by `seed`; 0 = all.
+        options: Options of the engine, with the checkpoint to validate.
+        clicks: Largest number of clicks per structure.
+        max_structures: Number of structures, which are chosen at random by `seed` if there are more; 0 uses all.
+        progress: Wrapper of the iteration, for example `tqdm`.
     """
-    pairs = [(c, value) for c in cases for value in c.labels]
-    if most and len(pairs) > most:
-        chosen = np.random.default_rng(seed).permutation(len(pairs))[:most]
-        pairs = [pairs[i] for i in sorted(chosen)]
+    structures = [(case, value) for case in cases for value in case.labels]
+    if max_structures and len(structures) > max_structures:
+        chosen = np.random.default_rng(seed).permutation(len(structures))[:max_structures]
+        structures = [structures[i] for i in sorted(chosen)]
     rows, read = [], {}
-    for case, value in progress(pairs):
+    for case, value in progress(structures):
         if case.image not in read:
             volume = read_volume(case.image)
             read = {case.image: (volume, read_mask(case.label, volume))}
         volume, labels = read[case.image]
-        mask = labels == value
-        if not mask.any():
+        reference = labels == value
+        if not reference.any():
             continue
         frames = Frames.of(volume, window=options.window, axis=options.axis)
-        reference = frames.from_volume(mask)
-        t = simulated_annotator.largest_slice(reference)
+        stack = frames.from_volume(reference)
+        t = simulated_annotator.largest_slice(stack)
 
         def segment(prompts, propagate, volume=volume):
-            chosen = Options(**{**options.__dict__, "propagate": propagate})
-            return segmenter.segment(volume, segmenter.prompts(volume, chosen, **prompts), chosen).mask
+            request = replace(options, propagate=propagate)
+            return segmenter.segment(volume, segmenter.prompts(volume, request, **prompts), request).mask
 
         prompts = simulated_annotator.clicks_on_slice(
-            lambda p, t=t, frames=frames, segment=segment: frames.from_volume(segment(p, False))[t], frames, reference, t, clicks
+            lambda p, t=t, frames=frames, segment=segment: frames.from_volume(segment(p, False))[t], frames, stack, t, clicks
         )
-        out = segment(prompts, True)
+        mask = segment(prompts, True)
         rows.append({
             "case": case.name, "label": case.labels[value],
-            "slice_dice": float(metrics.slice_dice(out, mask, frames.axis)[t]), "volume_dice": metrics.dice(out, mask),
+            "slice_dice": float(metrics.slice_dice(mask, reference, frames.axis)[t]), "volume_dice": metrics.dice(mask, reference),
         })  # fmt: skip
     return rows
 
 
 class VolumeCheck:
-    """Mean volume Dice of a checkpoint on the same structures each time; features are shared while the encoder stays as it is."""
+    """A validation that measures checkpoints on the same structures each time.
 
-    def __init__(self, cases: Sequence[Case], options: Options, *, clicks: int = 3, most: int = 0, seed: int = 0):
-        self.cases, self.options, self._how = cases, options, {"clicks": clicks, "most": most, "seed": seed}
-        self._store = FeatureCache()
+    Cached features are kept between calls, so they are reused while the encoder stays the same.
+
+    Args:
+        options: Options of the engine; the checkpoint is replaced.
+        clicks, max_structures, seed: See `validate_on_volumes`.
+    """
+
+    def __init__(self, cases: Sequence[Case], options: Options, *, clicks: int = 3, max_structures: int = 0, seed: int = 0):
+        self.cases, self.options = cases, options
+        self._settings = {"clicks": clicks, "max_structures": max_structures, "seed": seed}
+        self._features = FeatureCache()
 
     def __call__(self, checkpoint: str | Path) -> dict[str, float]:
-        options = Options(**{**self.options.__dict__, "checkpoint": str(checkpoint)})
-        rows = on_volumes(Segmenter(self._store), options, self.cases, **self._how)
-        return {
-            "slice_dice": float(np.mean([r["slice_dice"] for r in rows])) if rows else 0.0,
-            "dice": float(np.mean([r["volume_dice"] for r in rows])) if rows else 0.0,
-        }
+        """Return {slice_dice, dice}: the mean Dice of the clicked slices and of the volumes, 0 if there is no structure."""
+        options = replace(self.options, checkpoint=str(checkpoint))
+        rows = validate_on_volumes(Segmenter(self._features), options, self.cases, **self._settings)
+        names = {"slice_dice": "slice_dice", "dice": "volume_dice"}
+        return {name: float(np.mean([r[column] for r in rows])) if rows else 0.0 for name, column in names.items()}

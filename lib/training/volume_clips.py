@@ -1,4 +1,4 @@
-"""Clips of labelled volumes, as the engine itself would show them to the network."""
+"""Clips from labelled volumes, prepared exactly as the engine prepares slices for the network."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -13,28 +13,30 @@ from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames, fitted_size
 from lib.imaging.readers import read_mask, read_volume
 from lib.training.clip_generator import Clip
-from lib.training.curriculum import Drawn, Phase
-from lib.training.random_source import Draw
+from lib.training.curriculum import Phase, StepData
+from lib.training.random_source import RandomSource
 
-MIN_PIXELS = 12  # of the network's square; a smaller first slice teaches nothing
+MIN_PIXELS = 12  # Of the network's square. A model learns nothing from a smaller structure on the first slice.
+_MAX_ATTEMPTS = 50
 
 
 @lru_cache(maxsize=16)
-def _read(image: Path, label: Path, window: str) -> tuple[Frames, np.ndarray]:
-    """Slices of a case and its label map (T, Y, X)."""
+def _read_case(image: Path, label: Path, window: str) -> tuple[Frames, np.ndarray]:
+    """Return the slices of a case and its label map (T, Y, X)."""
     volume = read_volume(image)
     frames = Frames.of(volume, window=window, axis="auto")
     return frames, frames.from_volume(read_mask(label, volume))
 
 
 class VolumeSteps(Dataset):
-    """Clips of labelled volumes for the steps of a phase: a structure, a start where it is, a direction, a stride.
+    """Random clips of labelled volumes for each step of a phase.
 
-    At least half of the clips cross an end of the structure, where the volume allows it. Brightness, contrast and left and
-    right vary; every step has a seed of its own, so a resumed run draws the same.
+    A clip starts on a slice where its first structure is present and goes in either direction with a stride of 1 to 3 slices. At least
+    half of the clips cross an end of the structure where the volume allows it. Brightness and contrast vary, and some clips are
+    mirrored. Every step has its own seed, so a resumed run gets the same clips.
 
     Args:
-        window: see `lib.imaging.frames`.
+        window: Intensity window, see `lib.imaging.frames`.
     """
 
     def __init__(self, seed: int, phase: Phase, cases: tuple[Case, ...], window: str = "auto"):
@@ -43,57 +45,66 @@ class VolumeSteps(Dataset):
     def __len__(self) -> int:
         return self.phase.steps
 
-    def __getitem__(self, step: int) -> Drawn:
+    def __getitem__(self, step: int) -> StepData:
         seed = (self.seed + step) % (1 << 62)
-        draw = Draw(seed)
+        random = RandomSource(seed)
         clips, slices = self.phase.clips_at(step)
-        drawn = [self._clip(draw, slices) for _ in range(clips)]
-        clip = Clip(torch.stack([f for f, _ in drawn]), torch.cat([m for _, m in drawn]))
+        pairs = [self._sample_clip(random, slices) for _ in range(clips)]
+        clip = Clip(torch.stack([frames for frames, _ in pairs]), torch.cat([masks for _, masks in pairs]))
         return self.phase.kind_at(step), seed, clip
 
-    def _clip(self, draw: Draw, slices: int) -> tuple[torch.Tensor, torch.Tensor]:
-        for _ in range(50):  # until a structure is large enough on its first slice
-            case = self.cases[draw.integer(0, len(self.cases) - 1)]
-            frames, labels = _read(case.image, case.label, self.window)
+    def _sample_clip(self, random: RandomSource, slices: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return frames (T, side, side) and masks (objects, T, side, side) of a clip whose first slice shows all targets."""
+        for _ in range(_MAX_ATTEMPTS):
+            case = self.cases[random.integer(0, len(self.cases) - 1)]
+            frames, labels = _read_case(case.image, case.label, self.window)
             values = [v for v in case.labels if (labels == v).any()]
             if not values:
                 continue
-            chosen = [values[draw.integer(0, len(values) - 1)] for _ in range(self.phase.objects)]
-            index = _choose_slices(draw, (labels == chosen[0]).any((1, 2)), slices)
-            image, targets = to_square(frames, np.stack([(labels == v)[index] for v in chosen]), index, self.phase.size)
-            shown = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
-            if shown[0]:
-                targets[~shown] = targets[0].clone()  # structures that are not on the first slice
-                return _vary(draw, image, targets, fitted_size(frames.size, frames.pixel_mm, self.phase.size))
+            chosen = [values[random.integer(0, len(values) - 1)] for _ in range(self.phase.objects)]
+            indices = _choose_slices(random, (labels == chosen[0]).any((1, 2)), slices)
+            image, targets = to_square(frames, np.stack([(labels == v)[indices] for v in chosen]), indices, self.phase.size)
+            large_enough = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
+            if large_enough[0]:
+                targets[~large_enough] = targets[0].clone()  # Replaces structures that are not on the first slice.
+                return _augment(random, image, targets, fitted_size(frames.size, frames.pixel_mm, self.phase.size))
         raise UserError(
             "No structure in the labels is large enough to learn from: each is empty or under "
             f"{MIN_PIXELS} of {self.phase.size} x {self.phase.size} pixels."
         )
 
 
-def _choose_slices(draw: Draw, present: np.ndarray, slices: int) -> np.ndarray:
-    """Indices of `slices` slices, the first with the structure; half of the time its end comes within them."""
+def _choose_slices(random: RandomSource, present: np.ndarray, slices: int) -> np.ndarray:
+    """Return the indices (slices,) of the slices of a clip, whose first one is among those where a structure is `present`, bool (T,).
+
+    Beyond the end of the volume its last slice is repeated.
+    """
     filled = np.flatnonzero(present)
-    step = 1 if draw.chance(0.7) else draw.integer(2, 3)
-    if draw.chance(0.5):
+    step = 1 if random.chance(0.7) else random.integer(2, 3)
+    if random.chance(0.5):
         step = -step
-    if draw.chance(0.5):  # start less than a clip before the end
+    if random.chance(0.5):  # Start so close to the structure's end that the clip crosses it.
         end = filled[-1] if step > 0 else filled[0]
-        start = end - step * draw.integer(0, max(1, slices - 2))
+        start = end - step * random.integer(0, max(1, slices - 2))
         start = filled[np.abs(filled - start).argmin()]
     else:
-        start = filled[draw.integer(0, len(filled) - 1)]
+        start = filled[random.integer(0, len(filled) - 1)]
     return np.clip(start + step * np.arange(slices), 0, len(present) - 1)
 
 
-def to_square(frames: Frames, masks: np.ndarray, index, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slices `index` as the network sees them: float32 (T, side, side) in [0, 255], bool (N, T, side, side).
+def to_square(frames: Frames, masks: np.ndarray, indices, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Resize slices and masks to the square images of the network: the longer physical side fills the square, the rest is empty.
 
     Args:
-        masks: bool (N, T, Y, X).
+        masks: Masks of the chosen slices, bool (N, T, Y, X).
+        indices: Indices of the T chosen slices.
+        side: Side of the square in pixels.
+
+    Returns:
+        Slices, float32 (T, side, side) in [0, 255], and masks, bool (N, T, side, side).
     """
     size = fitted_size(frames.size, frames.pixel_mm, side)
-    image = torch.from_numpy(frames.windowed(index)).float()[:, None]
+    image = torch.from_numpy(frames.windowed(indices)).float()[:, None]
     image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[:, 0].clamp(0, 255)
     targets = torch.from_numpy(np.ascontiguousarray(masks)).float()
     targets = F.interpolate(targets, size, mode="bilinear", antialias=True, align_corners=False) >= 0.5
@@ -101,15 +112,15 @@ def to_square(frames: Frames, masks: np.ndarray, index, side: int) -> tuple[torc
     return F.pad(image, padding), F.pad(targets, padding)
 
 
-def _vary(draw: Draw, frames: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]):
-    """Other contrast, brightness and noise within the slice of `size` (height, width); sometimes mirrored."""
+def _augment(random, frames: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vary contrast, brightness and noise, and sometimes mirror; `size` (height, width) is the part of the square that is filled."""
     height, width = size
-    x, masks = frames.clone(), masks.clone()
-    inner = (x[..., :height, :width] / 255) ** (2 ** draw.uniform(-0.3, 0.3))
-    inner = (inner * draw.uniform(0.85, 1.15) + draw.uniform(-0.05, 0.05)).clamp(0, 1) * 255
-    inner = (inner + draw.normals(*inner.shape) * draw.uniform(0, 5)).clamp(0, 255)
-    if draw.chance(0.3):
-        inner = inner.flip(-1)
+    frames, masks = frames.clone(), masks.clone()
+    image = (frames[..., :height, :width] / 255) ** (2 ** random.uniform(-0.3, 0.3))
+    image = (image * random.uniform(0.85, 1.15) + random.uniform(-0.05, 0.05)).clamp(0, 1) * 255
+    image = (image + random.normals(*image.shape) * random.uniform(0, 5)).clamp(0, 255)
+    if random.chance(0.3):
+        image = image.flip(-1)
         masks[..., :height, :width] = masks[..., :height, :width].flip(-1)
-    x[..., :height, :width] = inner
-    return x, masks
+    frames[..., :height, :width] = image
+    return frames, masks

@@ -1,4 +1,4 @@
-"""The estimate of slice quality is fitted to labelled volumes and written where the engine finds it; the engine is drawn by hand."""
+"""Tests of the calibration of the quality estimate, with a simulated engine: it is fitted and written into the checkpoint."""
 
 import shutil
 from dataclasses import replace
@@ -14,12 +14,12 @@ from lib.model import checkpoints
 from lib.quality.estimator import SIGNALS, QualityEstimator
 from lib.training import estimator_calibration
 
-T = 40
+SLICES = 40
 COLUMN = SIGNALS.index("alike")
 
 
-class Engine:
-    """Leaves out every fourth slice of the reference, and its signal `alike` tells which."""
+class SimulatedEngine:
+    """An engine whose signal `alike` is 1 on slices with a right mask; other masks are empty or only half of the structure."""
 
     def prompts(self, volume, options, **prompts):
         return prompts
@@ -27,17 +27,18 @@ class Engine:
     def segment(self, volume, prompts, options):
         mask = volume.array > 0
         mask[..., ::4] = False
-        known = np.zeros((T, len(SIGNALS)))
-        known[1::2, COLUMN] = 1  # of the slices with a mask, those that are right
-        right = np.arange(T) % 2 == 1
-        mask[:10, :, 2::4] = False  # half of the mask on the others
-        assert right.sum() == T // 2
-        return SimpleNamespace(mask=mask, signals=known)
+        signals = np.zeros((SLICES, len(SIGNALS)))
+        is_right = np.arange(SLICES) % 2 == 1
+        signals[is_right, COLUMN] = 1
+        assert is_right.sum() == SLICES // 2
+        mask[:10, :, 2::4] = False
+        return SimpleNamespace(mask=mask, signals=signals)
 
 
-def made(count):
+def generate_labelled_volumes(count):
+    """Yield the same volume with one structure on all slices `count` times."""
     for _ in range(count):
-        array = np.zeros((20, 20, T), np.float32)
+        array = np.zeros((20, 20, SLICES), np.float32)
         array[4:16, 4:16] = 1
         labels = (array.transpose(2, 1, 0) > 0).astype(np.uint8)
         yield Volume(array, np.eye(4)), labels, [1]
@@ -48,25 +49,25 @@ def path(tmp_path):
     return shutil.copy(checkpoints.EMBEDDED, tmp_path / "copy.safetensors")
 
 
-def test_what_signals_tell_is_learned_and_kept(path, monkeypatch):
-    monkeypatch.setattr(estimator_calibration, "Segmenter", Engine)
+def test_the_estimate_learns_from_the_signals_and_is_written_into_the_checkpoint(path, monkeypatch):
+    monkeypatch.setattr(estimator_calibration, "Segmenter", SimulatedEngine)
     options = Options(checkpoint=str(path), axis="2", window="0,1")
-    assert estimator_calibration.fit(path, made(8), options, 8) > 0.9
+    assert estimator_calibration.fit(path, generate_labelled_volumes(8), options, 8) > 0.9
     estimator = QualityEstimator.from_json(checkpoints.metadata(checkpoints.find(path))["slice_quality"])
-    x = np.zeros((2, len(SIGNALS)))
-    x[1, COLUMN] = 1
-    worse, better = estimator(x, np.ones(2, bool))
+    signals = np.zeros((2, len(SIGNALS)))
+    signals[1, COLUMN] = 1
+    worse, better = estimator(signals, np.ones(2, bool))
     assert worse < 0.6 and better > 0.9
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_too_little_to_learn_from(path, monkeypatch, count):
-    monkeypatch.setattr(estimator_calibration, "Segmenter", Engine)
+def test_too_few_volumes_are_refused(path, monkeypatch, count):
+    monkeypatch.setattr(estimator_calibration, "Segmenter", SimulatedEngine)
     with pytest.raises(UserError, match="more labelled volumes"):
-        estimator_calibration.fit(path, made(count), Options(checkpoint=str(path), axis="2", window="0,1"), count)
+        estimator_calibration.fit(path, generate_labelled_volumes(count), Options(checkpoint=str(path), axis="2", window="0,1"), count)
 
 
-def test_beside_files_that_cannot_hold_it(tmp_path):
+def test_metadata_lies_beside_files_that_cannot_hold_it(tmp_path):
     path = tmp_path / "x.pt"
     path.touch()
     checkpoint = replace(checkpoints.find("embedded"), path=path)

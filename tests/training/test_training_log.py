@@ -1,10 +1,10 @@
-"""The log of a training run: what counts after an interruption, and the picture of it."""
+"""Tests of the log of a training run: its rows after an interruption, TensorBoard events and the plot."""
 
 import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lib.training.training_log import Record, read_rows
+from lib.training.training_log import TrainingLog, read_rows
 
 ROWS = [
     {"phase": 0, "step": 50, "total": 50, "seconds": 3, "loss": 2.0, "click": 0.4},
@@ -16,59 +16,60 @@ ROWS = [
 
 
 @pytest.fixture
-def filled(tmp_path):
-    record = Record(tmp_path, (0, 0))
+def filled_log(tmp_path):
+    """A log with all rows."""
+    log = TrainingLog(tmp_path, (0, 0))
     for row in ROWS:
-        record.add(row)
-    return record
+        log.append(row)
+    return log
 
 
-def test_rows_are_kept_as_they_were_added(filled):
-    assert read_rows(filled.path) == ROWS
+def test_rows_are_kept_as_they_were_added(filled_log):
+    assert read_rows(filled_log.path) == ROWS
 
 
-@pytest.mark.parametrize(("done", "kept"), [
+@pytest.mark.parametrize(("completed", "kept"), [
     ((0, 0), 0), ((0, 50), 1), ((0, 59), 1), ((0, 60), 3), ((1, 0), 3), ((1, 50), 4), ((1, 99), 4), ((2, 0), 5),
 ])  # fmt: skip
-def test_rows_after_the_saved_state_are_dropped(filled, tmp_path, done, kept):
-    again = Record(tmp_path, done)
-    assert read_rows(again.path) == ROWS[:kept]
-    assert again.total == (ROWS[kept - 1]["total"] if kept else 0)
-    again.add(ROWS[4])
-    assert read_rows(again.path) == [*ROWS[:kept], ROWS[4]]
+def test_rows_after_the_saved_state_are_removed(filled_log, tmp_path, completed, kept):
+    reopened = TrainingLog(tmp_path, completed)
+    assert read_rows(reopened.path) == ROWS[:kept]
+    assert reopened.total == (ROWS[kept - 1]["total"] if kept else 0)
+    reopened.append(ROWS[4])
+    assert read_rows(reopened.path) == [*ROWS[:kept], ROWS[4]]
 
 
-def test_a_cut_last_line_is_ignored(filled, tmp_path):
-    text = filled.path.read_text()
-    filled.path.write_text(text[:-9])
-    assert read_rows(filled.path) == ROWS[:-1]
-    again = Record(tmp_path, (1, 100))
-    again.add(ROWS[4])
-    assert read_rows(filled.path) == ROWS and len(text.splitlines()) == len(filled.path.read_text().splitlines())
+def test_a_cut_last_line_is_ignored(filled_log, tmp_path):
+    text = filled_log.path.read_text()
+    filled_log.path.write_text(text[:-9])
+    assert read_rows(filled_log.path) == ROWS[:-1]
+    reopened = TrainingLog(tmp_path, (1, 100))
+    reopened.append(ROWS[4])
+    assert read_rows(filled_log.path) == ROWS and len(text.splitlines()) == len(filled_log.path.read_text().splitlines())
 
 
-def test_no_log_has_no_rows(tmp_path):
+def test_a_missing_log_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "log.jsonl") == []
 
 
 @pytest.mark.parametrize("count", [0, 1, len(ROWS)])
-def test_the_curves_are_a_picture(tmp_path, count):
-    record = Record(tmp_path, (0, 0))
+def test_the_curves_are_plotted(tmp_path, count):
+    log = TrainingLog(tmp_path, (0, 0))
     for row in ROWS[:count]:
-        record.add(row)
-    record.draw()
+        log.append(row)
+    log.plot()
     picture = imread(tmp_path / "curves.png")
     assert picture.shape[0] > 300 and picture.shape[1] > 500 and picture.std() > 0
 
 
-def losses(folder) -> list[tuple[int, float]]:
-    """(step, loss) as TensorBoard would show them."""
+def read_tensorboard_losses(folder) -> list[tuple[int, float]]:
+    """Return (step, loss) as TensorBoard shows them."""
     events = EventAccumulator(str(folder / "events"))
     events.Reload()
     return [(e.step, e.value) for e in events.Scalars("loss")]
 
 
-def test_tensorboard_forgets_what_is_done_again(filled, tmp_path):
-    assert losses(tmp_path) == [(50, 2.0), (60, 1.5), (110, 1.0), (160, 0.5)]
-    Record(tmp_path, (1, 0)).add({**ROWS[3], "loss": 3.0})
-    assert losses(tmp_path) == [(50, 2.0), (60, 1.5), (110, 3.0)]
+def test_tensorboard_events_of_repeated_steps_are_replaced(filled_log, tmp_path):
+    assert read_tensorboard_losses(tmp_path) == [(50, 2.0), (60, 1.5), (110, 1.0), (160, 0.5)]
+    TrainingLog(tmp_path, (1, 0)).append({**ROWS[3], "loss": 3.0})
+    assert read_tensorboard_losses(tmp_path) == [(50, 2.0), (60, 1.5), (110, 3.0)]

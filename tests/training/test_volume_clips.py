@@ -1,4 +1,4 @@
-"""Training clips of labelled volumes, from a small volume made by hand."""
+"""Tests of training clips of labelled volumes, with a small synthetic volume."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ PHASE = Phase("clips", 60, 64, 2, 4, 1e-4, 1e-5, 0.2, objects=2)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """40 x 32 x 12 voxels of 1 x 1 x 3 mm: a cube on slices 3 to 8, a bar through all slices."""
+    """A case of 40 x 32 x 12 voxels of 1 x 1 x 3 mm: a cube on slices 3 to 8, a bar through all slices."""
     folder = tmp_path_factory.mktemp("volumes")
     labels = np.zeros((40, 32, 12), np.uint8)
     labels[10:22, 8:20, 3:9] = CUBE
@@ -33,23 +33,23 @@ def case(tmp_path_factory):
     return Case("a", *paths, {CUBE: "cube", BAR: "bar", 9: "not in this volume"})
 
 
-def only(case, *values):
-    """The case as if nothing but these labels were annotated."""
+def with_labels(case, *values):
+    """Return the case as if only these labels were annotated."""
     return Case(case.name, case.image, case.label, {v: case.labels[v] for v in values})
 
 
-def test_same_seed_same_clip(case):
-    one, two, other = (VolumeSteps(seed, PHASE, (case,)) for seed in (7, 7, 1_000_007))
+def test_the_same_seed_gives_the_same_clip(case):
+    first, second, other = (VolumeSteps(seed, PHASE, (case,)) for seed in (7, 7, 1_000_007))
     for step in (0, 1, 40):
-        (kind, seed, a), (_, same, b), (_, _, c) = one[step], two[step], other[step]
-        assert kind == PHASE.kind_at(step) and seed == same
-        assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
-        assert not torch.equal(a.frames, c.frames)
-    assert not torch.equal(one[0][2].frames, one[2][2].frames)
-    assert len(one) == PHASE.steps
+        (kind, seed, clip), (_, same_seed, same_clip), (_, _, other_clip) = first[step], second[step], other[step]
+        assert kind == PHASE.kind_at(step) and seed == same_seed
+        assert torch.equal(clip.frames, same_clip.frames) and torch.equal(clip.masks, same_clip.masks)
+        assert not torch.equal(clip.frames, other_clip.frames)
+    assert not torch.equal(first[0][2].frames, first[2][2].frames)
+    assert len(first) == PHASE.steps
 
 
-def test_shapes_and_range(case):
+def test_clips_have_the_right_shapes_and_range(case):
     steps = VolumeSteps(1, PHASE, (case,))
     for step, (clips, slices) in {0: (2, 4), 1: (4, 1), 2: (2, 4)}.items():
         clip = steps[step][2]
@@ -60,7 +60,7 @@ def test_shapes_and_range(case):
 
 
 def test_the_first_slice_always_shows_the_structure(case):
-    for cases in ((case,), (only(case, CUBE),), (only(case, CUBE), only(case, BAR))):
+    for cases in ((case,), (with_labels(case, CUBE),), (with_labels(case, CUBE), with_labels(case, BAR))):
         steps = VolumeSteps(3, PHASE, cases)
         for step in range(PHASE.steps):
             first = steps[step][2].masks[:, 0].flatten(1)
@@ -68,24 +68,24 @@ def test_the_first_slice_always_shows_the_structure(case):
 
 
 def test_some_clips_cross_the_end_of_the_structure_and_some_do_not(case):
-    steps = VolumeSteps(5, PHASE, (only(case, CUBE),))
-    ended = torch.cat([~steps[step][2].masks[:, -1].flatten(1).any(1) for step in range(0, PHASE.steps, 2)])
-    assert 0.5 < ended.float().mean() < 0.95
+    steps = VolumeSteps(5, PHASE, (with_labels(case, CUBE),))
+    has_ended = torch.cat([~steps[step][2].masks[:, -1].flatten(1).any(1) for step in range(0, PHASE.steps, 2)])
+    assert 0.5 < has_ended.float().mean() < 0.95
 
 
 def test_a_structure_through_all_slices_never_ends(case):
-    steps = VolumeSteps(5, PHASE, (only(case, BAR),))
+    steps = VolumeSteps(5, PHASE, (with_labels(case, BAR),))
     assert all(steps[step][2].masks.flatten(2).any(2).all() for step in range(20))
 
 
 def test_structures_lie_where_the_image_is_brighter(case):
-    clip = VolumeSteps(2, PHASE, (only(case, BAR),))[0][2]
+    clip = VolumeSteps(2, PHASE, (with_labels(case, BAR),))[0][2]
     for frames, masks in zip(clip.frames, clip.masks[::2], strict=True):
         assert frames[masks].mean() > frames[~masks].mean() + 50
 
 
-def anisotropic():
-    """Frames of 40 x 32 voxels of 1 x 2 mm, 40 x 64 mm; voxels 10-19 (10 mm) by 8-12 (10 mm) of slice 1 are labelled."""
+def make_anisotropic_frames():
+    """Return frames of 40 x 32 voxels of 1 x 2 mm, and labels: on slice 1 a square of 10 x 10 mm (voxels 10-19 by 8-12)."""
     labels = np.zeros((40, 32, 3), np.uint8)
     labels[10:20, 8:13, 1] = 1
     values = labels * 100 + np.arange(40)[:, None, None]
@@ -94,7 +94,7 @@ def anisotropic():
 
 
 def test_structures_keep_their_true_aspect():
-    frames, labels = anisotropic()
+    frames, labels = make_anisotropic_frames()
     images, masks = to_square(frames, (labels == 1)[None, [1, 0]], [1, 0], 64)
     assert images.shape == (2, 64, 64) and masks.shape == (1, 2, 64, 64)
     ys, xs = np.nonzero(masks[0, 0].numpy())
@@ -103,8 +103,8 @@ def test_structures_keep_their_true_aspect():
     assert not images[:, :, 40:].any() and images[:, :, 39].all(), "the rest of the square is empty"
 
 
-def test_the_square_is_what_the_engine_shows_to_the_network():
-    frames, labels = anisotropic()
+def test_squares_are_the_same_as_those_of_the_engine():
+    frames, labels = make_anisotropic_frames()
     engine = SliceFeatures(SimpleNamespace(image_size=96), frames, torch.device("cpu"), None, 1)
     images, masks = to_square(frames, (labels == 1)[None, [1, 2]], [1, 2], 96)
     assert torch.equal(images, engine.squares([1, 2]))
