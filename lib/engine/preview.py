@@ -1,4 +1,4 @@
-"""A contact sheet: slices with the contour of a mask and the clicks."""
+"""A contact sheet of a segmentation: slices with the contour of the mask and the clicks."""
 
 from pathlib import Path
 
@@ -10,14 +10,17 @@ from lib.prompts.volume_prompts import Prompts
 
 
 def contact_sheet(frames: Frames, mask: np.ndarray, prompts: Prompts, path: str | Path, *, count: int = 16) -> Path:
-    """Draws up to `count` slices as a PNG: the annotated ones, and others spread over the mask and a little beyond.
+    """Draw up to `count` slices as a PNG: the annotated ones, and others spread over the mask and a little beyond.
 
     Args:
-        mask: bool (I, J, K).
+        mask: Bool (I, J, K).
+
+    Returns:
+        The path of the PNG.
     """
     stack = frames.from_volume(mask)
     points = [(*frames.to_pixel(v), c) for c, vs in (("lime", prompts.positive), ("red", prompts.negative)) for v in vs]
-    chosen = _slices(stack.any((1, 2)), {p[0] for p in points} | set(prompts.masks), count)
+    chosen = _slices_to_draw(stack.any((1, 2)), {p[0] for p in points} | set(prompts.masks), count)
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(3 * columns, 3.2 * rows), facecolor="black")
@@ -39,12 +42,12 @@ def contact_sheet(frames: Frames, mask: np.ndarray, prompts: Prompts, path: str 
     return path
 
 
-def _slices(filled: np.ndarray, annotated: set[int], count: int) -> list[int]:
-    """Indices to show."""
-    hit = np.flatnonzero(filled)
-    low, high = (hit[0], hit[-1]) if len(hit) else (min(annotated, default=0), max(annotated, default=0))
+def _slices_to_draw(has_mask: np.ndarray, annotated: set[int], count: int) -> list[int]:
+    """Return the indices of the slices to draw."""
+    filled = np.flatnonzero(has_mask)
+    low, high = (filled[0], filled[-1]) if len(filled) else (min(annotated, default=0), max(annotated, default=0))
     margin = max(1, (high - low) // 8)
-    spread = np.linspace(max(0, low - margin), min(len(filled) - 1, high + margin), count).round().astype(int)
+    spread = np.linspace(max(0, low - margin), min(len(has_mask) - 1, high + margin), count).round().astype(int)
     chosen = set(sorted(annotated)[:count])
     for t in spread:
         if len(chosen) < count:

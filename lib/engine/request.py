@@ -1,9 +1,14 @@
-"""What OHIF, Slicer and scripts send, as prompts and options of this project.
+"""Requests as OHIF, 3D Slicer and scripts send them, parsed to prompts and options.
 
-Fields (all optional but the prompts): foreground, background: lists of [i, j, k]; roi: [i0, i1, j0, j1, k0, k1], each
-pair in either order and possibly outside; boxes: list of [[i, j, k], [i, j, k]]; absent: list of slice indices; slice:
-the slice a 2D client shows; mask_slices: slices of an uploaded or saved label that are painted prompts (an uploaded one: all that are
-not empty), mask_tag: the tag of the saved label (final); device, window, axis, direction, z_range, components, largest_cc, checkpoint, channel.
+All fields but the prompts are optional. Voxels are [i, j, k].
+    foreground, background: Lists of voxels.
+    roi: [i0, i1, j0, j1, k0, k1]; each pair in either order, possibly outside of the volume.
+    boxes: List of pairs of voxels.
+    absent: List of slice indices where the structure is not.
+    slice: Index of the slice that a 2D client displays.
+    mask_slices: Slices of an uploaded or saved label that are painted prompts; of an uploaded one by default all that are not empty.
+    mask_tag: Tag of the saved label, by default "final".
+    device, window, axis, direction, z_range, components, largest_cc, checkpoint, focus, stop_mm, stride: See `lib.engine.options`.
 """
 
 import json
@@ -22,10 +27,10 @@ from lib.prompts.volume_prompts import Prompts, make_prompts
 
 
 def parse_options(request: dict, *, propagate: bool = True) -> Options:
-    """Options of a request; unknown fields are ignored, lists (a drop-down not touched) mean their first entry.
+    """Return the options of a request. Unknown fields are ignored; a list (an untouched drop-down) means its first entry.
 
     Raises:
-        OptionError: impossible value.
+        OptionError: A field has an impossible value.
     """
     def value(name, default):
         v = request.get(name, default)
@@ -51,15 +56,14 @@ def parse_options(request: dict, *, propagate: bool = True) -> Options:
 def parse_prompts(
     request: dict, volume: Volume, options: Options, *, painted: str | None = None, saved: np.ndarray | None = None
 ) -> Prompts:
-    """Prompts of a request.
+    """Return the prompts of a request.
 
     Args:
-        painted: path of a label map whose non-empty slices, or those of "mask_slices", are painted prompts; default: the
-            request's upload.
-        saved: bool (I, J, K), a mask that is taken when nothing was uploaded.
+        painted: Path of a label map whose non-empty slices, or those of "mask_slices", are painted prompts. Default: the request's upload.
+        saved: Mask bool (I, J, K) that is taken when nothing was uploaded.
 
     Raises:
-        PromptError: see `lib.prompts.volume_prompts.make_prompts`, and fields that are not lists of numbers.
+        PromptError: A field is no list of numbers, or the prompts make no sense (see `make_prompts`).
     """
     axis = resolve_axis(volume, options.axis)
     roi = parse_roi(request, volume)
@@ -80,7 +84,7 @@ def parse_prompts(
 
 
 def parse_bool(value) -> bool:
-    """A tick box as clients send it: true, 1, "true", "on", ..."""
+    """Return whether a tick box is set, as clients send it: true, 1, "true", "on", ..."""
     return str(value).strip().lower() in ("1", "true", "yes", "on", "y", "t")
 
 
@@ -99,7 +103,7 @@ def _list(request: dict, name: str) -> list:
 
 
 def _points(points: list, request: dict, axis: int) -> list:
-    """Clicks [i, j, k]; a 2D client may leave out the index of the slice it shows."""
+    """Return clicks [i, j, k]; a 2D client may leave out the index of the slice that it displays."""
     out = []
     for p in points:
         if isinstance(p, (list, tuple)) and len(p) == 2 and request.get("slice") is not None:
@@ -117,10 +121,10 @@ def _integer(value, name: str) -> int:
 
 
 def parse_roi(request: dict, volume: Volume):
-    """Corner pair, clipped to the volume, of a request's region of interest, given as pairs per axis; all zeros or nothing mean none.
+    """Return the two corners of a request's region of interest, clipped to the volume, or None if it has none (or only zeros).
 
     Raises:
-        PromptError: not six numbers, or outside the volume.
+        PromptError: It is not six numbers, or lies outside the volume.
     """
     numbers = _list(request, "roi")
     if not numbers:
@@ -141,10 +145,10 @@ def parse_roi(request: dict, volume: Volume):
     return np.maximum(low, 0).tolist(), np.minimum(high, top).tolist()
 
 
-def _box_on_slice(roi, shown, axis: int):
-    """The region as a box on the slice a 2D client shows, or on its middle slice when that is not within it."""
+def _box_on_slice(roi, displayed_slice, axis: int):
+    """Return a region as a box on the slice that a 2D client displays, or on its middle slice when that is not within it."""
     low, high = list(roi[0]), list(roi[1])
-    t = None if shown is None else _integer(shown, "slice")
+    t = None if displayed_slice is None else _integer(displayed_slice, "slice")
     if t is None or not low[axis] <= t <= high[axis]:
         t = round((low[axis] + high[axis]) / 2)
     low[axis] = high[axis] = t
@@ -152,16 +156,16 @@ def _box_on_slice(roi, shown, axis: int):
 
 
 def uploaded_label_path(request: dict) -> str | None:
-    """Path of an uploaded label map. MONAI Label stores uploads in the temporary folder; "label" may also be a name."""
+    """Return the path of an uploaded label map, or None. MONAI Label stores uploads in the temporary folder; "label" may be a name, too."""
     label = request.get("label")
     temporary = Path(tempfile.gettempdir()).resolve()
-    if not isinstance(label, str) or not Path(label).is_absolute():  # a name is no path, wherever the server runs
+    if not isinstance(label, str) or not Path(label).is_absolute():  # A name is no path, wherever the server runs.
         return None
     return label if temporary in Path(label).resolve().parents else None
 
 
 def _painted(mask: np.ndarray | None, wanted: list[int], axis: int) -> dict[int, np.ndarray]:
-    """The wanted slices of bool (I, J, K), as empty as they are; without a wish those that are not empty."""
+    """Return the wanted slices of a mask bool (I, J, K), empty or not; by default those that are not empty."""
     if mask is None:
         if wanted:
             raise PromptError("The field 'mask_slices' names slices of a label, but there is none: upload one, or save one for this image.")
@@ -175,7 +179,7 @@ def _painted(mask: np.ndarray | None, wanted: list[int], axis: int) -> dict[int,
 
 
 def _z_range(value) -> tuple[int, int] | None:
-    """ "low,high" or a pair of slice indices."""
+    """Return first and last slice from "low,high" or a pair of slice indices."""
     if value is None:
         return None
     parts = value.replace(":", ",").split(",") if isinstance(value, str) else value
