@@ -65,13 +65,13 @@ def box_on_slice(frames: Frames, reference: np.ndarray, t: int) -> dict:
 # A function that segments a volume: it takes prompts and whether to propagate, and returns a result whose `mask` is bool (I, J, K).
 Segment = Callable[[dict, bool], Any]
 # A function that annotates one slice. Its arguments are a `Segment` that adds the given prompts to all earlier ones, the frames,
-# the reference (T, Y, X), the slice's index, and the mask (Y, X) that is now displayed on it. It returns the slice's prompts.
-Annotator = Callable[[Segment, Frames, np.ndarray, int, np.ndarray], dict]
+# the reference (T, Y, X) and the slice's index. It returns the slice's prompts.
+Annotator = Callable[[Segment, Frames, np.ndarray, int], dict]
 
 
 def click_annotator(count: int) -> Annotator:
     """Return an annotator who starts a slice afresh with up to `count` clicks, or marks it as empty."""
-    def annotate(segment, frames, reference, t, displayed_mask):
+    def annotate(segment, frames, reference, t):
         if not reference[t].any():
             return {"absent": [t]}
         return clicks_on_slice(lambda p: frames.from_volume(segment(p, False).mask)[t], frames, reference, t, count)
@@ -79,33 +79,12 @@ def click_annotator(count: int) -> Annotator:
     return annotate
 
 
-def correction_annotator(count: int) -> Annotator:
-    """Return an annotator who corrects the displayed mask of a slice with up to `count` clicks, or marks the slice as empty.
-
-    Each click goes where the mask is most wrong. If no error is thick enough for a click, there is one click inside the structure.
-    """
-    def annotate(segment, frames, reference, t, displayed_mask):
-        if not reference[t].any():
-            return {"absent": [t]}
-        prompts: dict = {"positive": [], "negative": []}
-        for _ in range(count):
-            click = corrective_click(displayed_mask, reference[t])
-            voxel = click and frames.to_voxel(t, *click[1:])
-            if click is None or voxel in (*prompts["positive"], *prompts["negative"]):
-                break
-            prompts["positive" if click[0] else "negative"].append(voxel)
-            displayed_mask = frames.from_volume(segment(prompts, True).mask)[t]
-        return prompts if any(prompts.values()) else {"positive": [frames.to_voxel(t, *deepest_pixel(reference[t]))]}
-
-    return annotate
-
-
-def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int, displayed_mask) -> dict:
+def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int) -> dict:
     """Annotate slice t with its tight bounding box, or mark it as empty; this is an `Annotator`."""
     return box_on_slice(frames, reference, t) if reference[t].any() else {"absent": [t]}
 
 
-def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int, displayed_mask) -> dict:
+def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int) -> dict:
     """Annotate slice t by painting its reference mask; this is an `Annotator`."""
     stack = np.zeros((len(frames), *frames.size), bool)
     stack[t] = reference[t]

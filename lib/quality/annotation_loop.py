@@ -45,14 +45,13 @@ def annotation_rounds(
     prompts: dict = {}
     t = largest_slice(reference) if first_slice is None else first_slice
     annotated: list[int] = []
-    mask = np.zeros_like(reference)
     while t is not None and len(annotated) < count:
         annotated.append(t)
 
         def segment_with_earlier(new_prompts, propagate, earlier=prompts):
             return segment(merge_prompts(earlier, new_prompts), propagate)
 
-        prompts = merge_prompts(prompts, annotate(segment_with_earlier, frames, reference, t, mask[t]))
+        prompts = merge_prompts(prompts, annotate(segment_with_earlier, frames, reference, t))
         result = segment(prompts, True)
         mask = frames.from_volume(result.mask)
         state = RoundState(frames, reference, result.estimates, mask, frozenset(annotated))
