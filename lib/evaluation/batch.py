@@ -1,9 +1,8 @@
-"""Pre-annotation: masks of all images of a folder from prompts that lie beside one another in files, nobody sitting in front."""
+"""Pre-annotation: segment all images of a folder from prompts in files, without a user."""
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from lib.common.errors import PromptError, UserError
 from lib.engine.options import Options
 from lib.engine.request import parse_prompts
 from lib.engine.segmenter import Segmenter
+from lib.evaluation.distribute import Executor, Worker, report_case
 from lib.imaging.datasets import ENDINGS, Case, image_name
 from lib.imaging.frames import resolve_axis
 from lib.imaging.readers import read_mask, read_volume
@@ -23,40 +23,41 @@ from lib.prompts.volume_prompts import Prompts, make_prompts
 
 logger = logging.getLogger(__name__)
 
-ENDING = ".nii.gz"
+LABEL_MAP_SUFFIX = ".nii.gz"
 
 
-def find_work(studies: str | Path, prompts: str | Path) -> list[Case]:
-    """Images of a folder that have a file of prompts of the same name: NAME.json, or a label map. `Case.label` is that file.
+def find_cases_with_prompts(studies: str | Path, prompts: str | Path) -> list[Case]:
+    """Return the images of a folder for which another folder has a file of prompts, which becomes the `label` of the case.
 
     Raises:
-        UserError: no such folder, or no pair.
+        UserError: A folder is missing, or no image has prompts.
     """
     studies, prompts = Path(studies), Path(prompts)
     for folder in (studies, prompts):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
-    files = {image_name(p) if p.suffix != ".json" else p.stem: p for p in sorted(prompts.iterdir()) if _is_prompts(p)}
-    images = [p for p in sorted(studies.iterdir()) if p.name.lower().endswith(ENDINGS)]
-    found = [Case(image_name(p), p, files[image_name(p)], {}) for p in images if image_name(p) in files and files[image_name(p)] != p]
-    if not found:
+    prompt_files = {image_name(p) if p.suffix != ".json" else p.stem: p for p in sorted(prompts.iterdir()) if _is_prompt_file(p)}
+    images = {p: image_name(p) for p in sorted(studies.iterdir()) if p.name.lower().endswith(ENDINGS)}
+    # With one folder for both, an image must not count as its own label map.
+    cases = [Case(name, p, prompt_files[name], {}) for p, name in images.items() if prompt_files.get(name, p) != p]
+    if not cases:
         raise UserError(f"No image in {studies} has prompts in {prompts}: NAME.json or a label map NAME.nii.gz is needed for each.")
-    return found
+    return cases
 
 
 def read_prompts(path: Path, volume: Volume, options: Options) -> dict[str, Prompts]:
-    """Prompts of each structure, in the order of the file.
+    """Return the prompts of each structure by its name, in the order of the file.
 
-    A JSON file maps names of structures to what a request of the server holds ("foreground", "background", "boxes", "roi",
-    "absent"; voxels i, j, k). Of a label map, each value is a structure, and the slices where it is are taken as painted.
+    A JSON file maps names of structures to prompts as in a request to the server ("foreground", "background", "boxes", "roi",
+    "absent"; voxels i, j, k). In a label map, each value is a structure, and the slices that show it are taken as painted.
 
     Raises:
-        UserError: unreadable, or prompts that make no sense.
+        UserError: The file cannot be read, or its prompts are not valid.
     """
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text())
-            found = {str(name): parse_prompts(dict(request), volume, options) for name, request in content.items()}
+            prompts_by_name = {str(name): parse_prompts(dict(request), volume, options) for name, request in content.items()}
         except UserError:
             raise
         except (OSError, ValueError, TypeError, AttributeError) as e:
@@ -64,57 +65,54 @@ def read_prompts(path: Path, volume: Volume, options: Options) -> dict[str, Prom
     else:
         axis = resolve_axis(volume, options.axis)
         labels = read_mask(path, volume)
-        found = {f"label_{v}": _painted(volume, labels == v, axis) for v in np.unique(labels).tolist() if v}
-    if not found:
+        prompts_by_name = {f"label_{v}": _prompts_from_mask(volume, labels == v, axis) for v in np.unique(labels).tolist() if v}
+    if not prompts_by_name:
         raise PromptError(f"{path.name} holds no prompts.")
-    return found
+    return prompts_by_name
 
 
 def segment_case(case: Case, out: Path, options: Options, segmenter: Segmenter) -> dict:
-    """Writes OUT/NAME.nii.gz, a label map with 1, 2, ... for the structures in the order of the prompts (later ones go over
-    earlier ones), and what the values mean to OUT/NAME.json."""
+    """Segment one image, write the label map OUT/NAME.nii.gz and its values OUT/NAME.json, and return a report of voxel counts.
+
+    The structures get the values 1, 2, ... in the order of the prompts. Where they overlap, the later one wins.
+    """
     volume = read_volume(case.image)
     labels = np.zeros(volume.shape, np.uint8)
-    names = {}
+    values_by_name = {}
     for value, (name, prompts) in enumerate(read_prompts(case.label, volume, options).items(), 1):
         labels[segmenter.segment(volume, prompts, options).mask] = value
-        names[name] = value
-    write_text(out / f"{case.name}.json", json.dumps(names, indent=1))
-    write_mask(labels, volume, out / f"{case.name}{ENDING}")
-    return {"voxels": {name: int((labels == v).sum()) for name, v in names.items()}}
+        values_by_name[name] = value
+    write_text(out / f"{case.name}.json", json.dumps(values_by_name, indent=1))
+    write_mask(labels, volume, out / f"{case.name}{LABEL_MAP_SUFFIX}")
+    return {"voxels": {name: int((labels == v).sum()) for name, v in values_by_name.items()}}
 
 
-def worker(out: Path, options: Options) -> Callable[[Case], dict]:
-    """Segments cases, one after the other; see `lib.evaluation.run.worker`."""
-    segmenter = Segmenter()
+def run_cases(
+    cases: list[Case], out: Path, options: Options, execute: Executor, progress: Callable[..., Iterable], resume: bool = True
+) -> Iterator[dict]:
+    """Yield the reports of cases as they are finished; with `resume`, cases whose label map exists in `out` are left out.
 
-    def work(case: Case) -> dict:
-        start = time.perf_counter()
-        try:
-            report = segment_case(case, out, options, segmenter)
-        except Exception as e:  # the others go on
-            logger.debug("%s failed.", case.name, exc_info=True)
-            report = {"error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
-        return {"case": case.name, **report, "seconds": round(time.perf_counter() - start, 2)}
-
-    return work
-
-
-def run(cases: list[Case], out: Path, options: Options, execute, progress=iter, resume: bool = True) -> Iterator[dict]:
-    """Reports as cases are finished; with `resume`, cases whose label map is there are left alone. `execute`: see
-    `lib.evaluation.distribute.executor`."""
+    For `execute` and `progress` see `lib.evaluation.run.run_cases`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    todo = [c for c in cases if not (resume and (out / f"{c.name}{ENDING}").is_file())]
+    todo = [c for c in cases if not (resume and (out / f"{c.name}{LABEL_MAP_SUFFIX}").is_file())]
     if len(todo) < len(cases):
         logger.info("%d of %d images have a label map already.", len(cases) - len(todo), len(cases))
     if todo:
-        yield from progress(execute(todo, partial(worker, out, options)), total=len(todo))
+        yield from progress(execute(todo, partial(_make_worker, out, options)), total=len(todo))
 
 
-def _painted(volume: Volume, mask: np.ndarray, axis: int) -> Prompts:
+def _make_worker(out: Path, options: Options) -> Worker:
+    """Return a worker that segments cases one after the other with one engine."""
+    segmenter = Segmenter()
+    return partial(report_case, process=lambda case: segment_case(case, out, options, segmenter))
+
+
+def _prompts_from_mask(volume: Volume, mask: np.ndarray, axis: int) -> Prompts:
+    """Return the non-empty slices of a mask, bool (I, J, K), as painted slices along an axis."""
     slices = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
     return make_prompts(volume, masks={int(t): mask.take(t, axis) for t in slices}, axis=axis)
 
 
-def _is_prompts(path: Path) -> bool:
+def _is_prompt_file(path: Path) -> bool:
     return path.is_file() and (path.suffix == ".json" or path.name.lower().endswith(ENDINGS)) and path.name != "dataset.json"

@@ -1,4 +1,4 @@
-"""One labelled image through one protocol: rows of figures, and slices to show."""
+"""The evaluation of one labelled image by one protocol: rows of results.csv, and slices to draw."""
 
 import time
 import zlib
@@ -9,9 +9,10 @@ import numpy as np
 
 from lib.common.errors import OptionError
 from lib.evaluation import metrics, overlays
-from lib.evaluation.methods.method import Method, ask, count_clicks
+from lib.evaluation.methods.method import Method, count_clicks, segment_or_empty
 from lib.evaluation.protocols import dong, he, rounds, shen
-from lib.evaluation.protocols.steps import MODES, Plan, Step
+from lib.evaluation.protocols.dong import ProposeMasks
+from lib.evaluation.protocols.steps import MODES, ProtocolPlan, Step
 from lib.evaluation.protocols.target import Target
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames, looks_like_ct
@@ -19,20 +20,21 @@ from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 
 PROTOCOLS = {"he": he, "shen": shen, "dong": dong, "rounds": rounds}
-NAMES = {"he": he.SETTINGS, "shen": shen.SETTINGS, "dong": dong.ALL, "rounds": rounds.SETTINGS}  # of settings
+SETTING_NAMES = {"he": he.SETTINGS, "shen": shen.SETTINGS, "dong": dong.ALL_SETTINGS, "rounds": rounds.SETTINGS}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What figures depend on.
+class EvaluationSettings:
+    """Everything that the results of a run depend on, apart from the data. run.json holds these fields.
 
     Attributes:
-        protocol, mode: of PROTOCOLS and `lib.evaluation.protocols.steps.MODES`.
-        methods: names; the clicks are made for the first, the others get the same.
-        checkpoint, weights: its name, and the SHA-256 of its file.
-        window, axis: see `lib.imaging.frames`; the window "protocol" is the paper's, see `target_of`.
-        labels: names of structures, empty for all. settings: see the protocol, empty for the paper's.
-        channel: of 4D images.
+        protocol, mode: A key of PROTOCOLS, and one of `lib.evaluation.protocols.steps.MODES`.
+        methods: Names of methods. Clicks are simulated for the first; the others get the same clicks.
+        checkpoint, weights: Name or path of the checkpoint, and the SHA-256 of its file.
+        window, axis: See `lib.imaging.frames`; the window "protocol" is the paper's, see `make_target`.
+        labels, settings: Names of structures (empty for all) and of the protocol's settings (empty for those of the paper).
+        strategy: How the next slice is chosen, in the protocol "rounds".
+        channel: The channel of 4D images.
     """
 
     protocol: str
@@ -53,86 +55,90 @@ class Settings:
             if value not in allowed:
                 raise OptionError(f"Unknown {what} {value!r}: use {', '.join(allowed)}.")
         for s in self.settings:
-            if s not in NAMES[self.protocol]:
-                some = "; ".join(NAMES[self.protocol][:6])
+            if s not in SETTING_NAMES[self.protocol]:
+                some = "; ".join(SETTING_NAMES[self.protocol][:6])
                 raise OptionError(f"The protocol {self.protocol!r} has no setting {s!r}; it has {some} ...")
 
 
-def structures(case: Case, settings: Settings) -> dict[str, list[int]]:
-    """Values of each structure by name: values of one name are one structure; Shen et al. merge all."""
-    found: dict[str, list[int]] = {}
+def choose_structures(case: Case, settings: EvaluationSettings) -> dict[str, list[int]]:
+    """Return the label values of each structure by its name. Values with the same name are one structure; Shen et al. merge all."""
+    values_by_name: dict[str, list[int]] = {}
     for value, name in case.labels.items():
         if not settings.labels or name in settings.labels:
-            found.setdefault(name, []).append(value)
-    if settings.protocol == "shen" and len(found) > 1:
-        name = "+".join(found) if len(found) < 4 else "all labels"
-        return {name: [v for values in found.values() for v in values]}
-    return found
+            values_by_name.setdefault(name, []).append(value)
+    if settings.protocol == "shen" and len(values_by_name) > 1:
+        name = "+".join(values_by_name) if len(values_by_name) < 4 else "all labels"
+        return {name: [v for values in values_by_name.values() for v in values]}
+    return values_by_name
 
 
-def target_of(volume: Volume, mask: np.ndarray, settings: Settings) -> Target:
-    """The slices and the reference, bool (I, J, K), in the intensity window of the run.
+def make_target(volume: Volume, mask: np.ndarray, settings: EvaluationSettings) -> Target:
+    """Return the slices of a volume in the run's intensity window, and the reference on them, given as bool (I, J, K).
 
-    The window "protocol" is [-1000, 1000] HU for CT in "he", every slice on its own in "shen" as published, else "auto".
+    The window "protocol" is [-1000, 1000] HU for CT in "he"; in "shen" as published every slice is scaled on its own; else it is
+    "auto".
     """
-    window, own = settings.window, settings.window == "protocol"
-    if own:
+    window, is_protocol_window = settings.window, settings.window == "protocol"
+    if is_protocol_window:
         window = "full" if settings.protocol == "he" and looks_like_ct(volume.array) else "auto"
     frames = Frames.of(volume, window=window, axis=settings.axis)
-    target = Target.of(frames, frames.from_volume(mask))
-    return target.scaled() if own and settings.protocol == "shen" and settings.mode == "published" else target
+    target = Target.with_all_slices(frames, frames.from_volume(mask))
+    scales_slices = is_protocol_window and settings.protocol == "shen" and settings.mode == "published"
+    return target.scale_each_slice() if scales_slices else target
 
 
-def steps_of(settings: Settings, method: Method, target: Target, seed: list[int], propose=None) -> Iterator[Step]:
-    """The protocol on one structure."""
-    plan = Plan(settings.mode, np.random.default_rng(seed), settings.settings, settings.strategy)
-    more = {"propose": propose} if settings.protocol == "dong" else {}
-    return PROTOCOLS[settings.protocol].steps(method, target, plan, **more)
+def run_protocol(
+    settings: EvaluationSettings, method: Method, target: Target, seed: list[int], propose_masks: ProposeMasks | None
+) -> Iterator[Step]:
+    """Yield the steps of the run's protocol on one structure; `propose_masks` is needed by "dong" only."""
+    plan = ProtocolPlan(settings.mode, np.random.default_rng(seed), settings.settings, settings.strategy)
+    extra = {"propose_masks": propose_masks} if settings.protocol == "dong" else {}
+    return PROTOCOLS[settings.protocol].run_steps(method, target, plan, **extra)
 
 
-def evaluate_case(case: Case, settings: Settings, methods: list[Method], propose=None) -> dict:
-    """{"rows": one for each structure, setting, round and method, "overlays": slices to show}.
+def evaluate_case(case: Case, settings: EvaluationSettings, methods: list[Method], propose_masks: ProposeMasks | None = None) -> dict:
+    """Return "rows" of results.csv, one for each structure, setting, round and method, and "overlays", one for each structure.
 
     Raises:
-        UserError: unreadable files.
+        UserError: A file cannot be read.
     """
     volume = read_volume(case.image, channel=settings.channel)
     labels = read_mask(case.label, volume)
-    rows, shown = [], []
-    for name, values in structures(case, settings).items():
+    rows, structure_overlays = [], []
+    for name, values in choose_structures(case, settings).items():
         mask = np.isin(labels, values)
         if not mask.any():
             continue
-        target = target_of(volume, mask, settings)
+        target = make_target(volume, mask, settings)
         seed = [settings.seed, zlib.crc32(f"{case.name}/{name}".encode())]
-        last = None
+        step_to_draw = None  # the last step of the first setting
         start = time.perf_counter()
-        for step in steps_of(settings, methods[0], target, seed, propose):
-            rows.append(_row(case, name, step, methods[0].name, step.answer.mask, time.perf_counter() - start))
-            rows += _follow(case, name, step, methods[1:])
-            if last is None or step.setting == last.setting:
-                last = step
+        for step in run_protocol(settings, methods[0], target, seed, propose_masks):
+            rows.append(_make_row(case, name, step, methods[0].name, step.prediction.mask, time.perf_counter() - start))
+            rows += _score_other_methods(case, name, step, methods[1:])
+            if step_to_draw is None or step.setting == step_to_draw.setting:
+                step_to_draw = step
             start = time.perf_counter()
-        if last is not None:
-            shown.append(overlays.cut(f"{case.name}, {name}", last))
-    return {"rows": rows, "overlays": shown}
+        if step_to_draw is not None:
+            structure_overlays.append(overlays.extract_overlay(f"{case.name}, {name}", step_to_draw))
+    return {"rows": rows, "overlays": structure_overlays}
 
 
-def _follow(case: Case, name: str, step: Step, methods: list[Method]) -> Iterator[dict]:
-    """Rows of the other methods, with the same prompts; of those that can take them."""
+def _score_other_methods(case: Case, name: str, step: Step, methods: list[Method]) -> Iterator[dict]:
+    """Yield the rows of the other methods with the same prompts, leaving out methods that cannot take these prompts."""
     for method in methods:
         if method.takes_masks or not any(p.mask is not None and p.mask.any() for p in step.annotations.values()):
             start = time.perf_counter()
             method.open(step.target.frames)
-            answer = ask(method, step.target.frames, step.annotations, step.how)
-            yield _row(case, name, step, method.name, answer.mask, time.perf_counter() - start)
+            prediction = segment_or_empty(method, step.target.frames, step.annotations, step.propagation_mode)
+            yield _make_row(case, name, step, method.name, prediction.mask, time.perf_counter() - start)
 
 
-def _row(case: Case, name: str, step: Step, method: str, mask: np.ndarray, seconds: float) -> dict:
-    """With `slices` in the order of annotation, as slices of the case's own volume. `seconds` include simulating the clicks."""
-    figures = {k: round(v, 5) for k, v in metrics.score(step, mask).items()}
+def _make_row(case: Case, name: str, step: Step, method: str, mask: np.ndarray, seconds: float) -> dict:
+    """Return a row of results.csv. Its slices are numbered as in the case's own volume; its seconds include simulating the clicks."""
+    scores = {k: round(v, 5) for k, v in metrics.score_step(step, mask).items()}
     return {
         "case": case.name, "label": name, "setting": step.setting, "round": step.round, "method": method,
-        "slices": " ".join(str(step.target.index[t]) for t in step.annotations), "clicks": count_clicks(step.annotations),
-        **figures, "seconds": round(seconds, 3),
+        "slices": " ".join(str(step.target.source_slices[t]) for t in step.annotations), "clicks": count_clicks(step.annotations),
+        **scores, "seconds": round(seconds, 3),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `batch`: their arguments, and what they run."""
+"""The arguments of the commands `evaluate` and `batch`, and the functions that run them."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -28,107 +28,112 @@ BATCH_EXAMPLES = (
 )
 
 
-def add_evaluate(c: ArgumentParser) -> None:
-    c.add_argument("--protocol", required=True, help="he, shen, dong (the papers'), or rounds: annotate, propagate, choose a slice")
-    c.add_argument("--mode", default="described", help="described (the paper's words) or published (what the authors' code computes)")
-    c.add_argument("--data", required=True, help="Decathlon, BTCV, AbdomenCT-1K, FLARE22, BraTS2020, CT-ORG folder, or a datastore")
-    c.add_argument("--download", action="store_true", help="fetch a missing Decathlon task, named by the last part of --data")
-    c.add_argument("--out", type=Path, required=True, help="folder for results.csv, summary.md and figures")
-    c.add_argument("--checkpoint", default="embedded", help="name or path")
-    c.add_argument("--method", default="app", metavar="NAMES",
+def add_evaluate_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command `evaluate`."""
+    parser.add_argument("--protocol", required=True, help="he, shen, dong (the papers'), or rounds: annotate, propagate, choose a slice")
+    parser.add_argument("--mode", default="described", help="described (the paper's words) or published (what the authors' code computes)")
+    parser.add_argument("--data", required=True, help="Decathlon, BTCV, AbdomenCT-1K, FLARE22, BraTS2020, CT-ORG folder, or a datastore")
+    parser.add_argument("--download", action="store_true", help="fetch a missing Decathlon task, named by the last part of --data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.csv, summary.md and figures")
+    parser.add_argument("--checkpoint", default="embedded", help="name or path")
+    parser.add_argument("--method", default="app", metavar="NAMES",
                    help="app (this engine), official, builtin; of several, the first gets the clicks, the others the same")  # fmt: skip
-    c.add_argument("--settings", default="", help="of the protocol, separated by ';' (default: the paper's)")
-    c.add_argument("--strategy", default="oracle", help="which slice is next, in the protocol rounds")
-    c.add_argument("--labels", default="", help="names of structures, comma-separated (default: all)")
-    c.add_argument("--cases", default="", help="names of cases, comma-separated (default: all)")
-    c.add_argument("--limit", type=int, help="only the first so many cases")
-    c.add_argument("--window", default="protocol", help="see segment; default: the paper's")
-    c.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
-    c.add_argument("--channel", type=int, help="of 4D images")
-    c.add_argument("--seed", type=int, default=1)
-    _add_common(c)
+    parser.add_argument("--settings", default="", help="of the protocol, separated by ';' (default: the paper's)")
+    parser.add_argument("--strategy", default="oracle", help="which slice is next, in the protocol rounds")
+    parser.add_argument("--labels", default="", help="names of structures, comma-separated (default: all)")
+    parser.add_argument("--cases", default="", help="names of cases, comma-separated (default: all)")
+    parser.add_argument("--limit", type=int, help="only the first so many cases")
+    parser.add_argument("--window", default="protocol", help="see segment; default: the paper's")
+    parser.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
+    parser.add_argument("--channel", type=int, help="of 4D images")
+    parser.add_argument("--seed", type=int, default=1)
+    _add_common_arguments(parser)
 
 
-def add_batch(c: ArgumentParser) -> None:
-    c.add_argument("--studies", required=True, help="folder of images")
-    c.add_argument("--prompts", required=True, help="folder with NAME.json or a label map for each image, see the examples")
-    c.add_argument("--out", type=Path, help="folder of label maps (default: labels/original of the studies, where servers find them)")
-    c.add_argument("--checkpoint", default="embedded", help="name or path")
-    c.add_argument("--window", default="auto")
-    c.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
-    _add_common(c)
+def add_batch_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command `batch`."""
+    parser.add_argument("--studies", required=True, help="folder of images")
+    parser.add_argument("--prompts", required=True, help="folder with NAME.json or a label map for each image, see the examples")
+    parser.add_argument("--out", type=Path, help="folder of label maps (default: labels/original of the studies, where servers find them)")
+    parser.add_argument("--checkpoint", default="embedded", help="name or path")
+    parser.add_argument("--window", default="auto")
+    parser.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
+    _add_common_arguments(parser)
 
 
-def _add_common(c: ArgumentParser) -> None:
-    c.add_argument("--device", default="auto")
-    c.add_argument("--resume", action="store_true", default=True, help="leave out what is finished (default)")
-    c.add_argument("--no-resume", dest="resume", action="store_false", help="do everything again")
-    c.add_argument("--engine", default="local", help="local, or ray: cases over the GPUs of one or many machines")
-    c.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
-    c.add_argument("--workers", type=int, help="of the Ray cluster on this machine (default: all GPUs or cores)")
+def _add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that both commands have."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--resume", action="store_true", default=True, help="leave out what is finished (default)")
+    parser.add_argument("--no-resume", dest="resume", action="store_false", help="do everything again")
+    parser.add_argument("--engine", default="local", help="local, or ray: cases over the GPUs of one or many machines")
+    parser.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
+    parser.add_argument("--workers", type=int, help="of the Ray cluster on this machine (default: all GPUs or cores)")
 
 
-def evaluate(options: Namespace, methods: dict[str, Callable[[], Callable]]) -> int:
-    """Runs `evaluate`; 1 if cases failed.
+def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], Callable]]) -> int:
+    """Run the command `evaluate`, and return the exit code: 1 if cases failed, else 0.
 
     Args:
-        methods: by name, what gives the class of a method (imported when it is asked for).
+        options: The parsed arguments.
+        load_method_class: For each name of a method, a function that imports and returns its class.
 
     Raises:
-        UserError: wrong input.
+        UserError: The input is wrong.
     """
     from lib.engine.options import Options
-    from lib.evaluation.case_evaluation import Settings
-    from lib.evaluation.dataset_layouts import chosen, read_dataset
-    from lib.evaluation.distribute import executor
+    from lib.evaluation.case_evaluation import EvaluationSettings
+    from lib.evaluation.dataset_layouts import detect_dataset, select_cases
+    from lib.evaluation.distribute import choose_executor
     from lib.evaluation.report import write_report
-    from lib.evaluation.run import Store, run, work_for
+    from lib.evaluation.run import ResultStore, make_worker_factory, run_cases
     from lib.model import checkpoints
     from lib.model.device import resolve_device
 
     names = _split(options.method)
-    unknown = [n for n in names if n not in methods]
+    unknown = [n for n in names if n not in load_method_class]
     if unknown or not names:
-        raise OptionError(f"Unknown method {', '.join(unknown)!r}: use {', '.join(methods)}.")
+        raise OptionError(f"Unknown method {', '.join(unknown)!r}: use {', '.join(load_method_class)}.")
     checkpoint = checkpoints.find(options.checkpoint)
     checkpoints.verify(checkpoint)
-    settings = Settings(
+    settings = EvaluationSettings(
         options.protocol, options.mode, names, options.checkpoint, checkpoints.sha256(checkpoint.path), options.window, options.axis,
         _split(options.labels), _split(options.settings, ";"), options.strategy, options.channel, options.seed,
     )  # fmt: skip
     if options.limit is not None and options.limit < 1:
         raise OptionError("--limit must be at least 1.")
-    data = read_dataset(options.data, options.download)
-    cases = chosen(data.cases, _split(options.cases), options.limit)
-    resolve_device(options.device)
-    execute = executor(options.engine, options.address, options.workers)
-    store = Store(options.out, settings, str(Path(options.data).resolve()), options.resume)
-    work = work_for(settings, [methods[n]() for n in names], Options(checkpoint=options.checkpoint, device=options.device))
-    reports = run(cases, store, work, execute, partial(tqdm, desc="cases"))
-    path = write_report(options.out, settings, data.name, reports)
+    dataset = detect_dataset(options.data, options.download)
+    cases = select_cases(dataset.cases, _split(options.cases), options.limit)
+    resolve_device(options.device)  # so that an unknown device is refused before the run starts
+    execute = choose_executor(options.engine, options.address, options.workers)
+    store = ResultStore(options.out, settings, str(Path(options.data).resolve()), options.resume)
+    engine_options = Options(checkpoint=options.checkpoint, device=options.device)
+    make_worker = make_worker_factory(settings, [load_method_class[n]() for n in names], engine_options)
+    reports = run_cases(cases, store, make_worker, execute, partial(tqdm, desc="cases"))
+    path = write_report(options.out, settings, dataset.name, reports)
     failed = sum("error" in r for r in reports)
     logger.info("%d of %d cases finished; see %s.", len(reports) - failed, len(reports), path)
     return int(failed > 0)
 
 
-def batch(options: Namespace) -> int:
-    """Runs `batch`; 1 if images failed.
+def run_batch(options: Namespace) -> int:
+    """Run the command `batch`, and return the exit code: 1 if images failed, else 0.
 
     Raises:
-        UserError: wrong input.
+        UserError: The input is wrong.
     """
     from lib.engine.options import Options
-    from lib.evaluation.batch import find_work, run
-    from lib.evaluation.distribute import executor
+    from lib.evaluation.batch import find_cases_with_prompts, run_cases
+    from lib.evaluation.distribute import choose_executor
     from lib.model import checkpoints
 
     checkpoints.verify(checkpoints.find(options.checkpoint))
-    cases = find_work(options.studies, options.prompts)
+    cases = find_cases_with_prompts(options.studies, options.prompts)
     out = options.out or Path(options.studies) / "labels" / "original"
-    chosen = Options(checkpoint=options.checkpoint, device=options.device, window=options.window, axis=options.axis)
-    execute = executor(options.engine, options.address, options.workers)
+    engine_options = Options(checkpoint=options.checkpoint, device=options.device, window=options.window, axis=options.axis)
+    execute = choose_executor(options.engine, options.address, options.workers)
     failed = 0
-    for report in run(cases, out, chosen, execute, partial(tqdm, desc="images"), options.resume):
+    for report in run_cases(cases, out, engine_options, execute, partial(tqdm, desc="images"), options.resume):
         if "error" in report:
             failed += 1
             logger.warning("%s failed: %s", report["case"], report["error"])
@@ -136,5 +141,6 @@ def batch(options: Namespace) -> int:
     return int(failed > 0)
 
 
-def _split(text: str, by: str = ",") -> tuple[str, ...]:
-    return tuple(p.strip() for p in text.split(by) if p.strip())
+def _split(text: str, separator: str = ",") -> tuple[str, ...]:
+    """Return the parts of a list in an argument, without blanks and without empty parts."""
+    return tuple(part.strip() for part in text.split(separator) if part.strip())

@@ -1,6 +1,9 @@
-"""Cases over the GPUs of one or many machines, by Ray (optional, requirements-ray.txt)."""
+"""Executors, which process cases in this process or, by Ray (optional, requirements-ray.txt), on the GPUs of one or many machines."""
 
+import logging
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -10,19 +13,29 @@ import torch
 from lib.common.errors import UserError
 from lib.imaging.datasets import Case
 
+logger = logging.getLogger(__name__)
+
+Worker = Callable[[Case], dict]  # processes a case and returns its report
+WorkerFactory = Callable[[], Worker]  # can be pickled, and is called in the process in which the worker is to work
+Executor = Callable[[list[Case], WorkerFactory], Iterator[dict]]  # returns the reports of cases in any order
+
 ROOT = Path(__file__).resolve().parents[2]
-RETRIES = 3  # of a case whose worker was lost
+MAX_RETRIES = 3  # of a case whose worker process died
 
 
-def remote(cases: list[Case], make_work: Callable, *, address: str | None = None, workers: int | None = None) -> Iterator[dict]:
-    """Reports of cases as they are finished; see `lib.evaluation.run.local`, which gives the same.
+def run_in_process(cases: list[Case], make_worker: WorkerFactory) -> Iterator[dict]:
+    """Return the reports of all cases, computed in this process as they are asked for."""
+    return map(make_worker(), cases)
 
-    A worker takes one GPU where the cluster has any, else one core, and keeps its networks. Other machines need the same checkout
-    and the same data at the same paths.
+
+def run_on_ray(cases: list[Case], make_worker: WorkerFactory, *, address: str | None = None, workers: int | None = None) -> Iterator[dict]:
+    """Yield the reports of all cases as they are finished. Other machines need the same checkout and data at the same paths.
+
+    A worker takes one GPU if the cluster has any, else one core, and keeps its networks.
 
     Args:
-        address: of a running cluster ("auto", "ray://host:10001"); None starts one on this machine.
-        workers: of the one that is started here; default: one for each GPU, or each core.
+        address: Address of a running cluster ("auto", "ray://host:10001"); None starts a cluster on this machine.
+        workers: Number of workers of a cluster that is started on this machine; by default one for each GPU or core.
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster.
@@ -32,62 +45,67 @@ def remote(cases: list[Case], make_work: Callable, *, address: str | None = None
     except ImportError as e:
         raise UserError("Ray is not installed: .venv/bin/pip install -r requirements-ray.txt") from e
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    # As many threads as here: another number may change sums in their last digits.
+    # With another number of threads, sums could differ in their last digits from those of this process.
     environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}}
-    own = not ray.is_initialized()
+    starts_ray = not ray.is_initialized()
     try:
-        if own:
+        if starts_ray:
             cores = {} if address else {"num_cpus": workers, "include_dashboard": False}
             ray.init(address, runtime_env=environment, log_to_driver=False, **cores)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise UserError(f"There is no Ray cluster at {address!r}: {e}") from e
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-        one = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_one)
-        shared = ray.put(make_work)
-        waiting = {one.remote(shared, case): case for case in cases}
-        while waiting:
-            done, _ = ray.wait(list(waiting))
-            for reference in done:
-                yield _outcome(ray, reference, waiting.pop(reference))
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_process_case)
+        shared = ray.put(make_worker)
+        pending = {task.remote(shared, case): case for case in cases}
+        while pending:
+            finished, _ = ray.wait(list(pending))
+            for task_id in finished:
+                yield _get_report(ray, task_id, pending.pop(task_id))
     finally:
-        if own:
+        if starts_ray:
             ray.shutdown()
 
 
-def executor(engine: str, address: str | None = None, workers: int | None = None) -> Callable:
-    """`lib.evaluation.run.local` or `remote`, by the name on the command line.
+def choose_executor(engine: str, address: str | None = None, workers: int | None = None) -> Executor:
+    """Return `run_in_process` for the engine "local" and `run_on_ray` for "ray".
 
     Raises:
-        UserError: another name.
+        UserError: The engine is unknown.
     """
-    from lib.evaluation.run import local
-
     if engine == "local":
-        return local
+        return run_in_process
     if engine == "ray":
-        return partial(remote, address=address, workers=workers)
+        return partial(run_on_ray, address=address, workers=workers)
     raise UserError(f"Unknown engine {engine!r}: use local or ray.")
 
 
-def _outcome(ray, reference, case: Case) -> dict:
-    """A case whose worker was lost again and again has failed, the others go on."""
+def report_case(case: Case, process: Worker) -> dict:
+    """Return the report of `process` with the case's name and the seconds it took; an exception becomes an "error" in the report."""
+    start = time.perf_counter()
     try:
-        return ray.get(reference)
+        report = process(case)
+    except Exception as e:  # a case that fails must not stop the others
+        logger.debug("%s failed.", case.name, exc_info=True)
+        report = {"rows": [], "error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
+    return {"case": case.name, **report, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def _get_report(ray, task_id, case: Case) -> dict:
+    """Return the report of a finished task, or one with an error if its worker died at every attempt."""
+    try:
+        return ray.get(task_id)
     except ray.exceptions.RayError as e:
         why = getattr(e, "cause", None) or "its worker was lost"
         return {"case": case.name, "rows": [], "error": f"{type(e).__name__}: {why}", "seconds": 0.0}
 
 
 @cache
-def _worker(made: bytes):
-    """One worker for each process and run: networks are loaded once."""
-    import pickle
-
-    return pickle.loads(made)()
+def _make_worker_once(pickled_make_worker: bytes) -> Worker:
+    """Return this process's worker for a run, so that networks are loaded only once in each process."""
+    return pickle.loads(pickled_make_worker)()
 
 
-def _one(make_work: Callable, case: Case) -> dict:
-    import pickle
-
-    return _worker(pickle.dumps(make_work))(case)
+def _process_case(make_worker: WorkerFactory, case: Case) -> dict:
+    return _make_worker_once(pickle.dumps(make_worker))(case)

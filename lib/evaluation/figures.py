@@ -1,4 +1,4 @@
-"""The papers' curves as PNG."""
+"""The papers' plots as PNG."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.evaluation.protocols import shen
-from lib.evaluation.tables import METHOD_NAMES, by_round, growth_per_click
+from lib.evaluation.tables import METHOD_NAMES, dice_growth_per_click, stack_rounds
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (R,) of values (N, R) and half the width of its 95 % confidence interval (normal; 0 for one value).
+    """Return the mean (R,) of values (N, R) without NaN, and half the width of its 95 % confidence interval (normal; 0 for one value).
 
     >>> [float(x[0].round(3)) for x in mean_and_interval(np.array([[0.0], [1.0]]))]
     [0.5, 0.98]
@@ -23,48 +23,53 @@ def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, 1.96 * deviation / np.sqrt(np.maximum(count, 1))
 
 
-def rounds_figure(rows: list[dict], path: Path) -> Path:
-    """Mean Dice and 95 % interval against annotated slices, a panel for each setting, a curve for each structure (He et al. 2024,
-    Fig. 2-4), or for each method where there are several."""
+def draw_rounds(rows: list[dict], path: Path) -> Path:
+    """Draw the mean Dice with its interval against the number of annotated slices (He et al. 2024, Fig. 2-4).
+
+    Each setting has a panel, with a curve for each structure, or for each method if there are several.
+    """
     settings = list(dict.fromkeys(r["setting"] for r in rows))
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    by = "method" if len(methods) > 1 else "label"
+    curve_key = "method" if len(methods) > 1 else "label"
     figure = Figure(figsize=(5.5 * len(settings), 4))
     for n, setting in enumerate(settings):
         axes = figure.add_subplot(1, len(settings), n + 1)
-        for name in dict.fromkeys(r[by] for r in rows if r["setting"] == setting):
-            curves = by_round([r for r in rows if r["setting"] == setting and r[by] == name])
-            _curve(axes, curves, METHOD_NAMES.get(name, name))
-        _finish(axes, setting, "annotated slices", "Dice")
+        for name in dict.fromkeys(r[curve_key] for r in rows if r["setting"] == setting):
+            dice = stack_rounds([r for r in rows if r["setting"] == setting and r[curve_key] == name])
+            _draw_curve(axes, dice, METHOD_NAMES.get(name, name))
+        _label_axes(axes, setting, "annotated slices", "Dice")
     return _save(figure, path)
 
 
-def clicks_figure(rows: list[dict], path: Path) -> Path:
-    """Dice growth per added point (Shen et al. 2024, Fig. 3), and Dice of the prompted slice after each click (Fig. 5)."""
+def draw_clicks(rows: list[dict], path: Path) -> Path:
+    """Draw the growth of Dice per click (Shen et al. 2024, Fig. 3), and the Dice of the prompted slice after each click (Fig. 5)."""
     figure = Figure(figsize=(10, 4))
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    points = np.arange(1, shen.CLICKS + 1)
-    growth = growth_per_click(rows)
+    click_numbers = np.arange(1, shen.MAX_CLICKS + 1)
+    growth = dice_growth_per_click(rows)
+    width = 0.4 / max(1, len(growth))
     for n, (setting, values) in enumerate(growth.items()):
-        left.bar(points + 0.4 * n / max(1, len(growth)), 100 * values, 0.4 / max(1, len(growth)), label=setting)
-    _finish(left, "Dice growth per added point", "point", "percent", None)
+        left.bar(click_numbers + n * width, 100 * values, width, label=setting)
+    _label_axes(left, "Dice growth per added point", "point", "percent", None)
     for setting in growth:
-        _curve(right, by_round([r for r in rows if r["setting"] == setting], "slice_dice")[:, : shen.CLICKS], setting)
-    _finish(right, "prompted slice", "clicks", "Dice")
+        _draw_curve(right, stack_rounds([r for r in rows if r["setting"] == setting], "slice_dice")[:, : shen.MAX_CLICKS], setting)
+    _label_axes(right, "prompted slice", "clicks", "Dice")
     return _save(figure, path)
 
 
-def _curve(axes: Axes, values: np.ndarray, name: str) -> None:
-    mean, half = mean_and_interval(values)
+def _draw_curve(axes: Axes, values: np.ndarray, name: str) -> None:
+    """Draw the mean of values (N, R) over N, and its interval clipped to 0 to 1."""
+    mean, half_width = mean_and_interval(values)
     x = np.arange(1, len(mean) + 1)
     axes.plot(x, mean, marker="o", markersize=3, label=name)
-    axes.fill_between(x, np.maximum(mean - half, 0), np.minimum(mean + half, 1), alpha=0.15)
+    axes.fill_between(x, np.maximum(mean - half_width, 0), np.minimum(mean + half_width, 1), alpha=0.15)
 
 
-def _finish(axes: Axes, title: str, x: str, y: str, limits: tuple[float, float] | None = (0, 1)) -> None:
-    axes.set(title=title, xlabel=x, ylabel=y)
-    if limits:
-        axes.set_ylim(*limits)
+def _label_axes(axes: Axes, title: str, x_label: str, y_label: str, y_limits: tuple[float, float] | None = (0, 1)) -> None:
+    """Set title, labels, limits, grid and legend."""
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    if y_limits:
+        axes.set_ylim(*y_limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

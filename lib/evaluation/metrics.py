@@ -1,7 +1,7 @@
-"""Metrics of a mask against its reference, by MONAI, with the voxel spacing.
+"""Metrics of a mask against its reference, computed by MONAI with the voxel spacing.
 
-Empty masks. Both empty: Dice, IoU and NSD are 1, HD95 is 0. One empty: Dice, IoU and NSD are 0; HD95 has no value (NaN, an empty
-cell in tables of results), and means leave it out.
+Empty masks: if both are empty, Dice, IoU and NSD are 1 and HD95 is 0. If one is empty, Dice, IoU and NSD are 0, and HD95 is NaN, which
+is an empty cell in results.csv and is left out of means.
 """
 
 import warnings
@@ -12,34 +12,33 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou,
 
 from lib.evaluation.protocols.steps import Step
 from lib.imaging.masks import bounding_box
-from lib.quality.estimator import slice_iou
+from lib.imaging.metrics import slice_iou
 
-TOLERANCE = 1.0  # of the surface Dice: 1 mm, or 1 voxel (Shen et al. 2024, published code)
-METRICS = ("dice", "iou", "nsd", "hd95")
-
-
-def overlap(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Dice and IoU of two bool arrays (T, Y, X)."""
-    y_pred, y = _batch(mask), _batch(reference)
-    return {
-        "dice": float(compute_dice(y_pred, y, ignore_empty=False)),
-        "iou": float(compute_iou(y_pred, y, ignore_empty=False)),
-    }
+TOLERANCE = 1.0  # of the surface Dice, in mm or in voxels as the spacing (Shen et al. 2024, published code)
 
 
-def surfaces(mask: np.ndarray, reference: np.ndarray, spacing, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Normalised surface Dice at a tolerance, and 95 % Hausdorff distance.
+def overlap_metrics(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Return Dice ("dice") and IoU ("iou") of two bool arrays (T, Y, X)."""
+    y_pred, y = _to_batch(mask), _to_batch(reference)
+    dice, iou = compute_dice(y_pred, y, ignore_empty=False), compute_iou(y_pred, y, ignore_empty=False)
+    return {"dice": float(dice), "iou": float(iou)}
+
+
+def surface_metrics(mask: np.ndarray, reference: np.ndarray, spacing, tolerance: float = TOLERANCE) -> dict[str, float]:
+    """Return the normalised surface Dice at a tolerance ("nsd") and the 95 % Hausdorff distance ("hd95").
 
     Args:
-        mask, reference: bool (T, Y, X).
-        spacing: of the three axes. Distances and tolerance are in its unit.
+        mask: The predicted mask, bool (T, Y, X).
+        reference: The reference segmentation, bool (T, Y, X).
+        spacing: The voxel spacing along t, y and x. Its unit is that of the distances.
+        tolerance: Distance up to which two surfaces count as equal.
     """
     if not (mask.any() and reference.any()):
-        both = not (mask.any() or reference.any())
-        return {"nsd": float(both), "hd95": 0.0 if both else float("nan")}
-    part = bounding_box(mask | reference)
-    # A border of one voxel, so that a surface at the edge of the volume is one here too.
-    y_pred, y = (_batch(np.pad(m[part], 1)) for m in (mask, reference))
+        both_empty = not (mask.any() or reference.any())
+        return {"nsd": float(both_empty), "hd95": 0.0 if both_empty else float("nan")}
+    box = bounding_box(mask | reference)
+    # With a border of one voxel, an object that reaches the edge of the volume has a surface there.
+    y_pred, y = (_to_batch(np.pad(m[box], 1)) for m in (mask, reference))
     spacing = tuple(float(s) for s in spacing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,23 +47,23 @@ def surfaces(mask: np.ndarray, reference: np.ndarray, spacing, tolerance: float 
     return {"nsd": float(nsd), "hd95": float(hd95)}
 
 
-def pooled(mask: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """Sum of slice IoU (Dong et al. 2024) times weights (T,), and the sum of the weights: pooled over volumes by adding both."""
+def pooled_slice_iou(mask: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Return the weighted sum of the slices' IoU and the sum of the weights (T,), to be pooled over volumes (Dong et al. 2024)."""
     return {"slice_iou_sum": float((slice_iou(mask, reference) * weights).sum()), "slice_weight": float(weights.sum())}
 
 
-def score(step: Step, mask: np.ndarray) -> dict[str, float]:
-    """All figures of one step for a mask bool (T, Y, X) on the slices of its target."""
-    counting, reference, frames = step.counting, step.target.reference, step.target.frames
-    out = {"slice_dice": overlap(mask[step.shown], reference[step.shown])["dice"]}
-    if counting.weights is not None:
-        out |= pooled(mask, reference, counting.weights)
-    if counting.slices is not None:
-        mask, reference = mask[counting.slices], reference[counting.slices]
-    spacing = (frames.slice_mm, *frames.pixel_mm) if counting.in_mm else (1.0, 1.0, 1.0)
-    return out | overlap(mask, reference) | surfaces(mask, reference, spacing)
+def score_step(step: Step, mask: np.ndarray) -> dict[str, float]:
+    """Return all metrics, by column of results.csv, of a mask, bool (T, Y, X), on the slices of the step's target."""
+    scored_slices, reference, frames = step.scored_slices, step.target.reference, step.target.frames
+    scores = {"slice_dice": overlap_metrics(mask[step.last_annotated], reference[step.last_annotated])["dice"]}
+    if scored_slices.weights is not None:
+        scores |= pooled_slice_iou(mask, reference, scored_slices.weights)
+    if scored_slices.indices is not None:
+        mask, reference = mask[scored_slices.indices], reference[scored_slices.indices]
+    spacing = (frames.slice_mm, *frames.pixel_mm) if scored_slices.in_mm else (1.0, 1.0, 1.0)
+    return scores | overlap_metrics(mask, reference) | surface_metrics(mask, reference, spacing)
 
 
-def _batch(mask: np.ndarray) -> torch.Tensor:
-    """As MONAI takes it: one image, one class."""
+def _to_batch(mask: np.ndarray) -> torch.Tensor:
+    """Return the mask as MONAI's metrics take it: float, with a batch and a class axis of length 1 in front."""
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()

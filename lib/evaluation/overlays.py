@@ -1,4 +1,4 @@
-"""Slices with the contours of mask and reference: cut out while a case is at hand, drawn at the end."""
+"""Pictures of slices with contours: extracted while a case is evaluated, kept in its report as text, and drawn at the end of the run."""
 
 import base64
 import io
@@ -9,20 +9,23 @@ from matplotlib.figure import Figure
 from lib.evaluation.protocols.steps import Step
 from lib.imaging.metrics import dice
 
-SHARES = (0.25, 0.5, 0.75)  # of the structure's extent
-MOST = 256  # pixels of a side
+EXTENT_FRACTIONS = (0.25, 0.5, 0.75)  # where the pictured slices lie within the structure's slices
+MAX_SIDE_PIXELS = 256
 
 
-def cut(title: str, step: Step) -> dict:
-    """Three slices of a step as plain text: what `sheet` draws."""
-    target, mask = step.target, step.answer.mask
-    filled = target.filled
-    slices = sorted({int(filled[round(s * (len(filled) - 1))]) for s in SHARES})
-    every = -(-max(target.frames.size) // MOST)
-    small = (slice(None), slice(None, None, every), slice(None, None, every))
+def extract_overlay(title: str, step: Step) -> dict:
+    """Return three slices of a step for `draw_overlays`, in a form that JSON can hold.
+
+    "arrays" is the base64 text of an .npz file: image (uint8), reference and mask (bool), each (N, Y, X), and slice index (N,).
+    """
+    target, mask = step.target, step.prediction.mask
+    foreground_slices = target.foreground_slices
+    slices = sorted({int(foreground_slices[round(f * (len(foreground_slices) - 1))]) for f in EXTENT_FRACTIONS})
+    stride = -(-max(target.frames.size) // MAX_SIDE_PIXELS)
+    thinned = (slice(None), slice(None, None, stride), slice(None, None, stride))
     arrays = {
-        "image": target.frames.windowed(slices)[small], "reference": target.reference[slices][small], "mask": mask[slices][small],
-        "index": target.index[slices],
+        "image": target.frames.windowed(slices)[thinned], "reference": target.reference[slices][thinned],
+        "mask": mask[slices][thinned], "index": target.source_slices[slices],
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -31,23 +34,27 @@ def cut(title: str, step: Step) -> dict:
     return {"title": title, "dice": round(dice(mask, target.reference), 4), "aspect": aspect, "arrays": text}
 
 
-def sheet(shown: list[dict], path, most: int = 3) -> None:
-    """Draws up to `most` of the best, of the median and of the worst structures as PNG: orange the mask, green the reference."""
-    order = sorted(shown, key=lambda s: (-s["dice"], s["title"]))
-    count = min(most, max(1, len(order) // 3))
+def draw_overlays(overlays: list[dict], path, max_per_rank: int = 3) -> None:
+    """Draw what `extract_overlay` returned as PNG, with the mask in orange and the reference in green.
+
+    Up to `max_per_rank` structures each with the best, the median and the worst Dice are drawn.
+    """
+    order = sorted(overlays, key=lambda o: (-o["dice"], o["title"]))
+    count = min(max_per_rank, max(1, len(order) // 3))
     middle = max(0, len(order) // 2 - count // 2)
-    groups = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
-    rows = [(name, s) for name, group in groups.items() for s in group]
-    figure = Figure(figsize=(3.2 * len(SHARES), 3.2 * len(rows)))
-    for r, (name, one) in enumerate(rows):
-        with np.load(io.BytesIO(base64.b64decode(one["arrays"]))) as arrays:
-            for c, (image, reference, mask, index) in enumerate(zip(*(arrays[k] for k in ("image", "reference", "mask", "index")), strict=True)):
-                axes = figure.add_subplot(len(rows), len(SHARES), r * len(SHARES) + c + 1)
-                axes.imshow(image, cmap="gray", vmin=0, vmax=255, aspect=one["aspect"])
-                for drawn, colour in ((reference, "lime"), (mask, "orange")):
-                    if drawn.any():
-                        axes.contour(drawn, [0.5], colors=colour, linewidths=1)
-                axes.set_title(f"{name}: {one['title']}\nDice {one['dice']:.2f}, slice {index}", fontsize=7)
+    ranks = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
+    rows = [(rank, overlay) for rank, ranked in ranks.items() for overlay in ranked]
+    figure = Figure(figsize=(3.2 * len(EXTENT_FRACTIONS), 3.2 * len(rows)))
+    for row, (rank, overlay) in enumerate(rows):
+        with np.load(io.BytesIO(base64.b64decode(overlay["arrays"]))) as arrays:
+            slices = zip(*(arrays[k] for k in ("image", "reference", "mask", "index")), strict=True)
+            for column, (image, reference, mask, index) in enumerate(slices, 1):
+                axes = figure.add_subplot(len(rows), len(EXTENT_FRACTIONS), row * len(EXTENT_FRACTIONS) + column)
+                axes.imshow(image, cmap="gray", vmin=0, vmax=255, aspect=overlay["aspect"])
+                for region, colour in ((reference, "lime"), (mask, "orange")):
+                    if region.any():
+                        axes.contour(region, [0.5], colors=colour, linewidths=1)
+                axes.set_title(f"{rank}: {overlay['title']}\nDice {overlay['dice']:.2f}, slice {index}", fontsize=7)
                 axes.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=90)

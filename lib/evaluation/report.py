@@ -1,12 +1,12 @@
-"""What a run leaves to read: results.csv, summary.md, curves and slices as PNG."""
+"""The readable files of a run: results.csv, summary.md, and plots and pictures of slices as PNG."""
 
 import subprocess
 from pathlib import Path
 
 from lib.common.atomic_files import write_text
 from lib.evaluation import figures, overlays
-from lib.evaluation.case_evaluation import Settings
-from lib.evaluation.tables import METHOD_NAMES, TABLES, compare_table, structures_table, to_csv
+from lib.evaluation.case_evaluation import EvaluationSettings
+from lib.evaluation.tables import METHOD_NAMES, PROTOCOL_TABLES, format_csv, format_methods_table, format_structures_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = {
@@ -20,31 +20,31 @@ NOTES = {
 }
 
 
-def write_report(folder: Path, settings: Settings, data: str, reports: list[dict]) -> Path:
-    """Writes all files into `folder`; the path of summary.md."""
-    write_text(folder / "results.csv", to_csv(reports))
+def write_report(folder: Path, settings: EvaluationSettings, dataset_name: str, reports: list[dict]) -> Path:
+    """Write all files into the folder of a run, and return the path of summary.md. `reports` are those of all cases."""
+    write_text(folder / "results.csv", format_csv(reports))
     rows = [r for report in reports for r in report["rows"]]
     if rows:
         if settings.protocol in ("he", "rounds"):
-            figures.rounds_figure(rows, folder / "curves.png")
+            figures.draw_rounds(rows, folder / "curves.png")
         if settings.protocol == "shen":
-            figures.clicks_figure([r for r in rows if r["method"] == settings.methods[0]], folder / "curves.png")
-        shown = [s for report in reports for s in report.get("overlays", [])]
-        if shown:
-            overlays.sheet(shown, folder / "slices.png")
+            figures.draw_clicks([r for r in rows if r["method"] == settings.methods[0]], folder / "curves.png")
+        all_overlays = [o for report in reports for o in report.get("overlays", [])]
+        if all_overlays:
+            overlays.draw_overlays(all_overlays, folder / "slices.png")
     path = folder / "summary.md"
-    write_text(path, "\n".join(summary(settings, data, reports)) + "\n")
+    write_text(path, "\n".join(format_summary(settings, dataset_name, reports)) + "\n")
     return path
 
 
-def summary(settings: Settings, data: str, reports: list[dict]) -> list[str]:
-    """Lines of summary.md."""
+def format_summary(settings: EvaluationSettings, dataset_name: str, reports: list[dict]) -> list[str]:
+    """Return the lines of summary.md."""
     rows = [r for report in reports for r in report["rows"]]
     failed = [r for r in reports if "error" in r]
     seconds = sum(r["seconds"] for r in reports)
     lines = [
-        f"# {TITLES[settings.protocol]}, as {settings.mode}, on {data}", "",
-        f"* checkpoint: {settings.checkpoint} (SHA-256 {settings.weights[:12] or 'unknown'}); git revision: {revision()}",
+        f"# {TITLES[settings.protocol]}, as {settings.mode}, on {dataset_name}", "",
+        f"* checkpoint: {settings.checkpoint} (SHA-256 {settings.weights[:12] or 'unknown'}); git revision: {git_revision()}",
         f"* cases: {len(reports) - len(failed)} finished, {len(failed)} failed; {len(rows)} rows; {seconds:.0f} seconds of work",
         f"* methods: {', '.join(METHOD_NAMES.get(m, m) for m in settings.methods)}; clicks are made for the first of them",
         f"* window: {settings.window}; seed: {settings.seed}; strategy: {settings.strategy}",
@@ -56,22 +56,22 @@ def summary(settings: Settings, data: str, reports: list[dict]) -> list[str]:
     if not rows:
         return [*lines, "Nothing was measured: no case holds a structure that was asked for."]
     for method in settings.methods:
-        chosen = [r for r in rows if r["method"] == method]
-        if chosen:
-            lines += [f"## {METHOD_NAMES.get(method, method)}", "", *TABLES[settings.protocol](chosen, data), ""]
-            if settings.protocol != "dong":  # it has too many settings
-                lines += [*structures_table(chosen), ""]
+        method_rows = [r for r in rows if r["method"] == method]
+        if method_rows:
+            lines += [f"## {METHOD_NAMES.get(method, method)}", "", *PROTOCOL_TABLES[settings.protocol](method_rows, dataset_name), ""]
+            if settings.protocol != "dong":  # its many settings would make the table too long
+                lines += [*format_structures_table(method_rows), ""]
     if len(settings.methods) > 1:
-        lines += ["## Methods on the same clicks", "", *compare_table(rows)]
+        lines += ["## Methods on the same clicks", "", *format_methods_table(rows)]
     return lines
 
 
-def revision() -> str:
-    """Git revision of the code, with "+" if files differ from it."""
+def git_revision() -> str:
+    """Return the git revision of the code, with "+" if files differ from it, or "unknown"."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        short = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        name = subprocess.run(short, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True, check=True)
-        return name + ("+" if changed.stdout.strip() else "")
+        revision = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return revision.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -1,4 +1,7 @@
-"""Rows of figures as results.csv, and as the papers' tables in summary.md, the published figures beside the measured."""
+"""Results as results.csv, and as the papers' tables in summary.md with the published results beside the measured ones.
+
+A row is a dict with the keys in COLUMNS: the metrics of one method on one structure after one round of one setting.
+"""
 
 import csv
 import io
@@ -7,20 +10,20 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lib.evaluation import published_figures
+from lib.evaluation import published_results
 from lib.evaluation.protocols import dong, shen
 
 COLUMNS = (
     "case", "label", "setting", "round", "method", "slices", "clicks", "dice", "iou", "nsd", "hd95", "slice_dice",
     "slice_iou_sum", "slice_weight", "seconds",
 )  # fmt: skip
-MISSING = "not measured"
-ROUNDS = 8
+NOT_MEASURED = "not measured"
+MAX_ROUNDS = 8
 METHOD_NAMES = {"app": "this engine", "official": "official predictor", "builtin": "MONAI Label built-in"}
 
 
-def to_csv(reports: list[dict]) -> str:
-    """One row for each case, structure, setting, round and method; cells without a value are empty."""
+def format_csv(reports: list[dict]) -> str:
+    """Return the text of results.csv, with a line for each row of all reports; cells without a value are empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -30,171 +33,158 @@ def to_csv(reports: list[dict]) -> str:
     return buffer.getvalue()
 
 
-def by_round(rows: list[dict], key: str = "dice") -> np.ndarray:
-    """Figures (N, ROUNDS) of N structures after 1, 2, ... rounds; one that stopped early keeps its last."""
-    groups: dict[tuple, dict[int, float]] = {}
-    for r in rows:
-        groups.setdefault((r["case"], r["label"]), {})[r["round"]] = r[key]
-    out = np.full((len(groups), ROUNDS), np.nan)
-    for n, found in enumerate(groups.values()):
-        for r in range(1, ROUNDS + 1):
-            out[n, r - 1] = found.get(r, out[n, r - 2] if r > 1 else np.nan)
-    return out
+def stack_rounds(rows: list[dict], key: str = "dice") -> np.ndarray:
+    """Return a metric of N structures after 1, 2, ... rounds, float (N, MAX_ROUNDS); one that stopped early keeps its last value."""
+    values_by_structure: dict[tuple, list[float]] = {}
+    for r in sorted(rows, key=lambda r: r["round"]):
+        values_by_structure.setdefault((r["case"], r["label"]), []).append(r[key])
+    padded = [values + values[-1:] * (MAX_ROUNDS - len(values)) for values in values_by_structure.values()]
+    return np.array(padded).reshape(-1, MAX_ROUNDS)
 
 
-def last_round(rows: list[dict]) -> list[dict]:
-    """The row of the last round of each structure."""
-    last: dict[tuple, dict] = {}
-    for r in rows:
-        key = (r["case"], r["label"])
-        if key not in last or r["round"] > last[key]["round"]:
-            last[key] = r
-    return list(last.values())
+def select_last_rounds(rows: list[dict]) -> list[dict]:
+    """Return the row of the last round of each structure."""
+    return list({(r["case"], r["label"]): r for r in sorted(rows, key=lambda r: r["round"])}.values())
 
 
-def pooled_iou(rows: list[dict]) -> float:
-    """Mean over classes of the slice IoU pooled over all volumes of a class (Dong et al. 2024); NaN without rows."""
+def mean_pooled_iou(rows: list[dict]) -> float:
+    """Return the mean over classes of the slice IoU, pooled over all volumes of a class (Dong et al. 2024); NaN without rows."""
     classes = dict.fromkeys(r["label"] for r in rows)
-    means = [_share([r for r in rows if r["label"] == label]) for label in classes]
-    return float(np.mean(means)) if means else float("nan")
+    sums = [[sum(r[k] for r in rows if r["label"] == label) for k in ("slice_iou_sum", "slice_weight")] for label in classes]
+    return _mean(iou_sum / weight_sum for iou_sum, weight_sum in sums)
 
 
-def he_table(rows: list[dict], data: str) -> list[str]:
-    """Table 1 of He et al. 2024: the best of up to 8 Dice of a scan, averaged; with and without background removal."""
-    def best(label_names: Iterable[str], setting: str) -> float:
-        names = {n.lower() for n in label_names}
-        chosen = [r for r in rows if r["setting"] == setting and _plain(r["label"]) in names]
-        return _mean(np.nanmax(by_round(chosen), 1)) if chosen else float("nan")
+def format_he_table(rows: list[dict], dataset_name: str) -> list[str]:
+    """Return Table 1 of He et al. 2024: the mean over scans of the best Dice of up to 8 rounds, with and without background."""
+    def mean_of_best(label_names: Iterable[str]) -> list[float]:
+        means = []
+        for setting in ("background removed", "full"):
+            selected = [r for r in rows if r["setting"] == setting and _paper_name(r["label"]) in label_names]
+            means.append(_mean(np.nanmax(stack_rounds(selected), 1)) if selected else float("nan"))
+        return means
 
-    head = ["data", "structure", *published_figures.HE_COLUMNS, "SAM 2, removed / full (published)", "removed / full (measured)"]
+    columns = published_results.HE_COLUMNS
+    head = ["data", "structure", *columns, "SAM 2, removed / full (published)", "removed / full (measured)"]
     table, matched = [], set()
-    for row in published_figures.HE:
-        names = row.labels if row.data == data else ()
-        found = [best(names, s) for s in ("background removed", "full")]
-        matched |= {n for n in names if any(_plain(r["label"]) == n for r in rows)}
-        table.append([row.data, row.labels[0], *map(_cell, row.others), f"{_cell(row.removed)} / {_cell(row.full)}", _pair(found)])
-    for label in dict.fromkeys(r["label"] for r in rows if _plain(r["label"]) not in matched):
-        found = [best([_plain(label)], s) for s in ("background removed", "full")]
-        table.append([data, label, *["-"] * len(published_figures.HE_COLUMNS), "-", _pair(found)])
-    return _markdown(head, table)
+    for row in published_results.HE_ROWS:
+        names = row.labels if row.dataset == dataset_name else ()
+        matched |= {n for n in names if any(_paper_name(r["label"]) == n for r in rows)}
+        published = f"{_format_cell(row.background_removed)} / {_format_cell(row.full)}"
+        table.append([row.dataset, row.labels[0], *map(_format_cell, row.other_methods), published, _format_pair(mean_of_best(names))])
+    for label in dict.fromkeys(r["label"] for r in rows if _paper_name(r["label"]) not in matched):
+        table.append([dataset_name, label, *["-"] * len(columns), "-", _format_pair(mean_of_best([_paper_name(label)]))])
+    return _format_markdown(head, table)
 
 
-def shen_table(rows: list[dict], data: str) -> list[str]:
-    """Tables 1 and 2 of Shen et al. 2024: Dice / NSD in percent after the last click."""
-    columns = [*published_figures.SHEN_DATA, *([] if data in published_figures.SHEN_DATA else [data])]
-    head = ["method", *(published_figures.SHEN_NAMES.get(c, c) for c in columns)]
-    table = [[name, *(_percent(v) for v in values)] for name, values in published_figures.SHEN_INTERACTIVE.items()]
-    table += [[name, *(_percents(v) for v in values)] for name, values in published_figures.SHEN_SUPERVISED.items()]
+def format_shen_table(rows: list[dict], dataset_name: str) -> list[str]:
+    """Return Tables 1 and 2 of Shen et al. 2024: Dice / NSD in percent after the last click."""
+    columns = list(dict.fromkeys([*published_results.SHEN_DATASETS, dataset_name]))
+    head = ["method", *(published_results.SHEN_NAMES.get(c, c) for c in columns)]
+    table = [[name, *(_format_cell(v, 2) for v in values)] for name, values in published_results.SHEN_INTERACTIVE.items()]
+    table += [[name, *map(_format_percents, values)] for name, values in published_results.SHEN_SUPERVISED.items()]
     for setting in shen.SETTINGS:
-        table.append([f"SAM 2 ({setting}), published", *(_percents(v) for v in published_figures.SHEN[setting])])
-        chosen = last_round([r for r in rows if r["setting"] == setting])
-        measured = [_percents([100 * _mean(r[k] for r in chosen) for k in ("dice", "nsd")]) if c == data and chosen else MISSING
-                    for c in columns]  # fmt: skip
-        table.append([f"SAM 2 ({setting}), measured", *measured])
-    width = len(head)
-    lines = _markdown(head, [r + ["-"] * (width - len(r)) for r in table])
-    growth = growth_per_click(rows)
+        table.append([f"SAM 2 ({setting}), published", *map(_format_percents, published_results.SHEN[setting])])
+        last = select_last_rounds([r for r in rows if r["setting"] == setting])
+        measured = _format_percents(100 * _mean(r[k] for r in last) for k in ("dice", "nsd")) if last else NOT_MEASURED
+        table.append([f"SAM 2 ({setting}), measured", *(measured if c == dataset_name else NOT_MEASURED for c in columns)])
+    lines = _format_markdown(head, [cells + ["-"] * (len(head) - len(cells)) for cells in table])
+    growth = dice_growth_per_click(rows)
     if growth:
         lines += ["", "Dice growth per added point (as in Fig. 3), in percent:", ""]
-        lines += _markdown(["setting", *(f"point {n}" for n in range(1, shen.CLICKS + 1))],
-                           [[s, *(_cell(100 * g, 2) for g in v)] for s, v in growth.items()])  # fmt: skip
+        lines += _format_markdown(["setting", *(f"point {n}" for n in range(1, shen.MAX_CLICKS + 1))],
+                                  [[s, *(_format_cell(100 * v, 2) for v in values)] for s, values in growth.items()])  # fmt: skip
     return lines
 
 
-def growth_per_click(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Of each setting with clicks, by how much the mean Dice grows with click 1, 2, ... (the first from 0)."""
-    out = {}
+def dice_growth_per_click(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Return for each setting with clicks by how much each click raises the mean Dice, float (MAX_CLICKS,); the first from 0."""
+    growth = {}
     for setting in shen.SETTINGS:
-        chosen = [r for r in rows if r["setting"] == setting]
-        if chosen and setting.startswith("5 clicks"):
-            out[setting] = np.diff(np.nanmean(by_round(chosen), 0)[: shen.CLICKS], prepend=0.0)
-    return out
+        selected = [r for r in rows if r["setting"] == setting]
+        if selected and setting.startswith("5 clicks"):
+            growth[setting] = np.diff(np.nanmean(stack_rounds(selected), 0)[: shen.MAX_CLICKS], prepend=0.0)
+    return growth
 
 
-def dong_table(rows: list[dict], data: str) -> list[str]:
-    """IoU of each setting, pooled over the slices with foreground of a class, mean over classes."""
-    figures = {s: pooled_iou([r for r in rows if r["setting"] == s]) for s in dong.ALL}
-    table = [[*s.split("/"), _cell(figures[s], 3, MISSING)] for s in dong.ALL if s in dong.SETTINGS or not math.isnan(figures[s])]
-    lines = _markdown(["slice", "prompt", "direction", "mask", f"IoU on {data} (measured)"], table)
+def format_dong_table(rows: list[dict], dataset_name: str) -> list[str]:
+    """Return two tables: the IoU of each setting as in `mean_pooled_iou`, and its means over settings beside the paper's."""
+    iou = {s: mean_pooled_iou([r for r in rows if r["setting"] == s]) for s in dong.ALL_SETTINGS}
+    listed = [s for s in dong.ALL_SETTINGS if s in dong.SETTINGS or not math.isnan(iou[s])]
+    table = [[*s.split("/"), _format_cell(iou[s], 3, NOT_MEASURED)] for s in listed]
+    lines = _format_markdown(["slice", "prompt", "direction", "mask", f"IoU on {dataset_name} (measured)"], table)
     lines += ["", "Means over settings, and what the paper prints of all its data sets:", ""]
-    means: list[list[str]] = [["the 24 settings", _cell(_mean(figures[s] for s in dong.SETTINGS), 3, MISSING),
-                               _cell(published_figures.DONG["mean of the 24 settings (first version)"])]]  # fmt: skip
+    published = published_results.DONG
+    means: list[list[str]] = [["the 24 settings", _format_cell(_mean(iou[s] for s in dong.SETTINGS), 3, NOT_MEASURED),
+                               _format_cell(published["mean of the 24 settings (first version)"])]]  # fmt: skip
     for n, options in enumerate((dong.SLICES[:3], ("point", "box"), dong.DIRECTIONS, dong.MASKS)):
         for option in options:
-            chosen = [figures[s] for s in dong.SETTINGS if s.split("/")[n] == option]
-            means.append([f"{('slice', 'prompt', 'direction', 'mask')[n]}: {option}", _cell(_mean(chosen), 3, MISSING), "-"])
-    for kind in ("point", "mask"):
-        best = [v for s, v in figures.items() if s.split("/")[1] == kind and not math.isnan(v)]
-        name = "one point" if kind == "point" else "reference mask"
-        means.append([f"{name}, best setting", _cell(max(best, default=float("nan")), 3, MISSING),
-                      _cell(published_figures.DONG[f"{name}, best setting (journal version)"])])  # fmt: skip
-    return lines + _markdown(["", "measured", "published"], means)
+            mean = _mean(iou[s] for s in dong.SETTINGS if s.split("/")[n] == option)
+            means.append([f"{('slice', 'prompt', 'direction', 'mask')[n]}: {option}", _format_cell(mean, 3, NOT_MEASURED), "-"])
+    for prompt, name in (("point", "one point"), ("mask", "reference mask")):
+        best = max((v for s, v in iou.items() if s.split("/")[1] == prompt and not math.isnan(v)), default=float("nan"))
+        means.append([f"{name}, best setting", _format_cell(best, 3, NOT_MEASURED),
+                      _format_cell(published[f"{name}, best setting (journal version)"])])  # fmt: skip
+    return lines + _format_markdown(["", "measured", "published"], means)
 
 
-def rounds_table(rows: list[dict], data: str) -> list[str]:
-    """Mean Dice after 1, 3 and 8 rounds and the area under the curve (mean over the 8 rounds), each structure."""
-    lines = _markdown(
-        ["structure", "setting", "round 1", "round 3", "round 8", "area under the curve", "n"],
-        [
-            [label, setting, *(_cell(v) for v in curve[[0, 2, 7]]), _cell(float(curve.mean())), str(n)]
-            for label in (None, *dict.fromkeys(r["label"] for r in rows))
-            for setting in dict.fromkeys(r["setting"] for r in rows)
-            for curve, n in [_curve([r for r in rows if r["setting"] == setting and label in (None, r["label"])])]
-            for label in [label or f"all of {data}"]
-        ],
-    )  # fmt: skip
-    return lines
+def format_rounds_table(rows: list[dict], dataset_name: str) -> list[str]:
+    """Return the mean Dice after 1, 3 and 8 rounds and the area under the curve (mean over the 8 rounds), for each structure."""
+    table = []
+    for label in (None, *dict.fromkeys(r["label"] for r in rows)):
+        for setting in dict.fromkeys(r["setting"] for r in rows):
+            curve = _format_curve([r for r in rows if r["setting"] == setting and label in (None, r["label"])])
+            table.append([label or f"all of {dataset_name}", setting, *curve])
+    return _format_markdown(["structure", "setting", "round 1", "round 3", "round 8", "area under the curve", "n"], table)
 
 
-TABLES: dict[str, Callable[[list[dict], str], list[str]]] = {
-    "he": he_table, "shen": shen_table, "dong": dong_table, "rounds": rounds_table,
+# For each protocol, what turns its rows and the name of the data set into the lines of a table.
+PROTOCOL_TABLES: dict[str, Callable[[list[dict], str], list[str]]] = {
+    "he": format_he_table, "shen": format_shen_table, "dong": format_dong_table, "rounds": format_rounds_table,
 }  # fmt: skip
 
 
-def compare_table(rows: list[dict]) -> list[str]:
-    """All methods on the same clicks: mean Dice after rounds 1, 3 and 8, and the area under the curve."""
+def format_methods_table(rows: list[dict]) -> list[str]:
+    """Return a table of all methods on the same clicks: mean Dice after rounds 1, 3 and 8, and the area under the curve."""
     lines = []
     for setting in dict.fromkeys(r["setting"] for r in rows):
         table = []
         for method in dict.fromkeys(r["method"] for r in rows if r["setting"] == setting):
-            curve, n = _curve([r for r in rows if r["setting"] == setting and r["method"] == method])
-            table.append([METHOD_NAMES.get(method, method), *(_cell(v) for v in curve[[0, 2, 7]]), _cell(float(curve.mean())), str(n)])
-        lines += [f"{setting}:", "", *_markdown(["method", "round 1", "round 3", "round 8", "area under the curve", "n"], table), ""]
+            selected = [r for r in rows if r["setting"] == setting and r["method"] == method]
+            table.append([METHOD_NAMES.get(method, method), *_format_curve(selected)])
+        head = ["method", "round 1", "round 3", "round 8", "area under the curve", "n"]
+        lines += [f"{setting}:", "", *_format_markdown(head, table), ""]
     return lines
 
 
-def structures_table(rows: list[dict]) -> list[str]:
-    """All metrics of each structure after its last round, mean over cases."""
+def format_structures_table(rows: list[dict]) -> list[str]:
+    """Return a table of all metrics of each structure after its last round, mean over cases."""
     table = []
     for setting in dict.fromkeys(r["setting"] for r in rows):
         for label in dict.fromkeys(r["label"] for r in rows):
-            last = last_round([r for r in rows if r["setting"] == setting and r["label"] == label])
+            last = select_last_rounds([r for r in rows if r["setting"] == setting and r["label"] == label])
             if last:
-                means = [_cell(_mean(r[k] for r in last)) for k in ("dice", "iou", "nsd", "hd95")]
-                table.append([label, setting, *means, _cell(_mean(r["clicks"] for r in last), 1), str(len(last))])
-    return _markdown(["structure", "setting", "Dice", "IoU", "NSD", "HD95", "clicks", "n"], table)
+                means = [_format_cell(_mean(r[k] for r in last)) for k in ("dice", "iou", "nsd", "hd95")]
+                table.append([label, setting, *means, _format_cell(_mean(r["clicks"] for r in last), 1), str(len(last))])
+    return _format_markdown(["structure", "setting", "Dice", "IoU", "NSD", "HD95", "clicks", "n"], table)
 
 
-def _curve(rows: list[dict]) -> tuple[np.ndarray, int]:
-    """Mean Dice (ROUNDS,) and of how many structures."""
-    found = by_round(rows)
-    return np.nanmean(found, 0), len(found)
-
-
-def _share(rows: list[dict]) -> float:
-    return sum(r["slice_iou_sum"] for r in rows) / sum(r["slice_weight"] for r in rows)
+def _format_curve(rows: list[dict]) -> list[str]:
+    """Return the mean Dice after rounds 1, 3 and 8, its mean over all rounds, and the number of structures."""
+    dice = stack_rounds(rows)
+    curve = np.nanmean(dice, 0)
+    return [*(_format_cell(v) for v in curve[[0, 2, 7]]), _format_cell(float(curve.mean())), str(len(dice))]
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Of those that are known; NaN if none is."""
-    known = [v for v in values if not math.isnan(v)]
-    return float(np.mean(known)) if known else float("nan")
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    measured = [v for v in values if not math.isnan(v)]
+    return float(np.mean(measured)) if measured else float("nan")
 
 
-def _plain(label: str) -> str:
-    """A structure's name as the papers write it.
+def _paper_name(label: str) -> str:
+    """Return the name of a structure as the papers write it.
 
-    >>> _plain("Kidney_right"), _plain("inferior vena cava")
+    >>> _paper_name("Kidney_right"), _paper_name("inferior vena cava")
     ('right kidney', 'inferior vena cava')
     """
     words = label.lower().replace("_", " ").split()
@@ -203,21 +193,17 @@ def _plain(label: str) -> str:
     return " ".join(words)
 
 
-def _cell(value: float | None, digits: int = 3, missing: str = "-") -> str:
+def _format_cell(value: float | None, digits: int = 3, missing: str = "-") -> str:
     return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _pair(values: list[float]) -> str:
-    return MISSING if all(math.isnan(v) for v in values) else " / ".join(_cell(v, 3, MISSING) for v in values)
+def _format_pair(values: list[float]) -> str:
+    return NOT_MEASURED if all(math.isnan(v) for v in values) else " / ".join(_format_cell(v, 3, NOT_MEASURED) for v in values)
 
 
-def _percent(value: float | None) -> str:
-    return _cell(value, 2)
+def _format_percents(values: Iterable[float | None]) -> str:
+    return " / ".join(_format_cell(v, 2) for v in values)
 
 
-def _percents(values: Iterable[float | None]) -> str:
-    return " / ".join(_percent(v) for v in values)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+def _format_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)]

@@ -1,4 +1,4 @@
-"""A tiny labelled data set in the Decathlon's layout."""
+"""Provide a tiny labelled data set in the layout of the Decathlon."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def balls(tmp_path_factory):
-    """Three images of 48 x 40 x 8 voxels with a ball (1) and a smaller one (2)."""
+    """Return the folder of three images of 48 x 40 x 8 voxels with a large ball (label 1) and a small one (label 2)."""
     folder = tmp_path_factory.mktemp("balls")
     x, y, z = np.meshgrid(np.arange(48), np.arange(40), np.arange(8), indexing="ij")
     affine = np.diag([2.0, 2.0, 5.0, 1.0])

@@ -1,4 +1,4 @@
-"""Every data set's folder layout, made small."""
+"""Test small copies of the folder layout of every data set."""
 
 import json
 import sys
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from lib.common.errors import UserError
-from lib.evaluation.dataset_layouts import chosen, read_dataset
+from lib.evaluation.dataset_layouts import detect_dataset, select_cases
 
 
-def touch(folder, *names):
+def write_images(folder, *names):
+    """Write small images with these names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,18 +44,18 @@ LAYOUTS = {
         [("volume-0", "labels-0.nii.gz"), ("volume-2", "labels-2.nii.gz"), ("volume-10", "labels-10.nii.gz")], {1: "liver", 6: "brain"},
     ),
 }  # fmt: skip
-BELOW = {"BTCV": "RawData/Training", "FLARE22": "Training/FLARE22_LabeledCase50", "BraTS2020": "MICCAI_BraTS2020_TrainingData",
+SUBFOLDERS = {"BTCV": "RawData/Training", "FLARE22": "Training/FLARE22_LabeledCase50", "BraTS2020": "MICCAI_BraTS2020_TrainingData",
          "CT-ORG": "OrganSegmentations"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("below", [False, True])
-def test_layouts(tmp_path, name, below):
-    """In the folder itself, and as the archive unpacks."""
+@pytest.mark.parametrize("in_subfolder", [False, True])
+def test_layouts_are_recognized(tmp_path, name, in_subfolder):
+    """The layout may start in the folder itself or in the subfolder into which the archive is unpacked."""
     files, pairs, labels = LAYOUTS[name]
-    root = tmp_path / BELOW.get(name, "") if below else tmp_path
-    touch(root, *files)
-    data = read_dataset(tmp_path)
+    root = tmp_path / SUBFOLDERS.get(name, "") if in_subfolder else tmp_path
+    write_images(root, *files)
+    data = detect_dataset(tmp_path)
     assert data.name == name
     assert [(c.name, c.label) for c in data.cases] == [(case, root / label) for case, label in pairs]
     assert all(c.image.is_file() and labels.items() <= c.labels.items() for c in data.cases)
@@ -65,11 +66,11 @@ def test_layouts(tmp_path, name, below):
 ])  # fmt: skip
 def test_decathlon(tmp_path, folder, name, expected):
     root = tmp_path / folder
-    touch(root, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    write_images(root, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
     row = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
     content = {"labels": {"0": "background", "1": "spleen"}, "training": [row]} | ({"name": name} if name else {})
     (root / "dataset.json").write_text(json.dumps(content))
-    data = read_dataset(root)
+    data = detect_dataset(root)
     assert data.name == expected and [(c.name, c.labels) for c in data.cases] == [("a", {1: "spleen"})]
 
 
@@ -78,41 +79,41 @@ def test_decathlon(tmp_path, folder, name, expected):
 ])  # fmt: skip
 def test_other_folders_are_refused(tmp_path, folder, download, words):
     with pytest.raises(UserError, match=words):
-        read_dataset(tmp_path / folder, download)
+        detect_dataset(tmp_path / folder, download)
 
 
-def test_a_broken_dataset_json_is_told(tmp_path):
+def test_a_broken_dataset_json_is_named_in_the_error(tmp_path):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="dataset.json"):
-        read_dataset(tmp_path)
+        detect_dataset(tmp_path)
 
 
 def test_download_goes_to_the_folder(tmp_path, monkeypatch):
-    """By MONAI's own class; no network here."""
-    def fetch(root, task, section, download, cache_num):
+    """MONAI's class downloads the task; the test replaces it, because there may be no network."""
+    def download_task(root, task, section, download, cache_num):
         assert (task, section, download, cache_num) == ("Task09_Spleen", "training", True, 0)
-        touch(root / task, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+        write_images(root / task, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
         row = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
         (root / task / "dataset.json").write_text(json.dumps({"labels": {"1": "spleen"}, "training": [row]}))
 
-    monkeypatch.setitem(sys.modules, "monai.apps", SimpleNamespace(DecathlonDataset=fetch))
-    data = read_dataset(tmp_path / "data" / "Task09_Spleen", download=True)
+    monkeypatch.setitem(sys.modules, "monai.apps", SimpleNamespace(DecathlonDataset=download_task))
+    data = detect_dataset(tmp_path / "data" / "Task09_Spleen", download=True)
     assert data.name == "MSD09" and len(data.cases) == 1
 
 
-def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
-    def fetch(*_, **__):
+def test_a_failed_download_is_a_user_error(tmp_path, monkeypatch):
+    def download_task(*_, **__):
         raise RuntimeError("no route to host")
 
-    monkeypatch.setitem(sys.modules, "monai.apps", SimpleNamespace(DecathlonDataset=fetch))
+    monkeypatch.setitem(sys.modules, "monai.apps", SimpleNamespace(DecathlonDataset=download_task))
     with pytest.raises(UserError, match="no route"):
-        read_dataset(tmp_path / "Task09_Spleen", download=True)
+        detect_dataset(tmp_path / "Task09_Spleen", download=True)
 
 
-def test_choice_of_cases(tmp_path):
-    touch(tmp_path, *LAYOUTS["CT-ORG"][0])
-    cases = read_dataset(tmp_path).cases
-    assert [c.name for c in chosen(cases, limit=2)] == ["volume-0", "volume-2"]
-    assert [c.name for c in chosen(cases, ("volume-10", "volume-0"))] == ["volume-0", "volume-10"], "in the order of the data"
+def test_select_cases(tmp_path):
+    write_images(tmp_path, *LAYOUTS["CT-ORG"][0])
+    cases = detect_dataset(tmp_path).cases
+    assert [c.name for c in select_cases(cases, limit=2)] == ["volume-0", "volume-2"]
+    assert [c.name for c in select_cases(cases, ("volume-10", "volume-0"))] == ["volume-0", "volume-10"], "in the order of the data"
     with pytest.raises(UserError, match="volume-7"):
-        chosen(cases, ("volume-7",))
+        select_cases(cases, ("volume-7",))

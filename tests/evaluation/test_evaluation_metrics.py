@@ -1,20 +1,20 @@
-"""Metrics on masks drawn by hand."""
+"""Test the metrics on masks that are written by hand."""
 
 import numpy as np
 import pytest
 
 from lib.evaluation import metrics
-from lib.evaluation.methods.method import PLAIN, Answer
-from lib.evaluation.protocols.steps import Counting, Step
+from lib.evaluation.methods.method import DEFAULT_MODE, Prediction
+from lib.evaluation.protocols.steps import ScoredSlices, Step
 from lib.evaluation.protocols.target import Target
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
-from tests.evaluation.drawing import drawn
+from tests.evaluation.simulated_methods import mask_from_text
 
-EMPTY = drawn("........", "........", "........", "........")
-SQUARE = drawn("........", "..##....", "..##....", "........")
-RIGHT = drawn("........", "...##...", "...##...", "........")  # SQUARE, one to the right
-FAR = drawn("........", "......##", "......##", "........")  # four to the right
+EMPTY = mask_from_text("........", "........", "........", "........")
+SQUARE = mask_from_text("........", "..##....", "..##....", "........")
+RIGHT = mask_from_text("........", "...##...", "...##...", "........")  # SQUARE, one to the right
+FAR = mask_from_text("........", "......##", "......##", "........")  # four to the right
 
 
 @pytest.mark.parametrize("mask, reference, dice, iou", [
@@ -22,7 +22,7 @@ FAR = drawn("........", "......##", "......##", "........")  # four to the right
     (EMPTY, EMPTY, 1, 1),
 ])  # fmt: skip
 def test_overlap(mask, reference, dice, iou):
-    assert metrics.overlap(mask[None], reference[None]) == pytest.approx({"dice": dice, "iou": iou})
+    assert metrics.overlap_metrics(mask[None], reference[None]) == pytest.approx({"dice": dice, "iou": iou})
 
 
 @pytest.mark.parametrize("mask, reference, spacing, tolerance, nsd, hd95", [
@@ -34,62 +34,63 @@ def test_overlap(mask, reference, dice, iou):
     (FAR, SQUARE, (5, 7, 0.5), 1.5, 0.5, 2),  # 1.5 and 2 mm
 ])  # fmt: skip
 def test_surfaces(mask, reference, spacing, tolerance, nsd, hd95):
-    assert metrics.surfaces(mask[None], reference[None], spacing, tolerance) == pytest.approx({"nsd": nsd, "hd95": hd95})
+    assert metrics.surface_metrics(mask[None], reference[None], spacing, tolerance) == pytest.approx({"nsd": nsd, "hd95": hd95})
 
 
 def test_spacing_is_that_of_its_axis():
-    """Two slices apart: only the distance of slices counts."""
+    """The masks are two slices apart, so that only the distance between slices has an effect."""
     mask, reference = np.stack([SQUARE, EMPTY, EMPTY]), np.stack([EMPTY, EMPTY, SQUARE])
-    assert metrics.surfaces(mask, reference, (5, 1, 1))["hd95"] == 10
-    assert metrics.surfaces(mask.swapaxes(0, 1), reference.swapaxes(0, 1), (5, 3, 1))["hd95"] == 6
+    assert metrics.surface_metrics(mask, reference, (5, 1, 1))["hd95"] == 10
+    assert metrics.surface_metrics(mask.swapaxes(0, 1), reference.swapaxes(0, 1), (5, 3, 1))["hd95"] == 6
 
 
 @pytest.mark.parametrize("mask, reference, nsd, hd95", [(EMPTY, EMPTY, 1, 0), (SQUARE, EMPTY, 0, np.nan), (EMPTY, SQUARE, 0, np.nan)])
 def test_surfaces_of_empty_masks(mask, reference, nsd, hd95):
-    assert metrics.surfaces(mask[None], reference[None], (1, 1, 1)) == pytest.approx({"nsd": nsd, "hd95": hd95}, nan_ok=True)
+    assert metrics.surface_metrics(mask[None], reference[None], (1, 1, 1)) == pytest.approx({"nsd": nsd, "hd95": hd95}, nan_ok=True)
 
 
 def test_objects_at_the_edge_of_the_volume_have_a_surface_there():
-    """A slice that is full to its edges: without the border the surface would have a hole."""
+    """The slice is full up to its edges; without the border the surface would have a hole there."""
     full = np.ones((1, 4, 4), bool)
     small = full.copy()
     small[:, :, 3] = False
-    assert metrics.surfaces(full, full, (1, 1, 1)) == {"nsd": 1, "hd95": 0}
-    assert metrics.surfaces(full, small, (1, 1, 3), tolerance=1)["hd95"] == 3
+    assert metrics.surface_metrics(full, full, (1, 1, 1)) == {"nsd": 1, "hd95": 0}
+    assert metrics.surface_metrics(full, small, (1, 1, 3), tolerance=1)["hd95"] == 3
 
 
 def test_pooled_slice_iou():
-    """Slices: 1, 1/3, both empty (1), 0; weights 2, 1, 0, 1."""
+    """The IoU of the slices is 1, 1/3, 1 (both empty) and 0; their weights are 2, 1, 0 and 1."""
     mask, reference = np.stack([SQUARE, RIGHT, EMPTY, FAR]), np.stack([SQUARE, SQUARE, EMPTY, SQUARE])
-    found = metrics.pooled(mask, reference, np.array([2.0, 1.0, 0.0, 1.0]))
-    assert found == pytest.approx({"slice_iou_sum": 2 + 1 / 3, "slice_weight": 4})
+    scores = metrics.pooled_slice_iou(mask, reference, np.array([2.0, 1.0, 0.0, 1.0]))
+    assert scores == pytest.approx({"slice_iou_sum": 2 + 1 / 3, "slice_weight": 4})
 
 
-def step(reference, counting, shown=0):
+def make_step(reference, scored_slices, last_annotated=0):
+    """Return a step on voxels of 0.5 x 2 x 5 mm."""
     affine = np.diag([0.5, 2.0, 5.0, 1.0])  # x, y and slices
     frames = Frames(Volume(np.zeros(reference.shape[::-1], np.float32), affine), 2, (0, 1))
-    return Step("full", 1, Target.of(frames, reference), {}, PLAIN, Answer(reference), shown, counting)
+    return Step("full", 1, Target.with_all_slices(frames, reference), {}, DEFAULT_MODE, Prediction(reference), last_annotated, scored_slices)
 
 
 def test_score_in_mm_and_in_voxels():
-    """One pixel to the right: 0.5 mm, or one voxel."""
+    """The mask lies one pixel to the right, which is 0.5 mm or one voxel."""
     mask, reference = np.stack([RIGHT]), np.stack([SQUARE])
-    found = metrics.score(step(reference, Counting()), mask)
-    assert found == pytest.approx({"slice_dice": 0.5, "dice": 0.5, "iou": 1 / 3, "nsd": 1, "hd95": 0.5})
-    assert metrics.score(step(reference, Counting(in_mm=False)), mask)["hd95"] == 1
+    scores = metrics.score_step(make_step(reference, ScoredSlices()), mask)
+    assert scores == pytest.approx({"slice_dice": 0.5, "dice": 0.5, "iou": 1 / 3, "nsd": 1, "hd95": 0.5})
+    assert metrics.score_step(make_step(reference, ScoredSlices(in_mm=False)), mask)["hd95"] == 1
 
 
-def test_only_slices_that_count():
+def test_only_scored_slices_are_compared():
     mask, reference = np.stack([SQUARE, FAR, RIGHT]), np.stack([SQUARE, SQUARE, SQUARE])
-    found = metrics.score(step(reference, Counting(np.array([0, 2])), shown=1), mask)
-    assert found["dice"] == pytest.approx(0.75) and found["slice_dice"] == 0, "the shown slice is scored in any case"
+    scores = metrics.score_step(make_step(reference, ScoredSlices(np.array([0, 2])), last_annotated=1), mask)
+    assert scores["dice"] == pytest.approx(0.75) and scores["slice_dice"] == 0, "the annotated slice is scored in any case"
 
 
-def test_order_of_the_slices_counts_for_surfaces():
+def test_order_of_the_slices_changes_surface_distances():
     """In the order of propagation (1, 2, 0) slices 2 and 0 become neighbours: the nearest surface to the mask on slice 2 is then
     one slice away, and not two."""
     mask, reference = np.stack([EMPTY, EMPTY, SQUARE]), np.stack([SQUARE, EMPTY, EMPTY])
-    assert metrics.score(step(reference, Counting(in_mm=False)), mask)["hd95"] == 2
-    assert metrics.score(step(reference, Counting(np.array([1, 2, 0]), in_mm=False)), mask) | {"slice_dice": 0} == pytest.approx(
+    assert metrics.score_step(make_step(reference, ScoredSlices(in_mm=False)), mask)["hd95"] == 2
+    assert metrics.score_step(make_step(reference, ScoredSlices(np.array([1, 2, 0]), in_mm=False)), mask) | {"slice_dice": 0} == pytest.approx(
         {"slice_dice": 0, "dice": 0, "iou": 0, "nsd": 1, "hd95": 1}
     )

@@ -1,4 +1,4 @@
-"""Runs: what is kept, what is done again, errors, a killed process."""
+"""Test runs: which results are kept, which cases are repeated, errors, and a process that is killed."""
 
 import csv
 import os
@@ -12,120 +12,132 @@ import pytest
 
 from lib.common.errors import UserError
 from lib.evaluation import report, run
-from lib.evaluation.case_evaluation import Settings
-from lib.evaluation.run import Store
+from lib.evaluation.case_evaluation import EvaluationSettings
+from lib.evaluation.distribute import run_in_process
+from lib.evaluation.run import ResultStore
 from lib.imaging.datasets import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [Case(name, Path(name), Path(name), {1: "spleen"}) for name in ("a", "b/c", "d.1")]
 
 
-def row(case, **more):
+def row(case, **extra):
+    """Return a row of results."""
     return {"case": case, "label": "spleen", "setting": "full", "round": 1, "method": "app", "slices": "3", "clicks": 1, "dice": 0.5,
-            "iou": 0.3, "nsd": 0.2, "hd95": float("nan"), "slice_dice": 0.5, "seconds": 0.1} | more  # fmt: skip
+            "iou": 0.3, "nsd": 0.2, "hd95": float("nan"), "slice_dice": 0.5, "seconds": 0.1} | extra  # fmt: skip
 
 
-def work_that_fails(done, *names):
+def failing_worker_factory(started, *failing_names):
+    """Return a factory of workers that append the names of their cases to `started` and fail at some cases."""
     def work(case):
-        done.append(case.name)
-        if case.name in names:
+        started.append(case.name)
+        if case.name in failing_names:
             return {"case": case.name, "rows": [], "error": "no such file", "seconds": 0.1}
         return {"case": case.name, "rows": [row(case.name)], "seconds": 0.1}
 
     return lambda: work
 
 
-def progress(reports, total):
+def no_progress(reports, total):
+    """Return the reports without displaying progress."""
     return reports
 
 
-def test_finished_cases_are_not_done_again(tmp_path):
-    """A case that failed is."""
-    done = []
-    first = run.run(CASES, Store(tmp_path, Settings("he"), "data"), work_that_fails(done, "b/c"), progress=progress)
-    assert done == ["a", "b/c", "d.1"] and ["error" in r for r in first] == [False, True, False]
-    second = run.run(CASES, Store(tmp_path, Settings("he"), "data"), work_that_fails(done), progress=progress)
-    assert done == ["a", "b/c", "d.1", "b/c"] and not any("error" in r for r in second)
+def test_finished_cases_are_not_repeated(tmp_path):
+    """A case that failed is repeated."""
+    settings = EvaluationSettings("he")
+    started = []
+    store = ResultStore(tmp_path, settings, "data")
+    first = run.run_cases(CASES, store, failing_worker_factory(started, "b/c"), run_in_process, no_progress)
+    assert started == ["a", "b/c", "d.1"] and ["error" in r for r in first] == [False, True, False]
+    store = ResultStore(tmp_path, settings, "data")
+    second = run.run_cases(CASES, store, failing_worker_factory(started), run_in_process, no_progress)
+    assert started == ["a", "b/c", "d.1", "b/c"] and not any("error" in r for r in second)
     assert [r["case"] for r in second] == ["a", "b/c", "d.1"], "in the order of the data"
-    run.run(CASES, Store(tmp_path, Settings("he"), "data", resume=False), work_that_fails(done), progress=progress)
-    assert len(done) == 7
+    store = ResultStore(tmp_path, settings, "data", resume=False)
+    run.run_cases(CASES, store, failing_worker_factory(started), run_in_process, no_progress)
+    assert len(started) == 7
 
 
 def test_reports_in_any_order(tmp_path):
-    def backwards(cases, make_work):
-        return (make_work()(c) for c in reversed(cases))
+    def run_backwards(cases, make_worker):
+        return (make_worker()(c) for c in reversed(cases))
 
-    found = run.run(CASES, Store(tmp_path, Settings("he"), "data"), work_that_fails([]), backwards, progress)
-    assert [r["case"] for r in found] == ["a", "b/c", "d.1"]
+    store = ResultStore(tmp_path, EvaluationSettings("he"), "data")
+    reports = run.run_cases(CASES, store, failing_worker_factory([]), run_backwards, no_progress)
+    assert [r["case"] for r in reports] == ["a", "b/c", "d.1"]
 
 
 @pytest.mark.parametrize("settings, data, words", [
-    (Settings("shen"), "data", "protocol"), (Settings("he", seed=2), "data", "seed"), (Settings("he"), "elsewhere", "data"),
+    (EvaluationSettings("shen"), "data", "protocol"), (EvaluationSettings("he", seed=2), "data", "seed"),
+    (EvaluationSettings("he"), "elsewhere", "data"),
 ])  # fmt: skip
-def test_another_run_is_not_gone_on_with(tmp_path, settings, data, words):
-    Store(tmp_path, Settings("he"), "data")
+def test_the_folder_of_another_run_is_refused(tmp_path, settings, data, words):
+    ResultStore(tmp_path, EvaluationSettings("he"), "data")
     with pytest.raises(UserError, match=f"another {words}"):
-        Store(tmp_path, settings, data)
+        ResultStore(tmp_path, settings, data)
 
 
-def test_a_damaged_folder_is_told(tmp_path):
+def test_a_damaged_folder_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="run.json"):
-        Store(tmp_path, Settings("he"), "data")
+        ResultStore(tmp_path, EvaluationSettings("he"), "data")
 
 
 @pytest.mark.parametrize("error, words", [(UserError("This is wrong."), "This is wrong."), (ZeroDivisionError("x"), "ZeroDivisionError: x")])
 def test_a_case_that_fails_is_reported(error, words):
-    class Fails:
+    class FailingMethod:
         def __init__(self, options):
             raise error
 
-    report = run.work_for(Settings("he"), [Fails], None)()(CASES[0])
+    report = run.make_worker_factory(EvaluationSettings("he"), [FailingMethod], None)()(CASES[0])
     assert report["case"] == "a" and report["error"] == words and report["rows"] == []
 
 
 def test_summary_lists_what_failed(tmp_path):
     reports = [{"case": "a", "rows": [row("a")], "seconds": 2.0}, {"case": "b", "rows": [], "error": "no such file", "seconds": 1.0}]
-    path = report.write_report(tmp_path, Settings("he", "published", weights="0123456789abcdef"), "MSD09", reports)
+    path = report.write_report(tmp_path, EvaluationSettings("he", "published", weights="0123456789abcdef"), "MSD09", reports)
     text = path.read_text()
-    for words in ("as published, on MSD09", "0123456789ab", "1 finished, 1 failed", "* b: no such file", "3 seconds", report.revision()):
+    for words in ("as published, on MSD09", "0123456789ab", "1 finished, 1 failed", "* b: no such file", "3 seconds", report.git_revision()):
         assert words in text
     assert (tmp_path / "results.csv").read_text().count("\n") == 2 and (tmp_path / "curves.png").is_file()
 
 
 def test_nothing_measured(tmp_path):
-    path = report.write_report(tmp_path, Settings("dong"), "mine", [{"case": "a", "rows": [], "seconds": 0.1}])
+    path = report.write_report(tmp_path, EvaluationSettings("dong"), "mine", [{"case": "a", "rows": [], "seconds": 0.1}])
     assert "Nothing was measured" in path.read_text()
 
 
-def evaluate(balls, out, *more):
-    arguments = ["--protocol", "rounds", "--settings", "box", "--data", balls, "--device", "cpu", "--out", out, *more]
+def evaluate_command(balls, out, *extra):
+    """Return the command that evaluates the balls in a process of its own."""
+    arguments = ["--protocol", "rounds", "--settings", "box", "--data", balls, "--device", "cpu", "--out", out, *extra]
     return [sys.executable, str(ROOT / "main.py"), "evaluate", *map(str, arguments)]
 
 
-def table(out):
-    """results.csv without seconds."""
+def read_results(out):
+    """Return the rows of results.csv without the column of seconds."""
     with open(out / "results.csv") as file:
         return [{k: v for k, v in r.items() if k != "seconds"} for r in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(balls, tmp_path_factory):
+    """Return the folder of a run that was not interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(evaluate(balls, out), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(evaluate_command(balls, out), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return out
 
 
 def test_files_of_a_run(uninterrupted):
     assert {p.name for p in uninterrupted.iterdir()} == {"cases", "run.json", "results.csv", "summary.md", "curves.png", "slices.png"}
-    rows = table(uninterrupted)
+    rows = read_results(uninterrupted)
     assert {(r["case"], r["label"]) for r in rows} == {(f"ball_{n}", name) for n in range(3) for name in ("large", "small")}
     assert "all of balls" in (uninterrupted / "summary.md").read_text()
 
 
-def test_a_killed_run_ends_as_one_that_was_not(balls, uninterrupted, tmp_path):
-    process = subprocess.Popen(evaluate(balls, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_and_resumed_run_gives_the_same_results(balls, uninterrupted, tmp_path):
+    process = subprocess.Popen(evaluate_command(balls, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 240
         while not list((tmp_path / "cases").glob("*.json")) and time.monotonic() < deadline and process.poll() is None:
@@ -135,14 +147,14 @@ def test_a_killed_run_ends_as_one_that_was_not(balls, uninterrupted, tmp_path):
         assert process.wait() == -signal.SIGKILL, "killed before its end"
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cases").glob("*.json")}
     assert 1 <= len(kept) < 3 and not (tmp_path / "results.csv").exists()
-    done = subprocess.run(evaluate(balls, tmp_path), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(evaluate_command(balls, tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"{len(kept)} of 3 cases are finished already" in done.stderr, done.stderr
-    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "what was finished is not done again"
-    assert table(tmp_path) == table(uninterrupted)
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished cases are not repeated"
+    assert read_results(tmp_path) == read_results(uninterrupted)
 
 
 def test_ray_gives_the_same(balls, uninterrupted, tmp_path):
     pytest.importorskip("ray")
-    done = subprocess.run(evaluate(balls, tmp_path, "--engine", "ray", "--workers", 2), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(evaluate_command(balls, tmp_path, "--engine", "ray", "--workers", 2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert table(tmp_path) == table(uninterrupted)
+    assert read_results(tmp_path) == read_results(uninterrupted)

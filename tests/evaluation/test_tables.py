@@ -1,4 +1,4 @@
-"""Tables from rows written by hand."""
+"""Test tables, plots and pictures made of rows that are written by hand."""
 
 import csv
 import io
@@ -6,77 +6,79 @@ import io
 import numpy as np
 import pytest
 
-from lib.evaluation import figures, overlays, published_figures, tables
-from lib.evaluation.methods.method import PLAIN, Answer
+from lib.evaluation import figures, overlays, published_results, tables
+from lib.evaluation.methods.method import DEFAULT_MODE, Prediction
 from lib.evaluation.protocols import dong
 from lib.evaluation.protocols.steps import Step
-from tests.evaluation.drawing import drawn, target_of
+from tests.evaluation.simulated_methods import make_target, mask_from_text
 
 
-def row(case="a", label="spleen", setting="full", number=1, dice=0.5, method="app", **more):
+def row(case="a", label="spleen", setting="full", number=1, dice=0.5, method="app", **extra):
+    """Return a row of results."""
     return {"case": case, "label": label, "setting": setting, "round": number, "method": method, "slices": "3 1", "clicks": 2,
-            "dice": dice, "iou": dice / 2, "nsd": dice, "hd95": 3.0, "slice_dice": dice, "seconds": 1.0} | more  # fmt: skip
+            "dice": dice, "iou": dice / 2, "nsd": dice, "hd95": 3.0, "slice_dice": dice, "seconds": 1.0} | extra  # fmt: skip
 
 
-def cells(lines, *begins):
-    """Cells of the line that begins so."""
+def cells(lines, *first_cells):
+    """Return the cells of the first line of a table that begins with the given cells."""
     return next([c.strip() for c in line.split("|")[1:-1]] for line in lines
-                if [c.strip() for c in line.split("|")[1:]][: len(begins)] == list(begins))  # fmt: skip
+                if [c.strip() for c in line.split("|")[1:]][: len(first_cells)] == list(first_cells))  # fmt: skip
 
 
 def test_csv():
-    text = tables.to_csv([{"rows": [row(hd95=float("nan"))]}, {"rows": []}, {"rows": [row("b", slice_iou_sum=2.5, slice_weight=4.0)]}])
-    found = list(csv.DictReader(io.StringIO(text)))
-    assert tuple(found[0]) == tables.COLUMNS
-    assert [(r["case"], r["hd95"], r["slice_weight"], r["slices"]) for r in found] == [("a", "", "", "3 1"), ("b", "3.0", "4.0", "3 1")]
+    text = tables.format_csv([{"rows": [row(hd95=float("nan"))]}, {"rows": []}, {"rows": [row("b", slice_iou_sum=2.5, slice_weight=4.0)]}])
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(table[0]) == tables.COLUMNS
+    assert [(r["case"], r["hd95"], r["slice_weight"], r["slices"]) for r in table] == [("a", "", "", "3 1"), ("b", "3.0", "4.0", "3 1")]
 
 
-def test_rounds_that_stop_early_keep_their_last():
-    found = tables.by_round([row(number=1, dice=0.2), row(number=2, dice=0.6), row("b", number=1, dice=1.0)])
-    assert found.tolist() == [[0.2] + [0.6] * 7, [1.0] * 8]
+def test_structures_that_stop_early_keep_their_last_value():
+    dice = tables.stack_rounds([row(number=1, dice=0.2), row(number=2, dice=0.6), row("b", number=1, dice=1.0)])
+    assert dice.tolist() == [[0.2] + [0.6] * 7, [1.0] * 8]
 
 
-def test_he_counts_the_best_of_the_rounds():
+def test_he_table_has_the_best_of_the_rounds():
     rows = [row(number=n, dice=d) for n, d in ((1, 0.2), (2, 0.9), (3, 0.4))] + [row("b", dice=0.5)]
     rows += [row(setting="background removed", dice=0.8)]
-    lines = tables.he_table(rows, "MSD09")
+    lines = tables.format_he_table(rows, "MSD09")
     assert cells(lines, "MSD09", "spleen")[-2:] == ["0.898 / 0.737", "0.800 / 0.700"]
     assert cells(lines, "BTCV", "spleen")[-2:] == ["0.475 / 0.308", "not measured"], "of other data"
     assert cells(lines, "MSD03", "liver")[2:4] == ["0.943", "0.947"]
 
 
 def test_he_names_of_structures():
-    """The Decathlon calls a tumour cancer, other data a side comes last."""
-    assert cells(tables.he_table([row(label="cancer", dice=0.25)], "MSD06"), "MSD06", "lung tumor")[-1] == "not measured / 0.250"
-    assert cells(tables.he_table([row(label="kidney_right", dice=0.25)], "BTCV"), "BTCV", "right kidney")[-1] == "not measured / 0.250"
-    assert cells(tables.he_table([row(label="sacrum")], "mine"), "mine", "sacrum")[-2:] == ["-", "not measured / 0.500"]
+    """The Decathlon calls a tumour "cancer"; in other data the side comes last."""
+    assert cells(tables.format_he_table([row(label="cancer", dice=0.25)], "MSD06"), "MSD06", "lung tumor")[-1] == "not measured / 0.250"
+    assert cells(tables.format_he_table([row(label="kidney_right", dice=0.25)], "BTCV"), "BTCV", "right kidney")[-1] == "not measured / 0.250"
+    assert cells(tables.format_he_table([row(label="sacrum")], "mine"), "mine", "sacrum")[-2:] == ["-", "not measured / 0.500"]
 
 
-def test_shen_shows_the_last_click_in_percent():
+def test_shen_table_shows_the_last_click_in_percent():
     rows = [row(setting="5 clicks", number=n, dice=d) for n, d in ((1, 0.2), (2, 0.5))] + [row("b", setting="5 clicks", dice=0.3)]
-    lines = tables.shen_table(rows, "MSD09")
+    lines = tables.format_shen_table(rows, "MSD09")
     assert cells(lines, "SAM 2 (5 clicks), published")[2] == "79.59 / 75.63"
     assert cells(lines, "SAM 2 (5 clicks), measured") == ["SAM 2 (5 clicks), measured", "not measured", "40.00 / 40.00", *["not measured"] * 3]
     assert cells(lines, "SAM 2 (1 mask), measured")[2] == "not measured"
-    assert cells(tables.shen_table(rows, "mine"), "SAM 2 (5 clicks), measured")[-1] == "40.00 / 40.00"
+    assert cells(tables.format_shen_table(rows, "mine"), "SAM 2 (5 clicks), measured")[-1] == "40.00 / 40.00"
 
 
 def test_growth_per_click():
-    """Means of two structures after clicks 1, 2: 0.25, 0.4; then nothing changes."""
+    """The means of two structures after clicks 1 and 2 are 0.25 and 0.4; then nothing changes."""
     rows = [row(setting="5 clicks", number=n, dice=d) for n, d in ((1, 0.2), (2, 0.5))] + [row("b", setting="5 clicks", dice=0.3)]
-    assert tables.growth_per_click(rows)["5 clicks"] == pytest.approx([0.25, 0.15, 0, 0, 0])
+    assert tables.dice_growth_per_click(rows)["5 clicks"] == pytest.approx([0.25, 0.15, 0, 0, 0])
 
 
-def pooled(setting, label, total, weight, case="a"):
-    return row(case, label, setting, slice_iou_sum=total, slice_weight=weight)
+def pooled_row(setting, label, iou_sum, weight, case="a"):
+    """Return a row of the protocol of Dong et al."""
+    return row(case, label, setting, slice_iou_sum=iou_sum, slice_weight=weight)
 
 
 def test_dong_pools_the_slices_of_a_class():
-    """Liver: (1 + 3) / (2 + 8) = 0.4; spleen: 0.8; the mean of both, not of the cases."""
+    """The liver has (1 + 3) / (2 + 8) = 0.4 and the spleen 0.8; the mean is over these two, not over cases."""
     setting = "largest/box/both/first"
-    rows = [pooled(setting, "liver", 1.0, 2.0), pooled(setting, "liver", 3.0, 8.0, "b"), pooled(setting, "spleen", 0.8, 1.0)]
-    assert tables.pooled_iou(rows) == pytest.approx(0.6)
-    lines = tables.dong_table(rows, "mine")
+    rows = [pooled_row(setting, "liver", 1.0, 2.0), pooled_row(setting, "liver", 3.0, 8.0, "b"), pooled_row(setting, "spleen", 0.8, 1.0)]
+    assert tables.mean_pooled_iou(rows) == pytest.approx(0.6)
+    lines = tables.format_dong_table(rows, "mine")
     assert cells(lines, "largest", "box", "both", "first")[-1] == "0.600"
     assert cells(lines, "first", "point", "forward", "first")[-1] == "not measured"
     assert cells(lines, "prompt: box")[1] == "0.600" and cells(lines, "prompt: point")[1] == "not measured"
@@ -86,24 +88,24 @@ def test_dong_pools_the_slices_of_a_class():
 def test_rounds_and_methods():
     rows = [row(setting="3 clicks", number=n, dice=d) for n, d in ((1, 0.2), (2, 0.4), (3, 0.6))]
     rows += [row(setting="3 clicks", dice=0.5, method="official")]
-    found = cells(tables.rounds_table(rows[:3], "mine"), "all of mine")
-    assert found[2:] == ["0.200", "0.600", "0.600", "0.525", "1"], "area: (0.2 + 0.4 + 6 * 0.6) / 8"
-    lines = tables.compare_table(rows)
+    line = cells(tables.format_rounds_table(rows[:3], "mine"), "all of mine")
+    assert line[2:] == ["0.200", "0.600", "0.600", "0.525", "1"], "area: (0.2 + 0.4 + 6 * 0.6) / 8"
+    lines = tables.format_methods_table(rows)
     assert cells(lines, "this engine")[1:] == ["0.200", "0.600", "0.600", "0.525", "1"]
     assert cells(lines, "official predictor")[1:5] == ["0.500"] * 4
 
 
 def test_metrics_of_each_structure():
-    lines = tables.structures_table([row(dice=0.2), row(number=2, dice=0.6, hd95=float("nan")), row("b", dice=1.0)])
+    lines = tables.format_structures_table([row(dice=0.2), row(number=2, dice=0.6, hd95=float("nan")), row("b", dice=1.0)])
     assert cells(lines, "spleen") == ["spleen", "full", "0.800", "0.400", "0.800", "3.000", "2.0", "2"]
 
 
-def test_published_tables_are_whole():
-    """As many rows and columns as in the papers, and figures that protocols and abstracts repeat."""
-    assert len(published_figures.HE) == 25 and all(len(r.others) == len(published_figures.HE_COLUMNS) == 6 for r in published_figures.HE)
-    assert next((r.removed, r.full) for r in published_figures.HE if r.labels[0] == "aorta") == (0.916, 0.85)
-    assert all(len(v) == len(published_figures.SHEN_DATA) for v in (*published_figures.SHEN.values(), *published_figures.SHEN_SUPERVISED.values()))
-    assert [d for d, _ in published_figures.SHEN["1 mask, salient"]] == [87.17, 94.41, 92.33, 87.48, 61.04]
+def test_published_tables_are_complete():
+    """They have as many rows and columns as in the papers, and values that the papers repeat elsewhere."""
+    assert len(published_results.HE_ROWS) == 25 and all(len(r.other_methods) == len(published_results.HE_COLUMNS) == 6 for r in published_results.HE_ROWS)
+    assert next((r.background_removed, r.full) for r in published_results.HE_ROWS if r.labels[0] == "aorta") == (0.916, 0.85)
+    assert all(len(v) == len(published_results.SHEN_DATASETS) for v in (*published_results.SHEN.values(), *published_results.SHEN_SUPERVISED.values()))
+    assert [d for d, _ in published_results.SHEN["1 mask, salient"]] == [87.17, 94.41, 92.33, 87.48, 61.04]
 
 
 def test_confidence_interval():
@@ -111,25 +113,25 @@ def test_confidence_interval():
     assert mean.tolist() == [0.5, 0.5] and half == pytest.approx([1.96 * 0.5 / np.sqrt(3), 0])
 
 
-def test_figures_are_drawn(tmp_path):
+def test_plots_are_drawn(tmp_path):
     from PIL import Image
 
     rows = [row(label=la, setting=s, number=n, dice=0.1 * n) for la in ("spleen", "liver") for s in ("full", "5 clicks") for n in (1, 2, 3)]
-    for draw in (figures.rounds_figure, figures.clicks_figure):
+    for draw in (figures.draw_rounds, figures.draw_clicks):
         assert np.asarray(Image.open(draw(rows, tmp_path / "x.png"))).std() > 10
 
 
-def test_slices_to_show(tmp_path):
+def test_overlays_are_drawn(tmp_path):
     from PIL import Image
 
-    square = drawn("........", "..###...", "..###...", "..###...", "........")
+    square = mask_from_text("........", "..###...", "..###...", "..###...", "........")
     reference = np.stack([square & False, *[square] * 5])
-    target = target_of(reference)
-    shown = []
+    target = make_target(reference)
+    extracted = []
     for name, mask in (("right", reference), ("wrong", ~reference), ("empty", reference & False)):
-        shown.append(overlays.cut(name, Step("full", 1, target, {}, PLAIN, Answer(mask), 1)))
-    assert [s["dice"] for s in shown] == [1.0, 0.0, 0.0]
-    overlays.sheet(shown, tmp_path / "slices.png")
+        extracted.append(overlays.extract_overlay(name, Step("full", 1, target, {}, DEFAULT_MODE, Prediction(mask), 1)))
+    assert [s["dice"] for s in extracted] == [1.0, 0.0, 0.0]
+    overlays.draw_overlays(extracted, tmp_path / "slices.png")
     image = np.asarray(Image.open(tmp_path / "slices.png").convert("RGB")).astype(int)
     green = (image[..., 1] > 200) & (image[..., 0] < 80)
     orange = (image[..., 0] > 200) & (abs(image[..., 1] - 165) < 30) & (image[..., 2] < 80)
@@ -137,4 +139,4 @@ def test_slices_to_show(tmp_path):
 
 
 def test_settings_of_tables_are_those_of_the_protocols():
-    assert set(published_figures.SHEN) == set(tables.shen.SETTINGS) and len(dong.SETTINGS) == 24
+    assert set(published_results.SHEN) == set(tables.shen.SETTINGS) and len(dong.SETTINGS) == 24

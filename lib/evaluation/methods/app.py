@@ -4,15 +4,16 @@ from dataclasses import replace
 
 from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
-from lib.evaluation.methods.method import PLAIN, Annotations, Answer, How, to_voxels
+from lib.evaluation.methods.method import DEFAULT_MODE, Annotations, Prediction, PropagationMode, to_voxel_prompts
 from lib.imaging.frames import Frames
 
 
-class App:
-    """The engine as the server uses it.
+class AppMethod:
+    """The engine as the server uses it; see `lib.evaluation.methods.method.Method`.
 
-    It decodes clicks in its own way (`How.one_by_one` changes nothing), and every annotated slice conditions
-    (`How.conditioning` neither). Forward means away from the annotated slices: those before the first one stay empty.
+    The engine always decodes clicks in its own way, and every annotated slice is a conditioning frame, so that
+    `clicks_one_by_one` and `corrections_condition` have no effect. With the direction "forward", slices before the first
+    annotated one stay empty.
     """
 
     name, takes_masks = "app", True
@@ -24,13 +25,13 @@ class App:
     def open(self, frames: Frames) -> None:
         self._frames = frames
 
-    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
+    def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
         frames = self._frames
         low, high = frames.bounds
         options = replace(
-            self.options, window=f"{float(low)!r},{float(high)!r}", axis=str(frames.axis), propagate=how.propagate,
-            direction=how.direction,
+            self.options, window=f"{float(low)!r},{float(high)!r}", axis=str(frames.axis), propagate=mode.propagate,
+            direction=mode.direction,
         )  # fmt: skip
-        prompts = self._segmenter.prompts(frames.volume, options, **to_voxels(annotations, frames))
+        prompts = self._segmenter.prompts(frames.volume, options, **to_voxel_prompts(annotations, frames))
         result = self._segmenter.segment(frames.volume, prompts, options)
-        return Answer(frames.from_volume(result.mask), result)
+        return Prediction(frames.from_volume(result.mask), result)

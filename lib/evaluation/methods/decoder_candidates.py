@@ -1,4 +1,4 @@
-"""The masks that SAM 2's decoder proposes for one slice from its prompt alone, with their predicted IoU."""
+"""Candidate masks that SAM 2's mask decoder proposes for one slice from its prompt alone."""
 
 import numpy as np
 import torch
@@ -10,9 +10,12 @@ from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 
 
-class Candidates:
-    """The three masks of the multi-mask output, for the choice between them of Dong et al. 2024; of any prompt, not only of a
-    single click as in tracking. Has its own copy of the network, because it needs none of an engine's state."""
+class DecoderCandidates:
+    """Returns the three masks of the decoder's multi-mask output, between which Dong et al. 2024 choose.
+
+    It works for any prompt, whereas tracking asks for several masks only after a single click. The object has its own copy of the
+    network, because it needs nothing of an engine's state.
+    """
 
     def __init__(self, options: Options):
         self._device = device.resolve_device(options.device)
@@ -22,7 +25,7 @@ class Candidates:
 
     @torch.inference_mode()
     def __call__(self, frames: Frames, t: int, prompt: SlicePrompt) -> tuple[np.ndarray, np.ndarray]:
-        """Masks bool (3, Y, X) in the order of the channels, and their predicted IoU (3,)."""
+        """Return the masks of slice t, bool (3, Y, X), in the order of the decoder's channels, and their predicted IoU (3,)."""
         if self._features is None or self._features.frames is not frames:
             self._features = SliceFeatures(self._model, frames, self._device, self._autocast, 1)
         features, model = self._features, self._model

@@ -1,4 +1,4 @@
-"""What is evaluated: anything that turns prompts on a few slices into masks of all slices, behind one small interface."""
+"""The interface of the segmentation methods under evaluation, the prompts that they take, and the predictions that they return."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,108 +9,118 @@ from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.prompts.volume_prompts import SlicePrompt
 
-Click = tuple[bool, int, int]  # positive, y, x
-Annotations = dict[int, SlicePrompt]  # of each annotated slice, in the order in which the slices were annotated
+Click = tuple[bool, int, int]  # whether it is positive, and its pixel y, x
+Annotations = dict[int, SlicePrompt]  # from slice index to its prompt, in the order in which the slices were annotated
 
 
 @dataclass(frozen=True)
-class How:
-    """How prompts are to be used.
+class PropagationMode:
+    """How a method uses the prompts.
 
     Attributes:
-        propagate: False fills the annotated slices only.
-        direction: "both" from the annotated slices, or "forward" (towards higher slice indices).
-        one_by_one: the clicks of the first annotated slice are decoded one after the other, each with the logits of those before.
-        conditioning: False, where a method knows the difference: slices annotated after the first one are corrections that the
-            memory forgets (the default of SAM 2's video predictor).
+        propagate: Whether all slices are segmented; if False, only the annotated ones.
+        direction: "both" for propagation away from the annotated slices, or "forward" for towards higher slice indices only.
+        clicks_one_by_one: Whether the clicks of the first annotated slice are decoded one after the other, each with the logits of
+            the clicks before it.
+        corrections_condition: Whether slices annotated after the first one stay in the memory as conditioning frames. If False,
+            they are corrections that the memory forgets, the default of SAM 2's video predictor. Not every method can do both.
     """
 
     propagate: bool = True
     direction: str = "both"
-    one_by_one: bool = False
-    conditioning: bool = True
+    clicks_one_by_one: bool = False
+    corrections_condition: bool = True
 
 
-PLAIN = How()
+DEFAULT_MODE = PropagationMode()
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What came out: mask bool (T, Y, X); result of this project's engine, None of others."""
+class Prediction:
+    """What a method returns.
+
+    Attributes:
+        mask: The predicted mask, bool (T, Y, X).
+        result: The full result if the method is this project's engine, else None.
+    """
 
     mask: np.ndarray
     result: Result | None = None
 
 
 class Method(Protocol):
-    """A segmentation method under evaluation. It sees frames and prompts, never the reference.
+    """A segmentation method under evaluation. It receives frames and prompts, never the reference.
 
     Attributes:
-        name: as on the command line and in tables.
-        takes_masks: whether painted slices can be prompts.
+        name: The name on the command line and in tables.
+        takes_masks: Whether painted slices can be prompts.
     """
 
     name: str
     takes_masks: bool
 
     def open(self, frames: Frames) -> None:
-        """Takes a volume; the next calls are about it."""
+        """Load a volume, which the following calls of `segment` refer to."""
 
-    def segment(self, annotations: Annotations, how: How = PLAIN) -> Answer:
-        """The mask of these annotations alone, whatever was asked before.
+    def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
+        """Return the mask for these annotations; it must not depend on earlier calls.
 
         Raises:
-            UserError: prompts that the method cannot use.
+            UserError: The method cannot use the prompts.
         """
 
 
-def ask(method: Method, frames: Frames, annotations: Annotations, how: How = PLAIN) -> Answer:
-    """`method.segment`; nothing at all where no prompt says where the structure is (methods would refuse that)."""
+def segment_or_empty(method: Method, frames: Frames, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
+    """Return what `method.segment` returns, or an empty mask if no prompt says where the structure is.
+
+    Methods would refuse annotations that hold nothing but negative clicks and empty slices.
+    """
     if any(p.defines_structure and (p.mask is None or p.mask.any()) for p in annotations.values()):
-        return method.segment(annotations, how)
-    return Answer(np.zeros((len(frames), *frames.size), bool))
+        return method.segment(annotations, mode)
+    return Prediction(np.zeros((len(frames), *frames.size), bool))
 
 
-def clicks(points: list[Click]) -> SlicePrompt:
-    """Clicks on one slice, in their order. Of two on one pixel the later one counts.
+def click_prompt(clicks: list[Click]) -> SlicePrompt:
+    """Return a prompt of clicks on one slice, in their order. If two clicks hit the same pixel, the later one counts.
 
-    >>> clicks([(True, 2, 5), (False, 3, 4)]).points.tolist()
+    >>> click_prompt([(True, 2, 5), (False, 3, 4)]).points.tolist()
     [[5.0, 2.0], [4.0, 3.0]]
     """
-    last = {(y, x): positive for positive, y, x in points}
-    table = np.array([(x, y, positive) for (y, x), positive in last.items()], float).reshape(-1, 3)
+    is_positive = {(y, x): positive for positive, y, x in clicks}
+    table = np.array([(x, y, positive) for (y, x), positive in is_positive.items()], float).reshape(-1, 3)
     return SlicePrompt(table[:, :2], table[:, 2].astype(np.int32))
 
 
-def box(low: tuple[int, int], high: tuple[int, int]) -> SlicePrompt:
-    """A box by its first and last pixel (y, x), both inside; its edges are those of the pixels."""
-    corners = np.array([[low[1] - 0.5, low[0] - 0.5], [high[1] + 0.5, high[0] + 0.5]])
+def box_prompt(low_yx: tuple[int, int], high_yx: tuple[int, int]) -> SlicePrompt:
+    """Return a box prompt from the first and the last pixel inside the box; its edges are the outer edges of these pixels."""
+    corners = np.array([[low_yx[1] - 0.5, low_yx[0] - 0.5], [high_yx[1] + 0.5, high_yx[0] + 0.5]])
     return SlicePrompt(corners, np.array([2, 3], np.int32))
 
 
-def painted(mask: np.ndarray) -> SlicePrompt:
-    """A mask bool (Y, X) as prompt; an empty one says "not here"."""
+def mask_prompt(mask: np.ndarray) -> SlicePrompt:
+    """Return a painted slice, bool (Y, X), as a prompt; an empty mask says that the structure is not on the slice."""
     return SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), mask)
 
 
 def count_clicks(annotations: Annotations) -> int:
-    """Points in all; a box counts as the two points that it is, a painted slice as none."""
+    """Return the number of points of all prompts: a box counts as two, a painted slice as none."""
     return sum(len(p.labels) for p in annotations.values())
 
 
-def to_voxels(annotations: Annotations, frames: Frames) -> dict:
-    """The same as keywords of `lib.prompts.volume_prompts.make_prompts`: voxels (i, j, k)."""
-    out: dict = {"positive": [], "negative": [], "boxes": [], "masks": {}}
+def to_voxel_prompts(annotations: Annotations, frames: Frames) -> dict:
+    """Convert prompts of slices to the keyword arguments of `lib.prompts.volume_prompts.make_prompts`, in voxels (i, j, k)."""
+    arguments: dict = {"positive": [], "negative": [], "boxes": [], "masks": {}}
     for t, prompt in annotations.items():
         if prompt.mask is not None:
             stack = np.zeros((len(frames), *prompt.mask.shape), bool)
             stack[t] = prompt.mask
-            out["masks"][t] = frames.to_volume(stack).take(t, frames.axis)
-        corners = [p for p, label in zip(prompt.points, prompt.labels, strict=True) if label > 1]
-        if corners:
-            inside = zip(corners, (0.5, -0.5), strict=True)
-            out["boxes"].append([frames.to_voxel(t, *np.rint(c[::-1] + edge)) for c, edge in inside])
+            arguments["masks"][t] = frames.to_volume(stack).take(t, frames.axis)
+        corners_xy = [p for p, label in zip(prompt.points, prompt.labels, strict=True) if label > 1]
+        if corners_xy:
+            # A box ends at the edges of its pixels; half a pixel further in lie the pixels' centres.
+            inward = zip(corners_xy, (0.5, -0.5), strict=True)
+            arguments["boxes"].append([frames.to_voxel(t, *np.rint(xy[::-1] + shift)) for xy, shift in inward])
         for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
             if label < 2:
-                out["positive" if label else "negative"].append(frames.to_voxel(t, y, x))
-    return out
+                arguments["positive" if label else "negative"].append(frames.to_voxel(t, y, x))
+    return arguments

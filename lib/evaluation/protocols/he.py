@@ -1,8 +1,8 @@
-"""The protocol of He et al. 2024 (section 2): up to five clicks on a first slice, then the worst slice again and again.
+"""The protocol of He et al. 2024 (section 2): up to five clicks on a first slice, then corrections on the worst slice of each round.
 
-Where the published code differs from the paper's words: the fifth click is computed but not submitted; only slices with
-foreground in the reference can be the worst; the "centre" of a region is the pixel nearest (m, m), m being the mean of all its
-row and column numbers at once; slices after the first are corrections that do not condition.
+The mode "published" follows the authors' code where it differs from the paper's text: the fifth click is computed but not submitted;
+only slices with foreground in the reference can be the worst; the "centre" of a region is the pixel nearest (m, m), where m is the
+mean of all its row and column numbers together; slices after the first are corrections that are no conditioning frames.
 """
 
 from collections.abc import Iterator
@@ -11,106 +11,110 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from lib.evaluation.methods.method import Annotations, Click, How, Method, clicks
-from lib.evaluation.protocols.steps import Plan, Step
+from lib.evaluation.methods.method import Annotations, Click, Method, PropagationMode, click_prompt
+from lib.evaluation.protocols.steps import ProtocolPlan, Step
 from lib.evaluation.protocols.target import Target
 from lib.quality.next_slice import pick_worst_slice, slice_errors
 
 SETTINGS = ("full", "background removed")
-FIRST_CLICKS = 5
-SLICES = 8
+MAX_CLICKS_ON_FIRST_SLICE = 5
+MAX_SLICES = 8
 
 
-def first_voxel(reference: np.ndarray) -> tuple[int, int, int]:
-    """(t, y, x) of the foreground voxel nearest the centroid of the largest 26-connected component of bool (T, Y, X)."""
-    parts, _ = ndimage.label(reference, np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel())
+def find_first_voxel(reference: np.ndarray) -> tuple[int, int, int]:
+    """Return (t, y, x) of the foreground voxel nearest the centroid of the largest 26-connected component of bool (T, Y, X)."""
+    components, _ = ndimage.label(reference, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    voxels = np.argwhere(parts == sizes.argmax())
-    nearest = ((voxels - voxels.mean(0)) ** 2).sum(1).argmin()
-    return tuple(int(v) for v in voxels[nearest])
+    voxels_tyx = np.argwhere(components == sizes.argmax())
+    nearest = ((voxels_tyx - voxels_tyx.mean(0)) ** 2).sum(1).argmin()
+    return tuple(int(v) for v in voxels_tyx[nearest])
 
 
-def eroded(region: np.ndarray) -> np.ndarray:
-    """Bool (Y, X) eroded by a 3 x 3 square; beyond the image's edge nothing belongs to it."""
+def erode(region: np.ndarray) -> np.ndarray:
+    """Return a region, bool (Y, X), eroded by a 3 x 3 square; what lies beyond the image's edge counts as background."""
     return ndimage.binary_erosion(region, np.ones((3, 3)))
 
 
-def centre(region: np.ndarray, published: bool) -> tuple[int, int]:
-    """(y, x) of the pixel of a region, bool (Y, X), not empty, that is nearest its centre; the first of equals."""
-    pixels = np.argwhere(region)
-    middle = np.full(2, pixels.mean()) if published else pixels.mean(0)
-    y, x = pixels[((pixels - middle) ** 2).sum(1).argmin()]
+def find_centre(region: np.ndarray, as_published: bool) -> tuple[int, int]:
+    """Return (y, x) of the pixel of a region, bool (Y, X), not empty, that is nearest its centre; of equally near ones the first."""
+    pixels_yx = np.argwhere(region)
+    middle = np.full(2, pixels_yx.mean()) if as_published else pixels_yx.mean(0)
+    y, x = pixels_yx[((pixels_yx - middle) ** 2).sum(1).argmin()]
     return int(y), int(x)
 
 
-def errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Missed (FN) and excess (FP) pixels of a slice, eroded."""
-    return eroded(reference & ~mask), eroded(mask & ~reference)
+def find_errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eroded regions of missed (false negative) and of excess (false positive) pixels of a slice."""
+    return erode(reference & ~mask), erode(mask & ~reference)
 
 
-def next_click(mask: np.ndarray, reference: np.ndarray, published: bool) -> Click | None:
-    """The next click on the first slice: at the centre of the larger error, of what is missed among equals; None: no error."""
-    missed, excess = errors(mask, reference)
+def choose_next_click(mask: np.ndarray, reference: np.ndarray, as_published: bool) -> Click | None:
+    """Return the next click on the first slice, at the centre of the larger error, or None if there is no error.
+
+    If both errors are equally large, the click is on the missed pixels.
+    """
+    missed, excess = find_errors(mask, reference)
     if not (missed.any() or excess.any()):
         return None
-    positive = bool(missed.sum() >= excess.sum())
-    return positive, *centre(missed if positive else excess, published)
+    is_positive = bool(missed.sum() >= excess.sum())
+    return is_positive, *find_centre(missed if is_positive else excess, as_published)
 
 
-def correction(mask: np.ndarray, reference: np.ndarray, plan: Plan) -> list[Click]:
-    """Clicks on a later slice: one at the centre of each error, and a random one in the larger, missed among equals."""
-    missed, excess = errors(mask, reference)
-    found = [(positive, *centre(region, plan.published)) for positive, region in ((True, missed), (False, excess)) if region.any()]
-    if found:
-        positive = bool(missed.sum() >= excess.sum())
-        pixels = np.argwhere(missed if positive else excess)
-        y, x = pixels[plan.rng.integers(len(pixels))]
-        found.append((positive, int(y), int(x)))
-    return found
+def choose_corrections(mask: np.ndarray, reference: np.ndarray, plan: ProtocolPlan) -> list[Click]:
+    """Return the clicks on a later slice: one at the centre of each error, and a random one in the larger error."""
+    missed, excess = find_errors(mask, reference)
+    clicks = [(positive, *find_centre(region, plan.as_published)) for positive, region in ((True, missed), (False, excess)) if region.any()]
+    if clicks:
+        is_positive = bool(missed.sum() >= excess.sum())
+        pixels_yx = np.argwhere(missed if is_positive else excess)
+        y, x = pixels_yx[plan.rng.integers(len(pixels_yx))]
+        clicks.append((is_positive, int(y), int(x)))
+    return clicks
 
 
-def worst_slice(mask: np.ndarray, reference: np.ndarray, published: bool) -> int:
-    """Slice of bool (T, Y, X) with the lowest Dice; of equals the one with the most wrong pixels, then the first.
+def find_worst_slice(mask: np.ndarray, reference: np.ndarray, as_published: bool) -> int:
+    """Return the slice of bool (T, Y, X) with the lowest Dice; among equals that with the most wrong pixels, then the first.
 
-    Both empty is Dice 1. `published`: only slices with foreground in the reference.
+    The Dice of a slice that is empty in both is 1. As published, only slices with foreground in the reference are candidates.
     """
-    allowed = np.flatnonzero(reference.any((1, 2))) if published else np.arange(len(reference))
-    return pick_worst_slice(*slice_errors(mask, reference), allowed)
+    candidates = np.flatnonzero(reference.any((1, 2))) if as_published else np.arange(len(reference))
+    return pick_worst_slice(*slice_errors(mask, reference), candidates)
 
 
-def first_clicks(method: Method, target: Target, how: How, plan: Plan) -> tuple[int, list[Click]]:
-    """The first slice and the clicks on it."""
-    t, y, x = first_voxel(target.reference)
-    made: list[Click] = [(True, y, x)]
-    # Of `published` the fifth click is computed and not submitted, so it is not computed here.
-    while len(made) < FIRST_CLICKS - plan.published:
-        mask = method.segment({t: clicks(made)}, replace(how, propagate=False)).mask[t]
-        click = next_click(mask, target.reference[t], plan.published)
+def annotate_first_slice(method: Method, target: Target, mode: PropagationMode, plan: ProtocolPlan) -> tuple[int, list[Click]]:
+    """Return the index of the first slice and the clicks on it, which follow the method's predictions for that slice."""
+    t, y, x = find_first_voxel(target.reference)
+    clicks: list[Click] = [(True, y, x)]
+    # The published code computes a fifth click but does not submit it, so it is not computed here.
+    while len(clicks) < MAX_CLICKS_ON_FIRST_SLICE - plan.as_published:
+        mask = method.segment({t: click_prompt(clicks)}, replace(mode, propagate=False)).mask[t]
+        click = choose_next_click(mask, target.reference[t], plan.as_published)
         if click is None:
             break
-        made.append(click)
-    return t, made
+        clicks.append(click)
+    return t, clicks
 
 
-def steps(method: Method, target: Target, plan: Plan) -> Iterator[Step]:
-    """One step for each annotated slice, of the whole volume and of the slices with foreground only."""
+def run_steps(method: Method, target: Target, plan: ProtocolPlan) -> Iterator[Step]:
+    """Yield one step for each annotated slice, on the whole volume and on its slices with foreground only."""
     for setting in plan.settings or SETTINGS:
-        part = target.keep(target.filled) if setting == SETTINGS[1] else target
-        yield from _rounds(method, part, plan, setting)
+        without_background = setting == "background removed"
+        yield from _run_setting(method, target.keep_slices(target.foreground_slices) if without_background else target, plan, setting)
 
 
-def _rounds(method: Method, target: Target, plan: Plan, setting: str) -> Iterator[Step]:
+def _run_setting(method: Method, target: Target, plan: ProtocolPlan, setting: str) -> Iterator[Step]:
+    """Yield the steps of one setting, until a slice gets no corrections or enough slices are annotated."""
     method.open(target.frames)
-    how = How(one_by_one=True, conditioning=not plan.published)
-    t, made = first_clicks(method, target, how, plan)
-    points = {t: made}
-    for number in range(1, SLICES + 1):
-        annotations: Annotations = {s: clicks(p) for s, p in points.items()}
-        answer = method.segment(annotations, how)
-        yield Step(setting, number, target, annotations, how, answer, t)
-        t = worst_slice(answer.mask, target.reference, plan.published)
-        found = correction(answer.mask[t], target.reference[t], plan)
-        if not found:
+    mode = PropagationMode(clicks_one_by_one=True, corrections_condition=not plan.as_published)
+    t, first_clicks = annotate_first_slice(method, target, mode, plan)
+    clicks_by_slice = {t: first_clicks}
+    for number in range(1, MAX_SLICES + 1):
+        annotations: Annotations = {s: click_prompt(clicks) for s, clicks in clicks_by_slice.items()}
+        prediction = method.segment(annotations, mode)
+        yield Step(setting, number, target, annotations, mode, prediction, t)
+        t = find_worst_slice(prediction.mask, target.reference, plan.as_published)
+        corrections = choose_corrections(prediction.mask[t], target.reference[t], plan)
+        if not corrections:
             return
-        points[t] = points.get(t, []) + found
+        clicks_by_slice[t] = clicks_by_slice.get(t, []) + corrections

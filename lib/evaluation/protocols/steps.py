@@ -1,23 +1,24 @@
-"""What a protocol yields: the prompts of a round, what came out, and what of it counts."""
+"""What a protocol is given (`ProtocolPlan`) and what it yields (`Step`)."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lib.evaluation.methods.method import Annotations, Answer, How
+from lib.evaluation.methods.method import Annotations, Prediction, PropagationMode
 from lib.evaluation.protocols.target import Target
 
-MODES = ("described", "published")  # the paper's words, or what the authors' code computes
+MODES = ("described", "published")  # what the paper's text says, or what the authors' published code computes
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What a protocol may depend on.
+class ProtocolPlan:
+    """Everything that a protocol may depend on besides the method and the target.
 
     Attributes:
-        mode: of MODES. rng: source of all random choices, seeded by run, case and structure.
-        settings: names of the settings to run, see the protocol; empty for all that the paper reports.
-        strategy: which slice comes next, in the protocol "rounds".
+        mode: One of MODES.
+        rng: Source of all random choices, seeded by run, case and structure.
+        settings: Names of the settings to run, see the protocol; empty for all that the paper reports.
+        strategy: How the next slice is chosen, in the protocol "rounds" only.
     """
 
     mode: str
@@ -26,21 +27,22 @@ class Plan:
     strategy: str = "oracle"
 
     @property
-    def published(self) -> bool:
+    def as_published(self) -> bool:
+        """Whether the authors' code is followed where it differs from the paper's text."""
         return self.mode == "published"
 
 
 @dataclass(frozen=True, eq=False)
-class Counting:
-    """Which slices count, and how surfaces are compared.
+class ScoredSlices:
+    """Which slices are scored, and in which unit the distances between surfaces are.
 
     Attributes:
-        slices: indices in the order in which they are stacked; None for all as they come.
-        in_mm: distances in mm with the volume's spacing, else in voxels.
-        weights: (T,) of the slices in the pooled slice IoU; None leaves it out.
+        indices: The scored slices in the order in which they are stacked; None for all slices.
+        in_mm: Whether distances are in mm, by the volume's spacing; else they are in voxels.
+        weights: Weight of each slice in the pooled slice IoU, float (T,); None if that is not computed.
     """
 
-    slices: np.ndarray | None = None
+    indices: np.ndarray | None = None
     in_mm: bool = True
     weights: np.ndarray | None = None
 
@@ -50,17 +52,18 @@ class Step:
     """One round of one setting.
 
     Attributes:
-        setting, round: which (round 1, 2, ...).
-        target: what was segmented. annotations, how: the question, which can be put to other methods too.
-        answer: of the method that the clicks were made for.
-        shown: index of the slice that was annotated last.
+        setting, round: The name of the setting, and the number of the round, from 1.
+        target: The structure that was segmented.
+        annotations, propagation_mode: The prompts and how they are used; other methods can be given the same.
+        prediction: The prediction of the method for which the clicks were simulated.
+        last_annotated: Index of the slice that was annotated last.
     """
 
     setting: str
     round: int
     target: Target
     annotations: Annotations
-    how: How
-    answer: Answer
-    shown: int
-    counting: Counting = field(default_factory=Counting)
+    propagation_mode: PropagationMode
+    prediction: Prediction
+    last_annotated: int
+    scored_slices: ScoredSlices = field(default_factory=ScoredSlices)

@@ -10,36 +10,38 @@ from lib.imaging.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be segmented.
+    """The structure to be segmented.
 
     Attributes:
-        frames: the slices. reference: bool (T, Y, X), the reference.
-        index: (T,) of each slice in the case's own volume, of which a protocol may leave out slices.
+        frames: The slices of the volume.
+        reference: The reference segmentation, bool (T, Y, X).
+        source_slices: For each slice, its index in the case's own volume, int (T,). A protocol may leave out slices of it.
     """
 
     frames: Frames
     reference: np.ndarray
-    index: np.ndarray
+    source_slices: np.ndarray
 
     @classmethod
-    def of(cls, frames: Frames, reference: np.ndarray) -> "Target":
+    def with_all_slices(cls, frames: Frames, reference: np.ndarray) -> "Target":
+        """Return the target on all slices of a volume."""
         return cls(frames, reference, np.arange(len(frames)))
 
     @property
-    def filled(self) -> np.ndarray:
-        """Indices of the slices with foreground."""
+    def foreground_slices(self) -> np.ndarray:
+        """The indices of the slices on which the reference is not empty."""
         return np.flatnonzero(self.reference.any((1, 2)))
 
-    def keep(self, slices: np.ndarray) -> "Target":
-        """Only those slices, as if they were neighbours; intensity window and spacing stay."""
+    def keep_slices(self, slices: np.ndarray) -> "Target":
+        """Return the target on these slices only, as if they were neighbours; intensity window and spacing stay."""
         volume, axis = self.frames.volume, self.frames.axis
         kept = Volume(np.ascontiguousarray(volume.array.take(slices, axis)), volume.affine, volume.name)
-        return Target(Frames(kept, axis, self.frames.bounds), self.reference[slices], self.index[slices])
+        return Target(Frames(kept, axis, self.frames.bounds), self.reference[slices], self.source_slices[slices])
 
-    def scaled(self) -> "Target":
-        """Every slice scaled on its own, its lowest value to 0 and its highest to 255."""
+    def scale_each_slice(self) -> "Target":
+        """Return the target with every slice scaled on its own, its lowest value to 0 and its highest to 255."""
         stack = self.frames.stack.astype(np.float32)
         low, high = stack.min((1, 2), keepdims=True), stack.max((1, 2), keepdims=True)
-        grey = np.rint((stack - low) * (255 / np.maximum(high - low, 1e-6))).astype(np.uint8)
-        volume = Volume(self.frames.to_volume(grey), self.frames.volume.affine, self.frames.volume.name)
-        return Target(Frames(volume, self.frames.axis, (0.0, 255.0)), self.reference, self.index)
+        scaled = np.rint((stack - low) * (255 / np.maximum(high - low, 1e-6))).astype(np.uint8)
+        volume = Volume(self.frames.to_volume(scaled), self.frames.volume.affine, self.frames.volume.name)
+        return Target(Frames(volume, self.frames.axis, (0.0, 255.0)), self.reference, self.source_slices)

@@ -1,25 +1,31 @@
-"""Figures that the papers print, to stand beside what is measured. None = the paper gives none."""
+"""Results that the papers print, for comparison with measured ones. None means that the paper gives no value."""
 
 from dataclasses import dataclass
 
-# He et al. 2024, Table 1: Dice. The columns before the last two are the methods that SAM 2 is compared with there.
+# He et al. 2024, Table 1: the methods with which SAM 2 is compared there.
 HE_COLUMNS = ("Auto3DSeg", "nnU-Net", "TotalSegmentator", "VISTA3D auto", "VISTA3D point", "VISTA3D auto + point")
 
 
 @dataclass(frozen=True)
 class HeRow:
-    """One structure: names it may have in the data, Dice of other methods (HE_COLUMNS), of SAM 2 without and with background."""
+    """The Dice of one structure in Table 1 of He et al. 2024.
 
-    data: str
+    Attributes:
+        labels: Names that the structure may have in the data.
+        other_methods: Dice of the methods in HE_COLUMNS.
+        background_removed, full: Dice of SAM 2 on the slices with foreground only, and on the whole volume.
+    """
+
+    dataset: str
     labels: tuple[str, ...]
-    others: tuple[float | None, ...]
-    removed: float | None
+    other_methods: tuple[float | None, ...]
+    background_removed: float | None
     full: float | None
 
 
-HE = tuple(
-    HeRow(data, tuple(labels.split("|")), others, removed, full)
-    for data, labels, others, removed, full in (
+HE_ROWS = tuple(
+    HeRow(dataset, tuple(labels.split("|")), other_methods, background_removed, full)
+    for dataset, labels, other_methods, background_removed, full in (
         ("MSD03", "liver", (0.943, 0.947, 0.942, 0.959, 0.874, 0.961), 0.454, 0.373),
         ("MSD03", "hepatic tumor|cancer|tumour|tumor", (0.616, 0.617, None, 0.588, 0.701, 0.687), 0.116, 0.111),
         ("MSD06", "lung tumor|cancer|tumour|tumor", (0.562, 0.554, None, 0.614, 0.682, 0.719), 0.812, 0.657),
@@ -48,10 +54,10 @@ HE = tuple(
     )
 )  # fmt: skip
 
-SHEN_DATA = ("BraTS2020", "MSD09", "MSD03", "MSD06", "MSD07")
+SHEN_DATASETS = ("BraTS2020", "MSD09", "MSD03", "MSD06", "MSD07")
 SHEN_NAMES = {"BraTS2020": "BraTS", "MSD09": "spleen", "MSD03": "liver", "MSD06": "lung", "MSD07": "pancreas"}
 
-# Shen et al. 2024, Table 1: Dice in percent of interactive methods, by SHEN_DATA.
+# Shen et al. 2024, Table 1: Dice in percent of interactive methods on SHEN_DATASETS.
 SHEN_INTERACTIVE = {
     "DeepIGeoS": (88.54, 91.97, 48.57, None, None),
     "InterCNN": (88.39, 93.52, 59.92, None, None),
@@ -59,7 +65,7 @@ SHEN_INTERACTIVE = {
     "MECCA": (91.02, 94.96, 71.46, None, None),
 }
 
-# Tables 1 and 2: (Dice, NSD) in percent of SAM 2, by setting and SHEN_DATA; Table 1 gives no NSD of BraTS.
+# Tables 1 and 2: (Dice, NSD) in percent of SAM 2 by setting, on SHEN_DATASETS; Table 1 gives no NSD for BraTS.
 SHEN = {
     "5 clicks": ((75.52, None), (79.59, 75.63), (81.32, 50.47), (71.61, 68.99), (44.73, 34.01)),
     "1 mask": ((81.29, None), (82.77, 79.35), (90.18, 61.29), (77.38, 74.97), (51.48, 40.75)),
@@ -67,7 +73,7 @@ SHEN = {
     "1 mask, salient": ((87.17, None), (94.41, 92.46), (92.33, 63.13), (87.48, 82.39), (61.04, 50.65)),
 }
 
-# Table 2: (Dice, NSD) in percent of supervised methods.
+# Table 2: (Dice, NSD) in percent of supervised methods, on SHEN_DATASETS.
 SHEN_SUPERVISED = {
     "nnU-Net": ((None, None), (97.43, 99.89), (95.75, 98.55), (73.97, 76.02), (81.64, 96.14)),
     "DiNTS": ((None, None), (96.98, 99.83), (95.35, 98.69), (74.75, 77.53), (81.02, 96.26)),
@@ -75,7 +81,7 @@ SHEN_SUPERVISED = {
     "Universal Model": ((None, None), (97.27, 99.87), (95.42, 98.18), (80.01, 81.25), (82.84, 96.65)),
 }
 
-# Dong et al. 2024: mean 3D IoU over all data sets; single settings are only shown as figures.
+# Dong et al. 2024: mean 3D IoU over all data sets; the paper shows single settings only in plots.
 DONG = {
     "mean of the 24 settings (first version)": 0.19,
     "one point, best setting (journal version)": 0.32,
