@@ -15,11 +15,11 @@ from lib.quality.estimator import SIGNALS, QualityEstimator
 from lib.training import estimator_calibration
 
 SLICES = 40
-COLUMN = SIGNALS.index("alike")
+COLUMN = SIGNALS.index("likeness")
 
 
 class SimulatedEngine:
-    """An engine whose signal `alike` is 1 on slices with a right mask; other masks are empty or only half of the structure."""
+    """An engine whose signal `likeness` is 1 on slices with a right mask; other masks are empty or only half of the structure."""
 
     def prompts(self, volume, options, **prompts):
         return prompts
@@ -32,7 +32,7 @@ class SimulatedEngine:
         signals[is_right, COLUMN] = 1
         assert is_right.sum() == SLICES // 2
         mask[:10, :, 2::4] = False
-        return SimpleNamespace(mask=mask, signals=signals)
+        return SimpleNamespace(mask=mask, estimates=SimpleNamespace(signals=signals))
 
 
 def generate_labelled_volumes(count):
@@ -56,7 +56,7 @@ def test_the_estimate_learns_from_the_signals_and_is_written_into_the_checkpoint
     estimator = QualityEstimator.from_json(checkpoints.metadata(checkpoints.find(path))["slice_quality"])
     signals = np.zeros((2, len(SIGNALS)))
     signals[1, COLUMN] = 1
-    worse, better = estimator(signals, np.ones(2, bool))
+    worse, better = estimator.predict(signals, np.ones(2, bool))
     assert worse < 0.6 and better > 0.9
 
 
