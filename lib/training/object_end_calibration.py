@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LabelledVolume = tuple[Volume, np.ndarray, list[int]]
 
 # Pairs of score drop and appearance gain to try.
-LIMITS = tuple((drop, gain) for gain in (0.0, 2.0, 4.0, 6.0) for drop in (0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5))
+LIMITS = tuple((drop_limit, gain_limit) for gain_limit in (0.0, 2.0, 4.0, 6.0) for drop_limit in (0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5))
 _SEED = 5_000_000  # Far from the seeds of training steps.
 _FIELD_MM = 300.0
 
