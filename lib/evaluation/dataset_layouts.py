@@ -21,6 +21,7 @@ class Dataset:
 
 
 def _number_labels(*names: str) -> dict[int, str]:
+    """Return the names by the label values 1, 2, ..."""
     return dict(enumerate(names, 1))
 
 

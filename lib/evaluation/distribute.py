@@ -108,4 +108,5 @@ def _make_worker_once(pickled_make_worker: bytes) -> Worker:
 
 
 def _process_case(make_worker: WorkerFactory, case: Case) -> dict:
+    """Process a case in a worker process of Ray."""
     return _make_worker_once(pickle.dumps(make_worker))(case)

@@ -52,6 +52,7 @@ class ResultStore:
         return self._path(case.name).is_file() and "error" not in self.load(case)
 
     def save(self, report: dict) -> None:
+        """Write the report of a case."""
         write_text(self._path(report["case"]), json.dumps(report))
 
     def load(self, case: Case) -> dict:

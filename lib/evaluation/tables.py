@@ -198,10 +198,12 @@ def _format_cell(value: float | None, digits: int = 3, missing: str = "-") -> st
 
 
 def _format_pair(values: list[float]) -> str:
+    """Return "without background / full" with three digits."""
     return NOT_MEASURED if all(math.isnan(v) for v in values) else " / ".join(_format_cell(v, 3, NOT_MEASURED) for v in values)
 
 
 def _format_percents(values: Iterable[float | None]) -> str:
+    """Return percentages with two digits, separated by slashes."""
     return " / ".join(_format_cell(v, 2) for v in values)
 
 

@@ -73,7 +73,8 @@ def test_finished_images_are_left_alone(studies, tmp_path):
 def test_wrong_prompts_do_not_stop_the_others(studies, tmp_path, content, words):
     folder, prompts = studies
     (prompts / "ball_0.json").write_text(content)
-    reports = list(batch.run_cases(batch.find_cases_with_prompts(folder, prompts), tmp_path / "out", Options(), run_in_process, no_progress))
+    cases = batch.find_cases_with_prompts(folder, prompts)
+    reports = list(batch.run_cases(cases, tmp_path / "out", Options(), run_in_process, no_progress))
     assert words in reports[0]["error"] and "error" not in reports[1] and not (tmp_path / "out" / "ball_0.nii.gz").exists()
 
 

@@ -82,7 +82,8 @@ def test_annotations_become_voxel_prompts(axis):
     frames = Frames(Volume(np.zeros((7, 8, 9), np.float32)), axis, (0, 1))
     mask = np.zeros(frames.size, bool)
     mask[2, 3] = True
-    arguments = to_voxel_prompts({4: click_prompt([(True, 2, 3), (False, 5, 1)]), 2: box_prompt((1, 2), (3, 5)), 1: mask_prompt(mask)}, frames)
+    annotations = {4: click_prompt([(True, 2, 3), (False, 5, 1)]), 2: box_prompt((1, 2), (3, 5)), 1: mask_prompt(mask)}
+    arguments = to_voxel_prompts(annotations, frames)
     assert arguments["positive"] == [frames.to_voxel(4, 2, 3)] and arguments["negative"] == [frames.to_voxel(4, 5, 1)]
     assert arguments["boxes"] == [[frames.to_voxel(2, 1, 2), frames.to_voxel(2, 3, 5)]]
     (voxel,) = np.argwhere(arguments["masks"][1])
@@ -146,7 +147,8 @@ def test_random_choices_depend_on_the_seed(balls):
 
 @pytest.mark.parametrize("protocol, mode, settings, columns", [
     ("he", "published", ("background removed",), {"dice", "nsd"}), ("shen", "published", ("1 mask",), {"hd95"}),
-    ("dong", "described", ("median/box/both/best", "three/points/forward/first"), {"slice_iou_sum"}), ("rounds", "described", ("box",), {"iou"}),
+    ("dong", "described", ("median/box/both/best", "three/points/forward/first"), {"slice_iou_sum"}),
+    ("rounds", "described", ("box",), {"iou"}),
 ])  # fmt: skip
 def test_protocols_with_this_engine(balls, protocol, mode, settings, columns):
     """The embedded network segments balls well."""

@@ -69,7 +69,8 @@ def make_step(reference, scored_slices, last_annotated=0):
     """Return a step on voxels of 0.5 x 2 x 5 mm."""
     affine = np.diag([0.5, 2.0, 5.0, 1.0])  # x, y and slices
     frames = Frames(Volume(np.zeros(reference.shape[::-1], np.float32), affine), 2, (0, 1))
-    return Step("full", 1, Target.with_all_slices(frames, reference), {}, DEFAULT_MODE, Prediction(reference), last_annotated, scored_slices)
+    target = Target.with_all_slices(frames, reference)
+    return Step("full", 1, target, {}, DEFAULT_MODE, Prediction(reference), last_annotated, scored_slices)
 
 
 def test_score_in_mm_and_in_voxels():
@@ -91,6 +92,5 @@ def test_order_of_the_slices_changes_surface_distances():
     one slice away, and not two."""
     mask, reference = np.stack([EMPTY, EMPTY, SQUARE]), np.stack([SQUARE, EMPTY, EMPTY])
     assert metrics.score_step(make_step(reference, ScoredSlices(in_mm=False)), mask)["hd95"] == 2
-    assert metrics.score_step(make_step(reference, ScoredSlices(np.array([1, 2, 0]), in_mm=False)), mask) | {"slice_dice": 0} == pytest.approx(
-        {"slice_dice": 0, "dice": 0, "iou": 0, "nsd": 1, "hd95": 1}
-    )
+    scores = metrics.score_step(make_step(reference, ScoredSlices(np.array([1, 2, 0]), in_mm=False)), mask)
+    assert scores | {"slice_dice": 0} == pytest.approx({"slice_dice": 0, "dice": 0, "iou": 0, "nsd": 1, "hd95": 1})

@@ -81,7 +81,8 @@ def test_corrections_continue_from_what_was_propagated(ball):
 def test_clicks_one_by_one(official):
     """Each click is decoded with the logits of those before it, so that the mask differs from that of all clicks at once."""
     annotations = {4: click_prompt([(True, 20, 16), (True, 14, 16), (False, 24, 36)])}
-    at_once, one_by_one = (official.segment(annotations, PropagationMode(propagate=False, clicks_one_by_one=o)).mask[4] for o in (False, True))
+    modes = (PropagationMode(propagate=False, clicks_one_by_one=one_by_one) for one_by_one in (False, True))
+    at_once, one_by_one = (official.segment(annotations, mode).mask[4] for mode in modes)
     assert (at_once != one_by_one).any() and dice(at_once, one_by_one) > 0.5
 
 

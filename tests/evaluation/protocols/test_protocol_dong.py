@@ -57,8 +57,8 @@ def test_largest_components():
 
 def test_point_is_one_of_the_deepest_pixels():
     wide = mask_from_text("........", ".#####..", ".#####..", ".#####..", "........")  # deepest: (2, 2), (2, 3), (2, 4)
-    found = {dong.choose_inner_point(wide, np.random.default_rng(s)) for s in range(40)}
-    assert found == {(True, 2, 2), (True, 2, 3), (True, 2, 4)}
+    clicks = {dong.choose_inner_point(wide, np.random.default_rng(s)) for s in range(40)}
+    assert clicks == {(True, 2, 2), (True, 2, 3), (True, 2, 4)}
 
 
 @pytest.mark.parametrize("which, points, labels", [
@@ -67,19 +67,19 @@ def test_point_is_one_of_the_deepest_pixels():
     ("boxes", [[[0.5, 0.5], [3.5, 3.5]], [[5.5, 1.5], [7.5, 3.5]], [[4.5, -0.5], [5.5, 0.5]]], [[2, 3]] * 3),
 ])  # fmt: skip
 def test_prompts_of_a_slice(which, points, labels):
-    found = dong.make_slice_prompts(SQUARE | BAR | DOT, which, np.random.default_rng(0))
-    assert [p.points.tolist() for p in found] == points and [p.labels.tolist() for p in found] == labels
+    prompts = dong.make_slice_prompts(SQUARE | BAR | DOT, which, np.random.default_rng(0))
+    assert [p.points.tolist() for p in prompts] == points and [p.labels.tolist() for p in prompts] == labels
 
 
 def test_points_are_one_in_each_of_three_components():
-    (found,) = dong.make_slice_prompts(SQUARE | BAR | DOT, "points", np.random.default_rng(0))
-    pixels = [(int(y), int(x)) for x, y in found.points]
-    assert pixels[0] == (2, 2) and BAR[pixels[1]] and pixels[2] == (0, 5) and found.labels.tolist() == [1, 1, 1]
+    (prompt,) = dong.make_slice_prompts(SQUARE | BAR | DOT, "points", np.random.default_rng(0))
+    pixels = [(int(y), int(x)) for x, y in prompt.points]
+    assert pixels[0] == (2, 2) and BAR[pixels[1]] and pixels[2] == (0, 5) and prompt.labels.tolist() == [1, 1, 1]
 
 
 def test_reference_mask():
-    (found,) = dong.make_slice_prompts(SQUARE | BAR, "mask", np.random.default_rng(0))
-    np.testing.assert_array_equal(found.mask, SQUARE | BAR)
+    (prompt,) = dong.make_slice_prompts(SQUARE | BAR, "mask", np.random.default_rng(0))
+    np.testing.assert_array_equal(prompt.mask, SQUARE | BAR)
 
 
 def test_choose_mask():

@@ -22,23 +22,23 @@ def test_boxes_round_by_round():
     """Slice 1 is the first of the largest slices; slice 7 is missed, so it is the worst; then all slices are right."""
     missed = REFERENCE.copy()
     missed[7] = False
-    found = run_steps(ScriptedMethod(missed, REFERENCE), "box")
-    assert [(s.round, s.last_annotated, list(s.annotations)) for s in found] == [(1, 1, [1]), (2, 7, [1, 7])]
-    assert found[1].annotations[7].points.tolist() == [[0.5, 0.5], [4.5, 4.5]]
+    steps = run_steps(ScriptedMethod(missed, REFERENCE), "box")
+    assert [(s.round, s.last_annotated, list(s.annotations)) for s in steps] == [(1, 1, [1]), (2, 7, [1, 7])]
+    assert steps[1].annotations[7].points.tolist() == [[0.5, 0.5], [4.5, 4.5]]
 
 
 def test_slices_without_the_structure_are_annotated_as_empty():
     excess = REFERENCE.copy()
     excess[9] = SQUARE
-    found = run_steps(ScriptedMethod(excess, REFERENCE), "painted")
-    assert [s.last_annotated for s in found] == [1, 9]
-    assert found[1].annotations[9].mask is not None and not found[1].annotations[9].mask.any()
+    steps = run_steps(ScriptedMethod(excess, REFERENCE), "painted")
+    assert [s.last_annotated for s in steps] == [1, 9]
+    assert steps[1].annotations[9].mask is not None and not steps[1].annotations[9].mask.any()
 
 
 def test_clicks_are_simulated_without_propagation():
     method = ScriptedMethod(REFERENCE)
     (step,) = run_steps(method)
-    assert [how.propagate for _, how in method.requests] == [False, True]
+    assert [mode.propagate for _, mode in method.requests] == [False, True]
     assert step.setting == "3 clicks" and step.annotations[1].points.tolist() == [[2, 2]]
 
 
