@@ -138,8 +138,7 @@ def fake_segment(reference, frames, requests):
             low = t - 1 if propagate else t
             high = t + 1 if propagate else t
             mask[max(0, low) : high + 1] = reference[max(0, low) : high + 1]
-        count = len(reference)
-        return Result(frames.to_volume(mask), 2, tuple(sorted(annotated)), *(np.ones(count),) * 3, np.zeros((count, 1)), np.ones(count))
+        return Result(frames.to_volume(mask), 2, tuple(sorted(annotated)))
 
     return segment
 
@@ -151,7 +150,7 @@ def test_each_round_annotates_the_chosen_slice(annotate):
     frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
     rounds = list(annotation_loop.annotation_rounds(fake_segment(reference, frames, []), frames, reference, lambda s: s.annotated == {2} and 5 or None, annotate))
     assert [r.slice for r in rounds] == [2, 5]
-    assert [r.scene.annotated for r in rounds] == [{2}, {2, 5}]
+    assert [r.state.annotated for r in rounds] == [{2}, {2, 5}]
     assert [r.dice for r in rounds] == pytest.approx([4 / 8, 10 / 11]), "first 2 and then 5 of the 6 slices are right"
 
 
@@ -159,5 +158,5 @@ def test_rounds_mark_slices_without_the_object_as_empty_and_stop_after_the_given
     reference = np.zeros((9, 5, 12), bool)
     reference[2:8] = LEFT
     frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
-    rounds = list(annotation_loop.annotation_rounds(fake_segment(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3, first=4))
+    rounds = list(annotation_loop.annotation_rounds(fake_segment(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3, first_slice=4))
     assert [r.slice for r in rounds] == [4, 0, 8] and rounds[-1].prompts["absent"] == [0, 8]

@@ -63,7 +63,7 @@ class AnnotationRecords:
             records = self.of(image)
             corrections = self._corrections(records.get(structure) or {}, image, structure, annotated, mask)
             shift = learned_dice_shift(*zip(*corrections, strict=True)) if corrections else 0.0
-            state = RoundState(frames, None, result, mask, annotated, shift)
+            state = RoundState(frames, None, result.estimates, mask, annotated, shift)
             proposal = propose_next_slice(state)
             record = {
                 "label": _label_name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),

@@ -171,11 +171,11 @@ class Sam2Task(InferTask):
         if self._propagates:
             with stopwatch("next"):
                 answer |= self._record(volume, request, options, result, reported_checkpoint)
-            self._segmenter.prefetch(volume, options, result.annotated, result.followed)
+            self._segmenter.prefetch(volume, options, result.annotated, result.tracked)
         seconds = {**stopwatch.seconds, **result.seconds, "total": time.perf_counter() - start}
         logger.info(
             "Answered %s in %.2f s: slices %s annotated, %d encoded, %d of %d with the object.",
-            volume.name, seconds["total"], list(result.annotated), result.encoded, np.count_nonzero(result.areas), len(result.present),
+            volume.name, seconds["total"], list(result.annotated), result.encoded_count, np.count_nonzero(result.areas), len(result.areas),
         )  # fmt: skip
         answer["latencies"] = {stage: round(s, 4) for stage, s in seconds.items()}
         click_counts = (len(prompts.positive), len(prompts.negative))

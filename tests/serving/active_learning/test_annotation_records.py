@@ -8,6 +8,7 @@ import pytest
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
+from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import MAX_STRUCTURES, AnnotationRecords, structure_of
 
 T = 12
@@ -21,7 +22,7 @@ def make_result(annotated=(2,), filled=range(9), iou=0.8, shift=0):
     ones = np.ones(T)
     expected = np.full(T, iou)
     expected[list(annotated)] = 1
-    return Result(FRAMES.to_volume(mask), 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((T, 1)), expected)
+    return Result(FRAMES.to_volume(mask), 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((T, 1)), expected))
 
 
 def note(records, result, label="spleen", image="ct_1", **fields):

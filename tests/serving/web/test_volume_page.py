@@ -17,6 +17,7 @@ from PIL import Image
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
+from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import WorstSlice
 from lib.serving.inference.tasks import VolumeCache
@@ -97,7 +98,7 @@ def note_round(app, image, iou=0.5, label="spleen", annotated=(5,)):
     expected, ones = np.full(12, iou), np.ones(12)
     expected[list(annotated)] = 1
     frames = Frames.of(Volume(np.zeros(SHAPE, np.float32), AFFINE), axis=2)
-    result = Result(mask, 2, tuple(annotated), ones, ones, ones * np.nan, np.zeros((12, 1)), expected)
+    result = Result(mask, 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((12, 1)), expected))
     return app.records.note(image, {"label": label}, frames, result, "embedded")
 
 
