@@ -43,7 +43,7 @@ class AnnotationRecords:
         self.folder = Path(folder)
         self._lock = threading.Lock()
 
-    def note(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
+    def add_round(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
         """Make a record of an answer, store it and return it.
 
         A folder that cannot be written to is only logged, because the annotator must get the mask all the same.
@@ -84,7 +84,7 @@ class AnnotationRecords:
                     self._mask_file(image, outdated).unlink(missing_ok=True)
         return record
 
-    def of(self, image: str) -> dict[str, dict]:
+    def for_image(self, image: str) -> dict[str, dict]:
         """Return {structure: record} of an image; it is empty if the image was not worked on or its file cannot be read."""
         return _read_records(self._file(image))
 

@@ -90,7 +90,7 @@ class SliceDice(_Scoring):
         if reference_path is None:
             return None
         if tag == SESSION:
-            records = self._records.of(image)
+            records = self._records.for_image(image)
             return [_file_stamp(reference_path), tag, max(r["time"] for r in records.values())] if records else None
         prediction = label_path(datastore, image, tag)
         return None if prediction is None else [_file_stamp(reference_path), tag, _file_stamp(prediction)]
@@ -108,7 +108,7 @@ class SliceDice(_Scoring):
             values = np.union1d(np.unique(reference), np.unique(predicted))
             pairs = {names.get(int(v), f"label_{v}"): (predicted == v, reference == v) for v in values if v > 0}
         structures = {name: _compare(mask, reference_mask) for name, (mask, reference_mask) in pairs.items()}
-        checkpoint = sorted({r["checkpoint"] for r in self._records.of(image).values()}) if tag == SESSION else None
+        checkpoint = sorted({r["checkpoint"] for r in self._records.for_image(image).values()}) if tag == SESSION else None
         return _summarize(structures, frames.axis, checkpoint=checkpoint, y=reference_tag, y_pred=tag)
 
     def _session_pairs(self, image: str, reference: np.ndarray, names: dict[int, str]) -> dict[str, tuple]:
@@ -121,7 +121,7 @@ class SliceDice(_Scoring):
             names: of the label values.
         """
         pairs, values = {}, {name: v for v, name in names.items()}
-        for structure, record in self._records.of(image).items():
+        for structure, record in self._records.for_image(image).items():
             mask = self._records.mask(image, structure)
             if mask is None or mask.shape != reference.shape:
                 continue
@@ -147,14 +147,14 @@ class SliceQuality(_Scoring):
         return {**super().info(), "config": {"tag": "original"}}
 
     def _inputs(self, image, request, datastore):
-        records = self._records.of(image)
+        records = self._records.for_image(image)
         if records:
             return [SESSION, max(r["time"] for r in records.values())]
         label = label_path(datastore, image, _tag(request, "tag", "original"))
         return None if label is None else [_file_stamp(label), self._catalog.resolve(AUTO)[1]]
 
     def _score(self, image, request, datastore):
-        records = self._records.of(image)
+        records = self._records.for_image(image)
         if not records:
             return self._test_label(image, _tag(request, "tag", "original"), datastore)
         structures = {}

@@ -86,14 +86,14 @@ class _SliceStrategy(Strategy):
         if not images:
             return None
         target_dice, max_rounds = (_number(request, k, d) for k, d in (("target_dice", TARGET_DICE), ("max_rounds", MAX_ROUNDS)))
-        candidates = [c for image in images for c in annotation_requests(image, self._records.of(image))]
+        candidates = [c for image in images for c in annotation_requests(image, self._records.for_image(image))]
         unfinished = [c for c in candidates if c.volume_dice < target_dice and c.rounds < max_rounds]
         in_displayed_image = [c for c in candidates if c.image == request.get("image")]
         of_client = [c for c in candidates if c.client == str(request.get("client_id") or "")]
         choice = self._choose(in_displayed_image or of_client, unfinished)
         if choice is not None:
             return choice.to_answer()
-        untouched = [i for i in images if not self._records.of(i)]
+        untouched = [i for i in images if not self._records.for_image(i)]
         if untouched:
             return first_proposal(untouched[0], datastore)
         if not candidates:

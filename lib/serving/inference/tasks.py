@@ -191,7 +191,7 @@ class Sam2Task(InferTask):
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         image = str(request.get("image_id") or "")
         # An id that is the path of a file belongs to no datastore: nobody could ask for its record.
-        record = self._records.note(image, request, frames, result, checkpoint, keep=bool(image) and not os.path.exists(image))
+        record = self._records.add_round(image, request, frames, result, checkpoint, keep=bool(image) and not os.path.exists(image))
         return {
             "expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"],
         }  # fmt: skip
@@ -216,7 +216,7 @@ class Sam2Scribbles(Sam2Task):
             raise PromptError("Nothing was painted: the label map of the segments and scribbles is missing in the request.")
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         image, structure = str(request.get("image_id") or ""), structure_of(request)
-        previous_mask, record = self._records.mask(image, structure), self._records.of(image).get(structure, {})
+        previous_mask, record = self._records.mask(image, structure), self._records.for_image(image).get(structure, {})
         if previous_mask is not None and (previous_mask.shape != (len(frames), *frames.size) or record.get("axis") != frames.axis):
             previous_mask = None  # It belongs to another image that had this id before.
         layers = split_layers(read_mask(upload, volume), request.get("label_info") or [], structure)

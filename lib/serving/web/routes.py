@@ -105,7 +105,7 @@ def state(image: str = "") -> dict:
     _check_image(app, image)
     info = app.datastore().get_image_info(image) or {}
     scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
-    return {"image": image, "structures": app.records.of(image), "scores": scores}
+    return {"image": image, "structures": app.records.for_image(image), "scores": scores}
 
 
 @router.get("/sam2/thumbnail", response_class=Response, summary="PNG of a slice with the contour of a structure's mask")
@@ -116,7 +116,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
     _check_image(app, image)
     with clear_errors():
         volume = app.page_volumes.get(app.datastore().get_image_uri(image))
-        record = app.records.of(image).get(structure)
+        record = app.records.for_image(image).get(structure)
         frames = Frames.of(volume, window=app.conf.get("window", "auto"), axis=record["axis"] if record else "auto")
         if not 0 <= t < len(frames):
             raise HTTPException(422, f"There is no slice {t}: the image has slices 0 to {len(frames) - 1}.")
@@ -147,7 +147,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
         # The grid comes first, because fetching the image from the DICOM store also fetches its info.
         grid = volume_page.read_grid(app.datastore().get_image_uri(image))
         info = app.datastore().get_image_info(image) or {}
-        summary = volume_page.summarize_volume(app.datastore(), image, app.records.of(image), False)
+        summary = volume_page.summarize_volume(app.datastore(), image, app.records.for_image(image), False)
         structure = volume_page.choose_structure(summary.structures, t, request.query_params.get("structure"))
         place = _describe_place(image, info, structure, t)
         place["viewer"] = _locate(grid, place)

@@ -26,7 +26,7 @@ def make_result(annotated=(2,), filled=range(9), iou=0.8, shift=0):
 
 
 def note(records, result, label="spleen", image="ct_1", **fields):
-    return records.note(image, {"label": label, "client_id": "anna", **fields}, FRAMES, result, "embedded")
+    return records.add_round(image, {"label": label, "client_id": "anna", **fields}, FRAMES, result, "embedded")
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def test_structures_have_records_of_their_own(records):
     for label in ("spleen", "liver"):
         note(records, make_result(), label=label)
     note(records, make_result(), label=None, foreground=[[3, 3, 2], [1, 1, 1]])
-    assert set(records.of("ct_1")) == {"spleen", "liver", "@3,3,2"}
+    assert set(records.for_image("ct_1")) == {"spleen", "liver", "@3,3,2"}
     assert structure_of({"foreground": "[[1, 2, 3]]"}) == "@1,2,3" and structure_of({"label": "/tmp/upload.nii.gz"}) == ""
     assert structure_of({"label": "/tmp/upload.nii.gz", "selected_label_name": "spleen"}) == "spleen"
 
 
 def test_an_empty_answer_is_kept(records):
     note(records, make_result(filled=()))
-    assert not records.mask("ct_1", "spleen").any() and records.of("ct_1")["spleen"]["volume_dice"] == 0
+    assert not records.mask("ct_1", "spleen").any() and records.for_image("ct_1")["spleen"]["volume_dice"] == 0
 
 
 def test_corrections_measure_the_estimates_and_shift_the_others(records):
@@ -79,20 +79,20 @@ def test_nothing_is_learned_from_the_same_request(records):
 
 
 def test_nothing_is_kept_of_images_outside_the_datastore(records):
-    record = records.note("/tmp/upload.nii.gz", {}, FRAMES, make_result(), "embedded", keep=False)
+    record = records.add_round("/tmp/upload.nii.gz", {}, FRAMES, make_result(), "embedded", keep=False)
     assert record["proposal"] and records.by_image() == {}
 
 
 def test_forget_deletes_records_and_masks(records):
     note(records, make_result())
     records.forget("ct_1")
-    assert records.of("ct_1") == {} and records.mask("ct_1", "spleen") is None
+    assert records.for_image("ct_1") == {} and records.mask("ct_1", "spleen") is None
 
 
 def test_the_oldest_structures_are_deleted(records):
     for n in range(MAX_STRUCTURES + 3):
         note(records, make_result(), label=f"s{n}")
-    assert len(records.of("ct_1")) == MAX_STRUCTURES and records.mask("ct_1", "s0") is None
+    assert len(records.for_image("ct_1")) == MAX_STRUCTURES and records.mask("ct_1", "s0") is None
     assert len(list((records.folder / "ct_1").iterdir())) == MAX_STRUCTURES
 
 
@@ -100,7 +100,7 @@ def test_the_oldest_structures_are_deleted(records):
 def test_damaged_files_count_as_empty(records, content):
     note(records, make_result())
     (records.folder / "ct_1.json").write_text(content)
-    assert records.of("ct_1") == {}
+    assert records.for_image("ct_1") == {}
     assert note(records, make_result())["annotated"] == [2], "and are replaced"
 
 

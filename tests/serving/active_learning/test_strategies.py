@@ -61,7 +61,7 @@ def note_round(records, image, iou, label="spleen", annotated=(5,), client="anna
     expected[list(annotated)] = 1
     ones = np.ones(12)
     result = Result(mask, 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((12, 1)), expected))
-    return records.note(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
+    return records.add_round(image, {"label": label, "client_id": client}, FRAMES, result, "embedded")
 
 
 def submit(store, image, labels, tag="final", info=None):

@@ -99,7 +99,7 @@ def note_round(app, image, iou=0.5, label="spleen", annotated=(5,)):
     expected[list(annotated)] = 1
     frames = Frames.of(Volume(np.zeros(SHAPE, np.float32), AFFINE), axis=2)
     result = Result(mask, 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((12, 1)), expected))
-    return app.records.note(image, {"label": label}, frames, result, "embedded")
+    return app.records.add_round(image, {"label": label}, frames, result, "embedded")
 
 
 def contour_pixels(answer) -> int:
