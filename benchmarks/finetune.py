@@ -29,7 +29,8 @@ from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_volume  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
 from lib.samples import phantom  # noqa: E402
-from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from tests.serving.processes import free_port  # noqa: E402
 
 TRAINING_SEEDS, TEST_SEEDS = (101, 102, 103, 104), (105, 106, 107, 108, 109, 110)  # Each seed gives another phantom.
 RESULT_FORMAT = {"result_extension": ".nii.gz", "result_dtype": "uint8"}

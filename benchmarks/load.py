@@ -36,7 +36,8 @@ sys.path.insert(0, str(ROOT))
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
 from lib.samples import phantom  # noqa: E402
-from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from tests.serving.processes import free_port  # noqa: E402
 
 logger = logging.getLogger("load")
 VENV = ROOT / "build" / "load-venv"

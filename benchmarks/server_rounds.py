@@ -32,7 +32,8 @@ from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
 from lib.prompts import simulated_annotator  # noqa: E402
 from lib.quality import annotation_loop  # noqa: E402
-from lib.serving.launch import free_port, start_monailabel, stop, wait_for  # noqa: E402
+from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
+from tests.serving.processes import free_port  # noqa: E402
 
 MIN_VOXELS = 50
 RESULT_FORMAT = {"result_extension": ".nii.gz", "result_dtype": "uint8"}

@@ -19,8 +19,9 @@ import pytest
 import requests
 
 from lib.samples.sample_data import make_samples
-from lib.serving.launch import free_port, wait_for
+from lib.serving.launch import wait_for
 from main import _parser
+from tests.serving.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -38,14 +38,9 @@ class LoadedNetwork:
     estimator: QualityEstimator | None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def zooms(self) -> bool:
-        """Whether small structures are decoded and tracked in their enlarged surroundings."""
-        return self.decoder.zooms
-
     def stride(self, options: Options, frames: Frames) -> int:
         """Return every how many slices are tracked; the same for whole frames and their crops."""
-        if options.stride or not self.zooms:
+        if options.stride or not self.decoder.zooms:
             return options.stride or 1
         volume, axis = frames.volume, frames.axis
         extent_mm = max(n * mm for a, (n, mm) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)) if a != axis)

@@ -191,7 +191,7 @@ class Segmenter:
 
     def _split_by_crop(self, request: SegmentationTask) -> list[SegmentationTask]:
         """Cut a request where tracking changes from one crop of the frames to another."""
-        if not (request.options.propagate and request.options.focus and request.network.zooms):
+        if not (request.options.propagate and request.options.focus and request.network.decoder.zooms):
             return [request]
         logits = {t: request.displayed_logits(a) for t, a in request.annotated.items()}
         t, prompt = next((t, p) for t, p in request.prompts_by_slice.items() if t in logits and (p.mask is None or p.mask.any()))

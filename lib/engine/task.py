@@ -75,7 +75,7 @@ def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Pr
     Args:
         frames: The whole frames.
     """
-    stack = masks.empty_mask((len(frames), *frames.size))
+    stack = np.zeros((len(frames), *frames.size), bool)
     for task in tasks:
         crop = task.frames.crop
         _threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])

@@ -11,11 +11,6 @@ from lib.common.errors import OptionError
 COMPONENTS = ("annotated", "largest", "all")
 
 
-def empty_mask(shape: tuple[int, ...]) -> np.ndarray:
-    """Return a bool array of this shape in which nothing is set."""
-    return np.zeros(shape, bool)
-
-
 def slice_areas(mask: np.ndarray) -> np.ndarray:
     """Return the number of pixels (T,) that are set in each slice of bool (T, Y, X)."""
     return np.array([np.count_nonzero(m) for m in mask])  # Many times as fast as mask.sum((1, 2)).

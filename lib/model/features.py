@@ -38,11 +38,9 @@ def encoder_digest(model) -> str:
 class SliceFeatures:
     """Encoder output of the slices of one volume, computed when it is first needed.
 
-    A slice is resized so that its longer physical side fills the network's square (with its true aspect), the rest is padded. The pixel (y, x)
-    of the square is the pixel ((y + 0.5) / scale_y - 0.5, (x + 0.5) / scale_x - 0.5) of the slice.
-
-    Where the features of a volume exceed `limit_bytes`, the slices that were used longest ago go to `overflow`, or are encoded again
-    when they are needed. Any number of threads may use one object.
+    A slice is resized so that its longer physical side fills the network's square (with its true aspect), the rest is padded. Where the features
+    exceed `limit_bytes`, the slices that were used longest ago go to `overflow`, or are encoded again when they are needed. Any number of
+    threads may use one object.
 
     Args:
         model: `SAM2Base` in evaluation mode on `device`.

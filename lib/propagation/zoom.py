@@ -6,8 +6,8 @@ drawn much finer. A prompted slice is decoded again in such a crop (`refine_zoom
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +24,8 @@ Crop = tuple[slice, slice]  # Rows and columns of a frame.
 DisplayedSlice = tuple[SlicePrompt, np.ndarray]  # A prompt and the mask bool (Y, X) that its slice shows.
 
 
-@dataclass(frozen=True)
-class CropSize:
-    """How large a crop is.
-
-    Attributes:
-        margin: Side of the crop as a multiple of the structure's.
-        shares: The sides to choose from, as shares of the frame's longer side; the next larger one is taken.
-    """
+class CropSize(NamedTuple):
+    """How large a crop is: `margin` times the structure, rounded up to one of `shares` of the frame's longer side."""
 
     margin: float
     shares: tuple[float, ...]

@@ -1,11 +1,7 @@
-"""Mix-ins of the MONAI Label app: HTTP errors with a sentence, volumes that are ready at the first click, and the app's own routes.
-
-Each is listed before `MONAILabelApp` among the bases of the app.
-"""
+"""Mix-ins of the MONAI Label app, listed before `MONAILabelApp` among its bases: HTTP errors, volumes opened ahead, and the app's routes."""
 
 import logging
 import threading
-from collections.abc import Callable
 from functools import cached_property
 
 from fastapi import HTTPException
@@ -20,14 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class HttpErrorsMixin:
-    """Answers wrong inference requests with HTTP 400 or 404 instead of 500."""
+    """Answers wrong inference requests with HTTP 404 (unknown image) or 400 (unknown model, missing field) instead of 500."""
 
     def infer(self, request, datastore=None):
-        """Run inference as MONAI Label does.
-
-        Raises:
-            HTTPException: 404 if the image is unknown, 400 if the model is unknown or a field is missing.
-        """
         try:
             store, image = datastore or self.datastore(), str(request.get("image") or "")
             session_name = self.sessions().record_id(image) if self.sessions() else None
@@ -60,16 +51,20 @@ class PrefetchMixin:
         """Read an image and encode its slices in a thread. A failure is only logged, because its first request will report it."""
         if not path:
             return None
-        thread = threading.Thread(target=_open_or_log, args=(self._infers["sam2"].open, str(path)), name="open", daemon=True)
+
+        def open_or_log():
+            try:
+                self._infers["sam2"].open(str(path))
+            except Exception as e:
+                logger.info("Could not open %s ahead: %s", path, e)
+
+        thread = threading.Thread(target=open_or_log, name="open", daemon=True)
         thread.start()
         return thread
 
 
 class RoutesMixin:
-    """Installs the app's routes (`lib.serving.web.api`) when the server starts.
-
-    Processes that only construct the app, for scoring or training, install nothing.
-    """
+    """Installs the app's routes (`lib.serving.web.api`) in the server, but not in processes for scoring or training."""
 
     def on_init_complete(self):
         super().on_init_complete()
@@ -85,10 +80,3 @@ class RoutesMixin:
         """Volumes for the thumbnails of the pages, in a cache of their own so that viewing pages does not evict volumes being annotated."""
         channel = self.conf.get("channel")
         return VolumeCache(2, int(channel) if channel else None)
-
-
-def _open_or_log(open_image: Callable[[str], None], path: str) -> None:
-    try:
-        open_image(path)
-    except Exception as e:
-        logger.info("Could not open %s ahead: %s", path, e)

@@ -58,13 +58,13 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
             page += ", with links to the slice in a connected OHIF"
         else:
             help_lines.append("OHIF needs a DICOM store: install Orthanc (Debian: apt install orthanc orthanc-dicomweb), start again.")
+    first = len(processes)
     for server_port, source in sources.items():
         _check_free(host, server_port)
         log = LOGS / f"server_{server_port}.log"
         _print(f"Starting MONAI Label on port {server_port} for {source}; its log file is {os.path.relpath(log)}.")
         processes.append(start_monailabel(source, host, server_port, conf, log))
         logs.append(log)
-    first = len(processes) - len(sources)
     for server_port, process, log in zip(sources, processes[first:], logs[first:], strict=True):
         address = f"http://{host}:{server_port}"
         wait_for(f"{address}/info/", process, log=log)
@@ -77,18 +77,9 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
 
 
 def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | None = None) -> subprocess.Popen:
-    """Start a MONAI Label server for this app.
-
-    Args:
-        studies: folder or DICOMweb address.
-        host, port: where it listens.
-        conf: pairs (key, value) passed to the app.
-        log: file that takes its output, emptied first; None to leave the output to the terminal.
-    """
+    """Start a MONAI Label server for this app, see `serve`. Its output goes to the file `log`, emptied first, or None for the terminal."""
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
-    command += ["--host", host, "--port", str(port)]
-    for key, value in conf:
-        command += ["--conf", key, value]
+    command += ["--host", host, "--port", str(port), *(word for key, value in conf for word in ("--conf", key, value))]
     # Programs of the environment (itkimage2segimage for DICOM SEG) must be found even if it is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if log is None:
@@ -99,11 +90,10 @@ def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | No
 
 
 def start_orthanc(processes: list, dicom: Path, port: int = 8042, log: Path | None = None) -> dict | None:
-    """Start a private Orthanc on loopback that holds the DICOM files below a folder.
+    """Start a private Orthanc on loopback that holds the DICOM files below the folder `dicom`.
 
     Args:
         processes: list to which the new process is appended.
-        dicom: the folder.
         port: first port to try.
         log: file that takes its output, emptied first; None for one in a temporary folder.
 
@@ -123,29 +113,22 @@ def start_orthanc(processes: list, dicom: Path, port: int = 8042, log: Path | No
         "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    log = log or folder / "orthanc.log"
+    log, address = log or folder / "orthanc.log", f"http://127.0.0.1:{port}"
     with open(log, "w") as output:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=output, stderr=subprocess.STDOUT)
-    processes.append(process)
-    address = f"http://127.0.0.1:{port}"
-    wait_for(f"{address}/system", process, log=log)
+        processes.append(subprocess.Popen([program, str(folder / "orthanc.json")], stdout=output, stderr=subprocess.STDOUT))
+    wait_for(f"{address}/system", processes[-1], log=log)
     for file in sorted(dicom.rglob("*.dcm")):
         requests.post(f"{address}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
-    studies = {}
-    for study in requests.get(f"{address}/studies?expand", timeout=30).json():
-        tags = study["MainDicomTags"]
-        studies[tags.get("StudyDescription", tags["StudyInstanceUID"])] = tags["StudyInstanceUID"]
+    tags = [study["MainDicomTags"] for study in requests.get(f"{address}/studies?expand", timeout=30).json()]
+    studies = {t.get("StudyDescription", t["StudyInstanceUID"]): t["StudyInstanceUID"] for t in tags}
     return {"dicomweb": f"{address}/dicom-web", "studies": studies}
 
 
 def wait_for(address: str, process: subprocess.Popen, timeout_s: float = 180, log: Path | None = None) -> None:
     """Wait until a process answers at an address.
 
-    Args:
-        log: file with its output, the end of which is part of the error.
-
     Raises:
-        OptionError: the process ended or did not answer in time.
+        OptionError: the process ended or did not answer in time. The message has the end of its output, if that is in the file `log`.
     """
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -183,13 +166,6 @@ def _is_free(host: str, port: int) -> bool:
         return True
 
 
-def free_port() -> int:
-    """Return a port of this machine on which nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def _check_free(host: str, port: int) -> None:
     if not _is_free(host, port):
         raise OptionError(f"Port {port} on {host} is taken: stop the other server or choose another --port.")
@@ -216,10 +192,11 @@ def _slicer_help(address: str) -> list[str]:
 
 
 def _ohif_help(host: str, port: int, store: dict) -> list[str]:
-    lines = ["OHIF: open one of"]
-    for name, uid in sorted(store["studies"].items()):
-        lines.append(f"   {name}: http://{host}:{port}/ohif/monai-label?StudyInstanceUIDs={uid}")
-    lines.append(f"   panel MONAI Label: enter the server http://{host}:{port}/ and press the round arrow;")
-    lines.append("   tab Point Prompts, model sam2; pick a segment,")
-    lines.append("   click on the structure, press Run in that tab.")
-    return lines
+    address = f"http://{host}:{port}"
+    return [
+        "OHIF: open one of",
+        *(f"   {name}: {address}/ohif/monai-label?StudyInstanceUIDs={uid}" for name, uid in sorted(store["studies"].items())),
+        f"   panel MONAI Label: enter the server {address}/ and press the round arrow;",
+        "   tab Point Prompts, model sam2; pick a segment,",
+        "   click on the structure, press Run in that tab.",
+    ]

@@ -35,7 +35,6 @@ def note_inference(answer: dict, image: str, model: str, foreground: int, backgr
 
     Args:
         answer: the JSON part, with `latencies` (seconds of each stage) and `slices_encoded`.
-        image, model: ids.
         foreground, background: numbers of clicks.
     """
     stages, encoded = answer.get("latencies", {}), answer.get("slices_encoded", 0)

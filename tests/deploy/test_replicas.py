@@ -16,9 +16,10 @@ import pytest
 import requests
 
 from lib.imaging.readers import read_volume
-from lib.serving.launch import free_port, wait_for
+from lib.serving.launch import wait_for
 from tests.deploy import nginx
 from tests.deploy.nginx import DEPLOY
+from tests.serving.processes import free_port
 from tests.serving.test_server import slicer_client
 
 ROOT = DEPLOY.parent

@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT)]
-from lib.serving.launch import free_port  # noqa: E402
+from tests.serving.processes import free_port  # noqa: E402
 
 VENV, OUT = ROOT / "build" / "fuzz-venv", ROOT / "build" / "fuzz"
 SEED = 1

@@ -101,14 +101,6 @@ def test_without_border_or_edge_the_strength_is_zero(image, mask):
     assert BorderStrength(image).edge_strength(mask) == 0
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1), (0, 4, 5), (9, 512, 512)])
-def test_an_empty_mask_can_be_filled(shape):
-    mask = masks.empty_mask(shape)
-    assert mask.shape == shape and mask.dtype == bool and not mask.any()
-    mask[-1:] = True
-    assert mask.sum() == mask[-1:].size
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_edge_distance_agrees_with_scipy_wherever_the_mask_lies(seed):
     rng = np.random.default_rng(seed)

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import requests
 
-from lib.serving.launch import free_port, start_monailabel, wait_for
+from lib.serving.launch import start_monailabel, wait_for
+from tests.serving.processes import free_port
 
 TRIES = int(os.environ.get("SAM2_FAULT_TRIES", 1))
 RECORD_FILE = Path(__file__).resolve().parents[2] / "build" / "faults.jsonl"

@@ -10,7 +10,8 @@ import requests
 from lib.common.errors import OptionError
 from lib.imaging.masks import deepest_pixel
 from lib.samples import phantom
-from lib.serving.launch import PLUGINS, free_port, start_monailabel, start_orthanc, stop, wait_for
+from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
+from tests.serving.processes import free_port
 
 CHROMIUM = shutil.which("chromium")
 PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)

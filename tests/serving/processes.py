@@ -1,9 +1,17 @@
 """Processes that a test starts and ends."""
 
+import socket
 import subprocess
 from contextlib import contextmanager
 
 from lib.serving.launch import wait_for
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 @contextmanager

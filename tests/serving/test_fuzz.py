@@ -19,7 +19,6 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.serving.launch import free_port
 from tests.fuzz.examples import (
     CLICK,
     FILE,
@@ -40,6 +39,7 @@ from tests.fuzz.examples import (
     segment,
     some,
 )
+from tests.serving.processes import free_port
 from tests.serving.test_server import ROOT, run_server
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]

@@ -13,7 +13,8 @@ import requests
 
 from lib.common.errors import OptionError
 from lib.serving import launch
-from lib.serving.launch import free_port, wait_for
+from lib.serving.launch import wait_for
+from tests.serving.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

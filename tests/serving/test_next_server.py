@@ -8,7 +8,8 @@ import pytest
 import requests
 
 from lib.samples import phantom
-from lib.serving.launch import free_port, start_monailabel, wait_for
+from lib.serving.launch import start_monailabel, wait_for
+from tests.serving.processes import free_port
 from tests.serving.test_server import slicer_client
 
 pytestmark = pytest.mark.server

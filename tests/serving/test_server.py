@@ -14,8 +14,7 @@ import requests
 
 from lib.imaging.readers import read_volume
 from lib.samples import sample_data
-from lib.serving.launch import free_port
-from tests.serving.processes import running
+from tests.serving.processes import free_port, running
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICK = [98, 110, 80]  # white matter of the ICBM template

@@ -17,8 +17,8 @@ import pytest
 import requests
 import SimpleITK as sitk
 
-from lib.serving.launch import free_port
 from tests.conftest import ORIGIN_MM
+from tests.serving.processes import free_port
 from tests.serving.slicer import (
     BOX,
     CENTRE,

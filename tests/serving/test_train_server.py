@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib.serving.launch import free_port
+from tests.serving.processes import free_port
 from tests.serving.test_server import run_server, slicer_client
 
 pytestmark = pytest.mark.server

@@ -18,7 +18,7 @@ from scipy import ndimage
 from lib.common.errors import UserError
 from lib.model import checkpoints, worker_pool
 from lib.model.differentiable import Prediction
-from lib.training import training_prompts
+from lib.training import loop, training_prompts
 from lib.training.clip_generator import ClipGenerator
 from lib.training.loop import Phase, Settings, Training
 from lib.training.losses import frame_loss, mask_iou, mask_losses
@@ -287,7 +287,9 @@ def test_the_number_of_cores_does_not_change_the_weights(tmp_path, monkeypatch):
     """With two cores the halves of a step are computed side by side, with one core one after the other."""
     before, weights = torch.get_num_threads(), []
     for n, cores in enumerate((1, 2, 2)):
-        monkeypatch.setattr(worker_pool, "CORES", cores)
+        monkeypatch.setattr(worker_pool, "CPU_CORES", cores)
+        monkeypatch.setattr(loop, "CPU_CORES", cores)
+        monkeypatch.setattr(worker_pool, "_pools", {})
         torch.set_num_threads(1)
         training = Training(Settings(str(tmp_path / str(n)), config="sam2_hiera_nano_256.yaml"), TINY[-1:])
         training.run()

@@ -44,23 +44,20 @@ class AnnotationRecords:
         self._lock = threading.Lock()
 
     def add_round(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
-        """Make a record of an answer, store it and return it.
+        """Make a record of the engine's answer, store it and return it; with `keep` False, return it without storing it.
 
         A folder that cannot be written to is only logged, because the annotator must get the mask all the same.
 
         Args:
             image: id of the image.
             request: what the client sent, with label, client_id and foreground.
-            frames: the slices of the volume.
-            result: what the engine answered.
             checkpoint: name of the checkpoint that was used.
-            keep: False to return the record without storing it.
         """
         mask = frames.from_volume(result.mask)
         annotated = frozenset(result.annotated)
         structure = structure_of(request)
         with self._lock:
-            records = self.of(image)
+            records = self.for_image(image)
             corrections = self._corrections(records.get(structure) or {}, image, structure, annotated, mask)
             shift = learned_dice_shift(*zip(*corrections, strict=True)) if corrections else 0.0
             state = RoundState(frames, None, result.estimates, mask, annotated, shift)
@@ -70,7 +67,8 @@ class AnnotationRecords:
                 "areas": [int(n) for n in state.area], "expected_dice": [round(float(d), 3) for d in state.expected_dice],
                 "volume_dice": round(state.expected_volume_dice, 3), "proposal": proposal and _to_json(proposal),
                 "learned": corrections, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""),
-                "time": _next_time(records),
+                # Later than all records, so that the newest one stays the newest if the clock is set back.
+                "time": max([time.time(), *(r.get("time", 0) + 1e-3 for r in records.values())]),
             }  # fmt: skip
             if keep:
                 records[structure] = record
@@ -96,7 +94,7 @@ class AnnotationRecords:
     def forget(self, image: str) -> None:
         """Delete the records and masks of an image."""
         with self._lock:
-            for structure in self.of(image):
+            for structure in self.for_image(image):
                 self._mask_file(image, structure).unlink(missing_ok=True)
             self._file(image).unlink(missing_ok=True)
 
@@ -110,21 +108,16 @@ class AnnotationRecords:
     def _corrections(self, previous: dict, image: str, structure: str, annotated: frozenset[int], mask: np.ndarray) -> list:
         """Return pairs of expected and measured Dice of the slices that were corrected in this round and before.
 
-        The measured Dice compares the previous mask of a newly annotated slice with the present one. After a fresh start, with none of the
-        slices annotated before, the list is empty.
-
-        Args:
-            previous: the structure's record before this round, or {}.
-            mask: bool (T, Y, X), the new mask.
+        The measured Dice compares the previous mask of a newly annotated slice with the present `mask`. After a fresh start, with none of
+        the slices that the `previous` record has as annotated, the list is empty.
         """
         earlier = set(previous.get("annotated", ()))
         if not earlier & annotated or previous.get("slices") != len(mask):
             return []
         corrections, displayed_mask = list(previous.get("learned", ())), self.mask(image, structure)
         if displayed_mask is not None and earlier < annotated and displayed_mask.shape == mask.shape:
-            corrections += [
-                [previous["expected_dice"][t], round(metrics.dice(displayed_mask[t], mask[t]), 3)] for t in sorted(annotated - earlier)
-            ]  # fmt: skip
+            for t in sorted(annotated - earlier):
+                corrections.append([previous["expected_dice"][t], round(metrics.dice(displayed_mask[t], mask[t]), 3)])
         return corrections[-MAX_CORRECTIONS:]
 
     def _file(self, image: str) -> Path:
@@ -137,10 +130,8 @@ class AnnotationRecords:
 
 def _pack_mask(mask: np.ndarray) -> bytes:
     """Return the content of a .npz file with a bool (T, Y, X) mask: its shape, its bounding box and the bits within."""
-    box = masks.bounding_box(mask) or (slice(0, 0),) * 3
-    buffer = io.BytesIO()
-    corners = [[s.start, s.stop] for s in box]
-    np.savez_compressed(buffer, shape=mask.shape, box=corners, bits=np.packbits(mask[box]))
+    box, buffer = masks.bounding_box(mask) or (slice(0, 0),) * 3, io.BytesIO()
+    np.savez_compressed(buffer, shape=mask.shape, box=[[s.start, s.stop] for s in box], bits=np.packbits(mask[box]))
     return buffer.getvalue()
 
 
@@ -162,9 +153,7 @@ def _read_records(file: Path) -> dict[str, dict]:
 
 
 def structure_of(request: dict) -> str:
-    """Return the key of a request's structure among the records of its image.
-
-    The key is the label's name. Where the request has none, as from OHIF, the first click tells structures apart.
+    """Return the key of a request's structure among its image's records: the label's name, or without one, as from OHIF, its first click.
 
     >>> structure_of({"label": "spleen"}), structure_of({"foreground": [[3, 4, 5], [1, 1, 1]]}), structure_of({})
     ('spleen', '@3,4,5', '')
@@ -186,8 +175,3 @@ def _label_name(request: dict) -> str:
 
 def _to_json(proposal: Proposal) -> dict:
     return {**proposal.__dict__, "expected_dice": round(proposal.expected_dice, 3), "point": proposal.point and list(proposal.point)}
-
-
-def _next_time(records: dict[str, dict]) -> float:
-    """Return the present time, but later than all records, so that the newest one stays the newest if the clock is set back."""
-    return max([time.time(), *(r.get("time", 0) + 1e-3 for r in records.values())])

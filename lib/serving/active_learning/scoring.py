@@ -48,8 +48,7 @@ class _Scoring(ScoringMethod):
         results = {}
         for image in tqdm(datastore.list_images(), desc=self.name):
             try:
-                inputs = self._inputs(image, request, datastore)
-                if inputs is None:
+                if (inputs := self._inputs(image, request, datastore)) is None:
                     continue
                 previous = datastore.get_image_info(image).get(self.name)
                 if previous and previous.get("inputs") == inputs:
@@ -61,7 +60,9 @@ class _Scoring(ScoringMethod):
                 continue
             if result:
                 results[image] = {**result, "inputs": inputs, "time": int(time.time())}
-                _save_image_info(datastore, image, {self.name: results[image]})
+                # What other processes have written to a folder's list of images since then must not be lost.
+                getattr(datastore, "_init_from_datastore_file", lambda: None)()
+                datastore.update_image_info(image, {self.name: results[image]})
                 logger.info("%s: %s slice %s of %s, mean %.3f", self.name, image, result["worst_slice"], result["worst_structure"], result["mean"])
         return results
 
@@ -85,9 +86,8 @@ class SliceDice(_Scoring):
         return {**super().info(), "config": {"y": "final", "y_pred": ["original", SESSION]}}
 
     def _inputs(self, image, request, datastore):
-        reference_path = label_path(datastore, image, _tag(request, "y", "final"))
         tag = _tag(request, "y_pred", "original")
-        if reference_path is None:
+        if (reference_path := label_path(datastore, image, _tag(request, "y", "final"))) is None:
             return None
         if tag == SESSION:
             records = self._records.for_image(image)
@@ -112,13 +112,9 @@ class SliceDice(_Scoring):
         return _summarize(structures, frames.axis, checkpoint=checkpoint, y=reference_tag, y_pred=tag)
 
     def _session_pairs(self, image: str, reference: np.ndarray, names: dict[int, str]) -> dict[str, tuple]:
-        """Return {name: (mask, reference mask)} of the structures that were annotated, both bool (T, Y, X).
+        """Return {name: (mask, reference mask)}, bool (T, Y, X), of the structures that were annotated.
 
         A structure without a name is compared with the reference label that its mask covers most.
-
-        Args:
-            reference: label values (T, Y, X).
-            names: of the label values.
         """
         pairs, values = {}, {name: v for v, name in names.items()}
         for structure, record in self._records.for_image(image).items():
@@ -126,8 +122,7 @@ class SliceDice(_Scoring):
             if mask is None or mask.shape != reference.shape:
                 continue
             covered_voxels = np.bincount(reference[mask & (reference > 0)], minlength=2)
-            value = values.get(record["label"], int(covered_voxels.argmax()))
-            if value:
+            if value := values.get(record["label"], int(covered_voxels.argmax())):
                 pairs[record["label"] or names.get(value, f"label_{value}")] = mask, reference == value
         return pairs
 
@@ -136,7 +131,7 @@ class SliceQuality(_Scoring):
     """The Dice that is expected of every slice, without a reference.
 
     For volumes that are being annotated it is the estimate of the last round. Any other label (tag `tag`, default "original") is tested by
-    itself: three of its slices are given to the engine as painted ones, and the mask that results is compared with the label.
+    itself: the engine gets three of its slices as painted ones, and the mask that results is compared with the label.
     """
 
     def __init__(self, records: AnnotationRecords, catalog: CheckpointCatalog, segmenter: Callable[[], Segmenter], window: str = "auto"):
@@ -147,8 +142,7 @@ class SliceQuality(_Scoring):
         return {**super().info(), "config": {"tag": "original"}}
 
     def _inputs(self, image, request, datastore):
-        records = self._records.for_image(image)
-        if records:
+        if records := self._records.for_image(image):
             return [SESSION, max(r["time"] for r in records.values())]
         label = label_path(datastore, image, _tag(request, "tag", "original"))
         return None if label is None else [_file_stamp(label), self._catalog.resolve(AUTO)[1]]
@@ -161,8 +155,8 @@ class SliceQuality(_Scoring):
         for name, r in records.items():
             allowed = np.setdiff1d(np.arange(r["slices"]), r["annotated"])
             structures[r["label"] or name] = _score_structure(r["expected_dice"], r["areas"], r["volume_dice"], allowed)
-        first = next(iter(records.values()))
-        return _summarize(structures, first["axis"], checkpoint=sorted({r["checkpoint"] for r in records.values()}))
+        axis = next(iter(records.values()))["axis"]
+        return _summarize(structures, axis, checkpoint=sorted({r["checkpoint"] for r in records.values()}))
 
     def _test_label(self, image: str, tag: str, datastore) -> dict | None:
         """Return the scores of a saved label, by tracking each of its structures from three of its slices."""
@@ -197,14 +191,10 @@ def _summarize(structures: dict, axis: int, **details) -> dict | None:
     if not structures:
         return None
 
-    def lowest_dice(name):
-        scores = structures[name]
-        return 1.0 if scores["worst_slice"] is None else scores["dice"][scores["worst_slice"]]
-
-    worst = min(structures, key=lowest_dice)
+    worst_slices = {name: s["worst_slice"] for name, s in structures.items()}
+    worst = min(structures, key=lambda name: 1.0 if worst_slices[name] is None else structures[name]["dice"][worst_slices[name]])
     mean = round(float(np.mean([s["mean"] for s in structures.values()])), 4)
-    worst_slice = structures[worst]["worst_slice"]
-    return {"structures": structures, "worst_structure": worst, "worst_slice": worst_slice, "mean": mean, "axis": axis, **details}
+    return {"structures": structures, "worst_structure": worst, "worst_slice": worst_slices[worst], "mean": mean, "axis": axis, **details}
 
 
 def _tag(request: dict, name: str, default: str) -> str:
@@ -216,11 +206,3 @@ def _file_stamp(path: Path) -> list:
     """Return what changes when a file is written: its size in bytes and time of change in ns."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def _save_image_info(datastore, image: str, entry: dict) -> None:
-    """Add an entry to an image's info, after reading what other processes have written since, where the datastore is a folder."""
-    reload = getattr(datastore, "_init_from_datastore_file", None)
-    if reload:
-        reload()
-    datastore.update_image_info(image, entry)

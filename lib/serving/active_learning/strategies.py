@@ -11,7 +11,6 @@ from lib.common.errors import UserError
 from lib.imaging.frames import Frames
 from lib.imaging.masks import deepest_pixel
 from lib.imaging.readers import read_mask, read_volume
-from lib.imaging.volume import Volume
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.labels import label_path
 
@@ -26,7 +25,7 @@ class AnnotationRequest:
     """A structure of a volume that could be improved, and what to do for it.
 
     Attributes:
-        image, label: ids of the image and name of the structure.
+        image, label: id of the image and name of the structure.
         volume_dice: expected Dice of the structure in the whole volume.
         rounds: number of slices annotated so far.
         time, client: when the structure was last worked on (seconds since 1970), and by which client.
@@ -66,15 +65,12 @@ def annotation_requests(image: str, records: dict[str, dict]) -> list[Annotation
 
 
 class _SliceStrategy(Strategy):
-    """Base of the strategies that propose a slice.
+    """Base of the strategies that propose a slice from the records of the volumes being annotated."""
 
-    Args:
-        description: shown to clients.
-        records: the records of the volumes being annotated.
-    """
+    DESCRIPTION: str  # displayed to clients
 
-    def __init__(self, description: str, records: AnnotationRecords):
-        super().__init__(description)
+    def __init__(self, records: AnnotationRecords):
+        super().__init__(self.DESCRIPTION)
         self._records = records
 
     def info(self) -> dict:
@@ -90,12 +86,11 @@ class _SliceStrategy(Strategy):
         unfinished = [c for c in candidates if c.volume_dice < target_dice and c.rounds < max_rounds]
         in_displayed_image = [c for c in candidates if c.image == request.get("image")]
         of_client = [c for c in candidates if c.client == str(request.get("client_id") or "")]
-        choice = self._choose(in_displayed_image or of_client, unfinished)
-        if choice is not None:
+        if choice := self._choose(in_displayed_image or of_client, unfinished):
             return choice.to_answer()
-        untouched = [i for i in images if not self._records.for_image(i)]
-        if untouched:
-            return first_proposal(untouched[0], datastore)
+        untouched = next((i for i in images if not self._records.for_image(i)), None)
+        if untouched is not None:
+            return first_proposal(untouched, datastore)
         if not candidates:
             return {"id": images[0], "reason": "Every slice of it has been annotated."}
         worst = min(candidates, key=lambda c: c.volume_dice)
@@ -103,20 +98,17 @@ class _SliceStrategy(Strategy):
 
     @abstractmethod
     def _choose(self, of_client: list[AnnotationRequest], unfinished: list[AnnotationRequest]) -> AnnotationRequest | None:
-        """Return one of the unfinished requests, or None to begin a new volume.
+        """Return one of the unfinished requests (below the target, with rounds left), or None to begin a new volume.
 
-        Args:
-            of_client: what this client has worked on. If it names the "image" that it displays, as OHIF does for lack of a client id,
-                these are the requests of that image.
-            unfinished: all requests below the target that have rounds left.
+        `of_client` is what this client has worked on. If it names the "image" that it displays, as OHIF does for lack of a client id,
+        these are the requests of that image.
         """
 
 
 class WorstSlice(_SliceStrategy):
     """Propose the worst slice of the volume this client works on until that volume is good, then the worst volume, then a new one."""
 
-    def __init__(self, records: AnnotationRecords):
-        super().__init__("Slice expected to be worst, volume by volume", records)
+    DESCRIPTION = "Slice expected to be worst, volume by volume"
 
     def _choose(self, of_client, unfinished):
         last = max(of_client, key=lambda c: c.time, default=None)
@@ -129,46 +121,34 @@ class WorstSlice(_SliceStrategy):
 class WorstVolume(_SliceStrategy):
     """Propose the volume expected to be worst, whoever works on it, then a new one."""
 
-    def __init__(self, records: AnnotationRecords):
-        super().__init__("Volume expected to be worst, at its worst slice", records)
+    DESCRIPTION = "Volume expected to be worst, at its worst slice"
 
     def _choose(self, of_client, unfinished):
         return min(unfinished, key=lambda c: c.volume_dice, default=None)
 
 
 def first_proposal(image: str, datastore) -> dict:
-    """Return where to start in a volume that nobody has worked on.
+    """Return where to start in a volume that nobody has worked on, with the fields of an answer of *Next Sample*.
 
-    That is the largest slice of the largest structure in a saved label, for example from batch inference, or else the middle slice.
+    This is the largest slice of the largest structure in a saved label, for example from batch inference, or else the middle slice.
     """
     try:
         volume = read_volume(datastore.get_image_uri(image))
         frames = Frames.of(volume)
-        saved = _saved_label_map(image, datastore, volume)
+        paths = (label_path(datastore, image, tag) for tag in datastore.get_labels_by_image_id(image))
+        label_maps = (frames.from_volume(read_mask(path, volume)) for path in paths if path is not None)
+        labels = next((label_map for label_map in label_maps if label_map.any()), None)
     except (UserError, OSError) as e:
         logger.warning("Proposed unread: %s", e)
         return {"id": image, "reason": "Nothing is annotated yet."}
     answer = {"id": image, "axis": frames.axis, "slices": len(frames), "rounds": 0, "prompt": "click", "point": None, "label": ""}
-    if saved is None:
+    if labels is None:
         return {**answer, "slice": len(frames) // 2, "reason": "Nothing is annotated yet: start where the structure is largest."}
-    labels = frames.from_volume(saved)
     values, counts = np.unique(labels[labels > 0], return_counts=True)
     structure = labels == values[counts.argmax()]
     t = int(structure.sum((1, 2)).argmax())
     point = frames.to_voxel(t, *deepest_pixel(structure[t]))
     return {**answer, "slice": t, "point": list(point), "reason": "Nothing is annotated yet: the largest slice of the label that is there."}
-
-
-def _saved_label_map(image: str, datastore, volume: Volume) -> np.ndarray | None:
-    """Return the first saved label map (I, J, K) of an image that is not empty, or None."""
-    for tag in datastore.get_labels_by_image_id(image):
-        path = label_path(datastore, image, tag)
-        if path is None:
-            continue
-        labels = read_mask(path, volume)
-        if labels.any():
-            return labels
-    return None
 
 
 def _number(request: dict, name: str, default: float) -> float:

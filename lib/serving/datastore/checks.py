@@ -9,11 +9,7 @@ from lib.serving.web.request_checks import is_name
 
 
 def checked_file_name(id_or_tag) -> str:
-    """Return an id or a tag as text that can name a file or folder of the datastore.
-
-    Raises:
-        UserError: The text would lead out of the folder or cannot be a file name.
-    """
+    """Return an id or a tag as text, or raise UserError if it cannot name a file in the datastore's folder."""
     text = str(getattr(id_or_tag, "value", id_or_tag))  # Tags may be members of MONAI Label's DefaultLabelTag.
     if not is_name(text):
         raise UserError(f"{text[:80]!r} cannot be an id or a tag: use a name without / and \\.")

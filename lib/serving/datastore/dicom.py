@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class DatastoreMixin:
-    """Mix-in for a `MONAILabelApp`, before it in the bases, that makes the app use the datastores of this package."""
+    """Makes a `MONAILabelApp` use the datastores of this package; to be listed before it in the bases of the app."""
 
     def init_datastore(self):
         """Return a `FolderDatastore` or a `CachedDicomDatastore`, depending on the app's studies."""
@@ -45,25 +46,23 @@ class _ConfirmedLabelDatastore(FolderDatastore):
     """A folder that keeps a final label only if the DICOM store has confirmed it; MONAI Label trusts any answer of status 200."""
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Save a label, or raise RequestException for a final one without the UID of the series that the DICOM store keeps."""
+        """Save a label, or raise RequestException for a final one without the UID of its series in the DICOM store."""
         if label_tag == FINAL and not label_info.get("SeriesInstanceUID"):
             raise requests.RequestException("The DICOM store's answer names no series that it keeps.")
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
 
 class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
-    """A DICOM store with a local cache. A label that the store did not accept stays in the cache under the tag `UNSENT`.
-
-    Attributes:
-        timeout_s: How long the DICOM store may stay silent, in seconds.
-    """
+    """A DICOM store with a local cache. A label that the store did not accept stays in the cache under the tag `UNSENT`."""
 
     timeout_s: float = STORE_TIMEOUT_S
 
     def __init__(self, client, *args, **kwargs):
-        for scheme in ("http://", "https://"):
-            client._session.mount(scheme, _TimeoutAdapter(self.timeout_s))
-        client.set_http_retry_params(retry=False)  # The client would retry for half a minute; the adapters retry once.
+        session = client._session
+        session.request = partial(session.request, timeout=self.timeout_s)  # Without it, a silent store would block a thread forever.
+        client.set_http_retry_params(retry=False)  # The client would retry for half a minute.
+        for scheme in ("http://", "https://"):  # Instead, a connection is tried twice; a request that may change the store is never repeated.
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=Retry(1, backoff_factor=0.3)))
         super().__init__(client, *args, **kwargs)
         for folder in Path(self._datastore.image_path()).glob(f".*{PARTIAL_SUFFIX}"):
             if time.time() - folder.stat().st_mtime > PARTIAL_MAX_AGE_S:
@@ -81,26 +80,22 @@ class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
         return super().get_label_uri(label_id, label_tag, image_id)
 
     def _download(self, series: str, cache: Path) -> None:
-        """Download a series into the folder `cache` unless it is there.
+        """Download a series into the folder `cache` unless it is there; raise ImageNotFoundException if the store does not have it.
 
-        The series appears there only when it is complete, because MONAI Label would take half a series for the whole of it.
-
-        Raises:
-            ImageNotFoundException: The store has no such series.
-            RequestException: The store does not answer.
+        The series appears in the folder only when it is complete, because MONAI Label would take half a series for the whole of it.
         """
         destination = cache / series
         if destination.is_dir() and any(destination.iterdir()):
             return
-        partial = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        incomplete = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
         try:
-            dicom_web_download_series(None, series, str(partial), self._client, self._fetch_by_frame)
+            dicom_web_download_series(None, series, str(incomplete), self._client, self._fetch_by_frame)
             with suppress(OSError):  # Another thread may have been faster.
-                os.replace(partial, destination)
+                os.replace(incomplete, destination)
         except LookupError as e:
             raise ImageNotFoundException(f"There is no series {series} in the DICOM store.") from e
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(incomplete, ignore_errors=True)
 
     def save_label(self, image_id, label_filename, label_tag, label_info, label_id=""):
         """Save a label and send a final one to the DICOM store as DICOM SEG.
@@ -112,7 +107,7 @@ class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
         info = dict(label_info or {})
         if checked_file_name(label_tag) != FINAL:
             return super().save_label(image_id, label_filename, label_tag, info)
-        converted, is_kept = None, False
+        converted, advice = None, "Submit it again later."
         try:
             if str(label_filename).endswith(".bin"):
                 label_filename = converted = binary_to_image(self.get_image_uri(image_id), label_filename)
@@ -123,11 +118,10 @@ class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
                 info["label_info"] = _rows_by_value(info["label_info"], volume.array)
             self.get_image_uri(image_id)
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
-            is_kept = True
+            advice = f"The server keeps it under the tag {UNSENT}; submit it again later."
             saved_id = super().save_label(image_id, label_filename, label_tag, info)
         except requests.RequestException as e:
             logger.warning("Label of %s not sent: %s", image_id, e)
-            advice = f"The server keeps it under the tag {UNSENT}; submit it again later." if is_kept else "Submit it again later."
             raise HTTPException(502, f"The DICOM store did not take the label. {advice}") from e
         finally:
             if converted:
@@ -137,21 +131,6 @@ class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
 
 
 def _rows_by_value(label_info: list[dict], labels: np.ndarray) -> list[dict]:
-    """Return one row for each value in a label map, in ascending order of the values.
-
-    MONAI Label assigns the n-th row to the n-th value in the map, whatever the row's "idx" says.
-    """
+    """Return one row for each value in ascending order, because MONAI Label assigns the n-th row to the n-th value, whatever its "idx"."""
     rows = {int(row.get("idx", n)): row for n, row in enumerate(label_info, 1)}
     return [rows.get(int(v), {"name": f"segment {int(v)}", "idx": int(v)}) for v in np.unique(labels) if v]
-
-
-class _TimeoutAdapter(requests.adapters.HTTPAdapter):
-    """A transport that waits at most `timeout_s` seconds for an answer, or for the next bytes of it, and retries a connection once."""
-
-    def __init__(self, timeout_s: float):
-        super().__init__(max_retries=Retry(1, backoff_factor=0.3))  # Retry never repeats a request that changes the store.
-        self._timeout_s = timeout_s
-
-    def send(self, request, stream=False, timeout=None, **kwargs):
-        """Send a request with the timeout, unless the caller gives another one."""
-        return super().send(request, stream=stream, timeout=timeout or self._timeout_s, **kwargs)

@@ -1,9 +1,8 @@
 """A folder of images and labels: MONAI Label's datastore, made safe against kills, full disks and other servers on the same folder.
 
 Every change is made under the folder's lock, to the state that the JSON file has at that moment, so that no server loses the changes of
-another one. New files are written completely beside their places, then the JSON file is replaced, then the files are moved to their
-places. Until then, a label's info names its temporary file under the key `TEMPORARY`: if the server is killed in between, the next
-start moves the file.
+another one. New files are written completely beside their places, then the JSON file is replaced, then the files are moved. Until then, a
+label's info names its temporary file under the key `TEMPORARY`: if the server is killed in between, the next start moves the file.
 """
 
 import itertools
@@ -60,15 +59,14 @@ class FolderDatastore(LocalDatastore):
     def _new_change(self) -> Change:
         """Return an empty change of the JSON file's content. A damaged JSON file is set aside and replaced by the state in memory."""
         file = Path(self._datastore_config_path)
-        try:
-            text = file.read_text()
-            return Change(file, self._parse(text), text)
-        except FileNotFoundError:
-            pass
-        except ValueError as e:
-            backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
-            os.replace(file, backup)
-            logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
+        with suppress(FileNotFoundError):
+            try:
+                text = file.read_text()
+                return Change(file, self._parse(text), text)
+            except ValueError as e:
+                backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
+                os.replace(file, backup)
+                logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
         return Change(file, self._datastore.model_copy(deep=True))
 
     def _parse(self, text: str) -> LocalDatastoreModel:
@@ -79,30 +77,18 @@ class FolderDatastore(LocalDatastore):
 
     def _init_from_datastore_file(self, throw_exception=False):
         """Read the JSON file if it has changed. A damaged one is ignored; the next change sets it aside."""
-        with self._state_lock:
+        file = Path(self._datastore_config_path)
+        with self._state_lock, suppress(FileNotFoundError):
             try:
-                version = _file_version(Path(self._datastore_config_path))
+                version = _file_version(file)
                 if version != self._config_ts:
-                    self._datastore = self._parse(Path(self._datastore_config_path).read_text())
-                    self._config_ts = version
-            except FileNotFoundError:
-                pass
+                    self._datastore, self._config_ts = self._parse(file.read_text()), version
             except ValueError as e:
-                logger.warning("%s is damaged: %s", self._datastore_config_path, e)
+                logger.warning("%s is damaged: %s", file, e)
 
     def _update_datastore_file(self, lock=True):
-        """Fail, because MONAI Label would overwrite the changes of other servers here."""
+        """Fail, because MONAI Label would overwrite the changes of other servers. Its methods that call this are overridden or not used."""
         raise NotImplementedError("Changes go through _changing().")
-
-    def set_name(self, name):
-        """Set the name of the datastore."""
-        with self._changing() as change:
-            change.model.name = name
-
-    def set_description(self, description):
-        """Set the description of the datastore."""
-        with self._changing() as change:
-            change.model.description = description
 
     def add_image(self, image_id, image_filename, image_info):
         """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one."""
@@ -121,8 +107,7 @@ class FolderDatastore(LocalDatastore):
     def save_label(self, image_id, label_filename, label_tag, label_info):
         """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image.
 
-        Raises:
-            ImageNotFoundException: There is no such image.
+        An unknown image raises ImageNotFoundException.
         """
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
         ext = self._to_id(os.path.basename(label_filename))[1]
@@ -141,9 +126,9 @@ class FolderDatastore(LocalDatastore):
         """Remove a label; do nothing if there is none."""
         tag = checked_file_name(label_tag)
         with self._changing() as change:
-            entry = change.model.objects.get(label_id)
-            label = entry and entry.labels.pop(tag, None)
+            label = change.model.label(label_id, tag)
             if label:
+                del change.model.objects[label_id].labels[tag]
                 change.obsolete_files.append(self._label_file(change.model, label_id, tag, label.ext))
 
     def update_image_info(self, image_id, info):
@@ -171,10 +156,7 @@ class FolderDatastore(LocalDatastore):
             logger.exception("Looking at %s failed", self._datastore_path)
 
     def _reconcile_datastore(self):
-        """Add entries for files that were put into the folder and remove those of missing files. The first time, also clean up.
-
-        A folder that cannot be written to gets its entries in memory only.
-        """
+        """Make the entries match the files in the folder, in memory only if it cannot be written to. The first time, also clean up."""
         self._init_from_datastore_file()
         entries = {i: entry.model_copy(update={"labels": dict(entry.labels)}) for i, entry in self._datastore.objects.items()}
         reconciled = self._datastore.model_copy(update={"objects": entries})
@@ -193,7 +175,7 @@ class FolderDatastore(LocalDatastore):
     def _clean_up(self, change: Change) -> None:
         """Move complete labels of a killed server to their places and remove its other temporary files.
 
-        The caller holds the folder's lock, so no running server uses these files.
+        No running server uses these files, because the caller holds the folder's lock.
         """
         for folder in _label_folders(change.model):
             leftovers = {p.name: p for p in folder.glob(".*.tmp")}

@@ -1,5 +1,6 @@
-"""The names of structures that an annotator can choose, and access to submitted labels."""
+"""The names of structures, and access to submitted labels."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,8 @@ from monailabel.datastore.local import LocalDatastore
 from lib.common.errors import PromptError
 
 DEFAULT_LABELS = (
-    "lesion", "tumor", "liver", "spleen", "kidney_left", "kidney_right", "pancreas", "gallbladder", "stomach",
-    "urinary_bladder", "prostate", "aorta", "inferior_vena_cava", "heart", "lung_left", "lung_right", "brain",
-    "vertebra", "bone", "muscle", "other",
+    "lesion", "tumor", "liver", "spleen", "kidney_left", "kidney_right", "pancreas", "gallbladder", "stomach", "urinary_bladder", "prostate",
+    "aorta", "inferior_vena_cava", "heart", "lung_left", "lung_right", "brain", "vertebra", "bone", "muscle", "other",
 )  # fmt: skip
 
 
@@ -22,6 +22,15 @@ def parse_labels(text: str | None) -> list[str]:
     """
     names = [n.strip() for n in (text or "").split(",") if n.strip()]
     return list(dict.fromkeys(names)) or list(DEFAULT_LABELS)
+
+
+def structure_name(request: dict) -> str:
+    """Return the name of the structure that an inference request is about, or "" if it has none.
+
+    With an uploaded label map, "label" is the path of that file, and 3D Slicer sends the name as "selected_label_name".
+    """
+    names = (request.get("label"), request.get("selected_label_name"))
+    return next((n for n in names if isinstance(n, str) and n.strip() and not os.path.isabs(n)), "")
 
 
 def label_path(datastore, image: str, tag: str) -> Path | None:
@@ -56,16 +65,13 @@ def saved_label(datastore, image: str, request: dict) -> dict | None:
 
 
 def structure_in(labels: np.ndarray, names: dict[int, str], structure: str) -> np.ndarray:
-    """Return the mask of a structure in a label map.
+    """Return the mask, bool (I, J, K), of a structure in a label map.
 
     Args:
         labels: Integers (I, J, K).
         names: Names of the values, as far as they have any.
         structure: Name of the structure. If it is empty or no value has this name, a label map with a single value will do, unless
             that value has another name.
-
-    Returns:
-        bool (I, J, K).
 
     Raises:
         PromptError: The label map does not hold the structure, or the choice between several is open.

@@ -17,11 +17,9 @@ MIN_AGE_S = 60  # An upload may be incomplete for so long, so younger folders ar
 
 
 class UploadSessions(Sessions):
-    """MONAI Label's sessions by id.
+    """MONAI Label's sessions by id; `expiry` is the time in seconds without access after which a session ends.
 
     Args:
-        store_path: Folder of the uploaded volumes.
-        expiry: Time in seconds without access after which a session ends.
         on_added: Called with the path of a new image.
         on_removed: Called with the record id (see `record_id`) of an image that was removed.
     """
@@ -67,8 +65,8 @@ class UploadSessions(Sessions):
 
     def remove_expired(self) -> int:
         """Remove expired and damaged sessions and return their number."""
-        store, newest = Path(self.store_path), time.time() - MIN_AGE_S
-        candidates = [f.name for f in store.iterdir() if f.is_dir() and f.stat().st_mtime < newest] if store.is_dir() else []
+        newest = time.time() - MIN_AGE_S
+        candidates = [f.name for f in Path(self.store_path).glob("*") if f.is_dir() and f.stat().st_mtime < newest]
         expired = [name for name in candidates if self.get_session(name, update_ts=False, fetch_cache=False) is None]
         for session_id in expired:
             logger.info("Removing the session %s.", session_id)
@@ -76,6 +74,6 @@ class UploadSessions(Sessions):
         return len(expired)
 
     def _write_meta_info(self, session_id, session_info):
-        """Write the file that describes a session, as a whole, since several requests may read and write it."""
+        """Replace the file that describes a session as a whole, since several requests may read and write it."""
         with self._write_lock:
             write_text(Path(self.store_path, session_id, "meta.info"), session_info.to_str())

@@ -32,10 +32,9 @@ class Change:
     obsolete_files: list[Path] = field(default_factory=list)
 
     def add_file(self, source: str | Path, destination: Path) -> str:
-        """Copy `source` to a temporary file beside `destination` and wait until it is on the disk.
+        """Copy `source` to a temporary file beside `destination`, wait until it is on the disk, and return the temporary file's name.
 
-        Returns:
-            The temporary file's name, which none of the datastore's file patterns matches.
+        None of the datastore's file patterns matches that name.
         """
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = destination.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -47,10 +46,7 @@ class Change:
         return temporary.name
 
     def apply(self) -> set[Path]:
-        """Replace the JSON file, move the new files to their places and remove the obsolete ones.
-
-        Returns:
-            The folders that have changed, for `sync_folder`.
+        """Replace the JSON file, move the new files, remove the obsolete ones, and return the changed folders for `sync_folder`.
 
         Raises:
             OSError: A file cannot be written or moved; the JSON file then keeps its previous text.

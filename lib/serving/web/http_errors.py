@@ -35,8 +35,6 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
     """
     try:
         yield
-    except HTTPException:
-        raise
     except UserError as e:
         logger.info("Refused: %s", e)
         raise HTTPException(wrong, str(e)) from e
@@ -44,15 +42,13 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
         raise HTTPException(404, str(e.msg)) from e
     except MONAILabelException as e:
         raise HTTPException(400, str(e.msg)) from e
-    except (MemoryError, torch.OutOfMemoryError) as e:
-        raise _out_of_memory_error() from e
     except requests.RequestException as e:
         logger.warning("DICOM store: %s", e)
         raise HTTPException(502, "The DICOM store does not answer or refused; see the server's log.") from e
     except filelock.Timeout as e:
         raise HTTPException(503, "Another server holds the folder's lock; try again.") from e
-    except OSError as e:
-        raise (_out_of_memory_error() if e.errno == errno.ENOMEM else _file_error(e)) from e
+    except (MemoryError, torch.OutOfMemoryError, OSError) as e:
+        raise _resource_error(e) from e
     except MISUSE as e:
         if not loose:
             raise
@@ -60,18 +56,18 @@ def clear_errors(wrong: int = 422, *, loose: bool = False):
         raise HTTPException(wrong, "The request was not understood: a field has a wrong type or value.") from e
 
 
-def _out_of_memory_error() -> HTTPException:
-    logger.exception("Out of memory")
-    return HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.")
-
-
-def _file_error(e: OSError) -> HTTPException:
-    if e.errno in DISK_FULL:
+def _resource_error(e: Exception) -> HTTPException:
+    """Log an error of the memory or of the file system, and return the HTTP error for it."""
+    code = e.errno if isinstance(e, OSError) else errno.ENOMEM
+    if code == errno.ENOMEM:
+        logger.exception("Out of memory")
+        return HTTPException(503, "The server ran out of memory; try device cpu, or fewer slices by z_range.")
+    if code in DISK_FULL:
         logger.exception("Disk full")
         return HTTPException(507, "The server's disk is full.")
-    if e.errno in BAD_NAME:
+    if code in BAD_NAME:
         return HTTPException(422, "This name cannot be used for a file.")
     logger.exception("File system")
-    if e.errno in NOT_WRITABLE:
+    if code in NOT_WRITABLE:
         return HTTPException(500, "The server could not write: its folder is read-only.")
     return HTTPException(500, "The server could not read or write a file; see its log.")

@@ -19,10 +19,8 @@ def is_name(text: str) -> bool:
 def known_image(image: str, datastore) -> str:
     """Return the id of an image if it may be looked up in the datastore.
 
-    MONAI Label also accepts the path of a file on the server as an image; that is refused here.
-
     Raises:
-        HTTPException: 404 if the id is no name, or a path.
+        HTTPException: 404 if it is no name, or the path of a file on the server, which MONAI Label accepts as an image, too.
     """
     if not is_name(image) or (os.path.exists(image) and image not in datastore.list_images()):
         raise HTTPException(404, "There is no such image in the datastore.")
@@ -30,14 +28,10 @@ def known_image(image: str, datastore) -> str:
 
 
 def json_object(text: str, name: str) -> dict:
-    """Return the JSON object that a form field holds; {} if the field is empty.
-
-    Args:
-        text: content of the field.
-        name: name of the field, for the error.
+    """Return the JSON object that the text of a form field holds; {} if the text is empty.
 
     Raises:
-        HTTPException: 422 if the text is not a JSON object.
+        HTTPException: 422 if the text is not a JSON object; the message names the field.
     """
     try:
         value = json.loads(text) if text and text.strip() else {}
@@ -64,11 +58,7 @@ def can_be_sent(value: dict, name: str) -> dict:
 
 
 def tag(text: str) -> str:
-    """Return a label's tag if it can be the name of a folder.
-
-    Raises:
-        HTTPException: 422 if not.
-    """
+    """Return a label's tag if it can be the name of a folder, else raise HTTPException 422."""
     if not TAG.fullmatch(text):
         raise HTTPException(422, "A tag is a short word of letters, digits, - and _; for example final.")
     return text

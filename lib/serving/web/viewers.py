@@ -43,8 +43,7 @@ def slice_normal(affine: np.ndarray, axis: int) -> np.ndarray:
     >>> slice_normal(np.diag([-2.0, -2.0, 5.0, 1.0]), 1).tolist()
     [0.0, -1.0, 0.0]
     """
-    matrix = np.asarray(affine, float)[:3, :3]
-    normal = np.linalg.inv(matrix)[axis]  # normal to both in-plane axes, also where the affine is sheared
+    normal = np.linalg.inv(np.asarray(affine, float)[:3, :3])[axis]  # normal to both in-plane axes, also where the affine is sheared
     return normal / np.linalg.norm(normal) + 0.0
 
 
@@ -61,10 +60,7 @@ def ohif_slice_number(grid: Grid, plane: str, point_lps_mm) -> tuple[int, int]:
     """Return the slice number that OHIF shows in a plane's viewport when it displays a point, and the number of slices there.
 
     Slices are counted as cornerstone does, one voxel apart between the volume's outermost voxel centres along the viewport's normal.
-
-    Args:
-        plane: one of PLANES.
-        point_lps_mm: (3,) in mm LPS.
+    The plane is one of PLANES, the point (3,).
 
     >>> grid = Grid((4, 4, 10), np.diag([-1.0, -1.0, 5.0, 1.0]))
     >>> ohif_slice_number(grid, "axial", (0, 0, 0)), ohif_slice_number(grid, "axial", (0, 0, 45)), ohif_slice_number(grid, "sagittal", (3, 0, 0))
@@ -73,10 +69,9 @@ def ohif_slice_number(grid: Grid, plane: str, point_lps_mm) -> tuple[int, int]:
     normal = np.array(OHIF_NORMALS[plane])
     corners = to_mm(grid.affine_lps, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1)) @ normal
     low, high = corners.min(), corners.max()
-    step = np.linalg.norm(grid.affine_lps[:3, :3].T @ normal)
     if high - low < 1e-6:
         return 1, 1
-    count = int(round((high - low) / step)) + 1
+    count = int(round((high - low) / np.linalg.norm(grid.affine_lps[:3, :3].T @ normal))) + 1
     index = int(np.floor((np.dot(point_lps_mm, normal) - low) / (high - low) * count + 1e-6))
     return min(max(index, 0), count - 1) + 1, count
 
@@ -93,14 +88,12 @@ def locate_in_viewers(grid: Grid, axis: int, t: int, point_ijk=None) -> dict:
     """
     voxel = (np.array(grid.shape, float) - 1) / 2 if point_ijk is None else np.array(point_ijk, float)
     voxel[axis] = t
-    normal = slice_normal(grid.affine, axis)
     ras = to_mm(np.asarray(grid.affine, float), voxel)
     plane, lps = anatomical_plane(grid.affine, axis), ras * (-1, -1, 1)
     number, count = ohif_slice_number(grid, plane, lps)
     return {
         "voxel_axis": axis, "voxel_slice": int(t), "slices": int(grid.shape[axis]), "plane": plane,
-        "oblique": bool(np.abs(normal).max() < MIN_ALIGNED_COSINE),
-        "world_lps": _round_mm(lps), "world_ras": _round_mm(ras),
+        "oblique": bool(np.abs(slice_normal(grid.affine, axis)).max() < MIN_ALIGNED_COSINE), "world_lps": _round_mm(lps), "world_ras": _round_mm(ras),
         "ohif": {"viewport": f"mpr-{plane}", "number": number, "count": count},
         "slicer": {"view": SLICER_VIEWS[plane], "offset_mm": _round_mm(ras)[PLANES.index(plane)]},
     }  # fmt: skip

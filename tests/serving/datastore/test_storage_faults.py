@@ -21,7 +21,7 @@ from fastapi import HTTPException
 from lib.samples import phantom, sample_data
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.folder import FolderDatastore
-from lib.serving.launch import PLUGINS, free_port, start_orthanc, stop
+from lib.serving.launch import PLUGINS, start_orthanc, stop
 from lib.serving.web.http_errors import clear_errors
 from tests.serving.active_learning.test_strategies import note_round
 from tests.serving.faults import (
@@ -33,6 +33,7 @@ from tests.serving.faults import (
     wait_until,
     write_ball_volumes,
 )
+from tests.serving.processes import free_port
 
 pytestmark = pytest.mark.server
 
