@@ -45,7 +45,7 @@ def test_a_record_holds_the_expected_quality_and_the_next_step(records):
 def test_another_process_reads_the_same_records(records):
     record = note(records, make_result(), image="a/../b")
     again = AnnotationRecords(records.folder)
-    assert again.of("a/../b") == {"spleen": record} and again.by_image() == {"a/../b": {"spleen": record}}
+    assert again.for_image("a/../b") == {"spleen": record} and again.by_image() == {"a/../b": {"spleen": record}}
     assert again.mask("a/../b", "spleen").tolist() == FRAMES.from_volume(make_result().mask).tolist()
     assert all(f.parent == records.folder for f in records.folder.glob("*.json")), "no path comes from a name"
 

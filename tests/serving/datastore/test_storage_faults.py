@@ -180,7 +180,7 @@ def test_the_clock_is_set_back(tmp_path, monkeypatch):
         note_round(records, "a", 0.5, label="liver")
     newest = note_round(records, "b", 0.7, annotated=(5, 8))
     reopened = AnnotationRecords(tmp_path / "rounds")
-    lost = reopened.of("b")["spleen"] != newest or reopened.of("a")["liver"]["annotated"] != [5]
+    lost = reopened.for_image("b")["spleen"] != newest or reopened.for_image("a")["liver"]["annotated"] != [5]
     record_fault("clock set back by decades (records of rounds)", 1, "goes on", lost)
 
 
