@@ -252,8 +252,8 @@ class Training:
         There are two halves on any machine, so that the result does not depend on the number of cores.
         """
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        count = min(2, len(clip.frames))
-        halves = [Clip(*tensors) for tensors in zip(clip.frames.tensor_split(count), clip.masks.tensor_split(count), strict=True)]
+        frames = clip.frames.tensor_split(min(2, len(clip.frames)))
+        halves = [Clip(*tensors) for tensors in zip(frames, clip.masks.split([len(f) * clip.objects for f in frames]), strict=True)]
 
         def compute_half(n: int):
             # The cache of converted weights belongs to all threads, but the first thread that is done empties it.

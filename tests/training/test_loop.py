@@ -297,3 +297,9 @@ def test_the_number_of_cores_does_not_change_the_weights(tmp_path, monkeypatch):
     torch.set_num_threads(before)
     for other in weights[1:]:
         assert all(torch.equal(other[name], tensor) for name, tensor in weights[0].items())
+
+
+def test_an_odd_number_of_clips_with_several_objects_is_split_between_clips(tmp_path):
+    phase = replace(TINY[1], kind="single_slices", steps=1, batch=3, objects=2)
+    training = Training(Settings(str(tmp_path), bf16=False), (phase,))
+    assert training.run().is_file() and training.total == 1
