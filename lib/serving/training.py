@@ -20,18 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 class Sam2Train(TrainTask):
-    """The task behind *Train* in 3D Slicer and *Update Model* in OHIF.
+    """The task behind *Train* in 3D Slicer and *Update Model* in OHIF, which adds a version to the fine-tuned `versions`.
 
     MONAI Label runs it in a process of its own. Whatever happens there, the server goes on with the checkpoint that it has.
-
-    Args:
-        versions: The fine-tuned versions of the app's checkpoint, to which a new one is added.
-        window: Intensity window of the slices.
     """
 
     def __init__(self, versions: Versions, window: str = "auto"):
         super().__init__("Fine-tunes SAM 2 on the submitted labels; the new version is served if it is better")
-        self.versions, self._window = versions, window
+        self.versions, self._window, self._stats_file = versions, window, versions.folder / "train_stats.json"
 
     def config(self) -> dict:
         """Return the options that clients can set, with their defaults; a list holds the choices, the default first."""
@@ -47,16 +43,8 @@ class Sam2Train(TrainTask):
         except (OSError, ValueError):
             return {}
 
-    @property
-    def _stats_file(self) -> Path:
-        return self.versions.folder / "train_stats.json"
-
     def __call__(self, request, datastore) -> dict:
-        """Fine-tune on the labels in a datastore and return the final statistics.
-
-        Raises:
-            HTTPException: 400, the options or the labels are not suitable for training.
-        """
+        """Fine-tune on the labels in a datastore and return the final statistics; unsuitable options or labels raise HTTPException 400."""
         try:
             options = self._parse_options({**request, **(request.get(request.get("model")) or {})})
             cases = usable_cases(datastore)

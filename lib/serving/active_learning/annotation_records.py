@@ -21,6 +21,7 @@ from lib.engine.result import Result
 from lib.imaging import masks, metrics
 from lib.imaging.frames import Frames
 from lib.quality.next_slice import Proposal, RoundState, learned_dice_shift, propose_next_slice
+from lib.serving.datastore.labels import structure_name
 
 MAX_STRUCTURES = 24  # records kept per volume
 MAX_CORRECTIONS = 20  # corrected slices that a record remembers
@@ -63,7 +64,7 @@ class AnnotationRecords:
             state = RoundState(frames, None, result.estimates, mask, annotated, shift)
             proposal = propose_next_slice(state)
             record = {
-                "label": _label_name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
+                "label": structure_name(request), "axis": frames.axis, "slices": len(frames), "annotated": sorted(annotated),
                 "areas": [int(n) for n in state.area], "expected_dice": [round(float(d), 3) for d in state.expected_dice],
                 "volume_dice": round(state.expected_volume_dice, 3), "proposal": proposal and _to_json(proposal),
                 "learned": corrections, "checkpoint": checkpoint, "client": str(request.get("client_id") or ""),
@@ -161,16 +162,7 @@ def structure_of(request: dict) -> str:
     clicks = request.get("foreground") or [None]
     if isinstance(clicks, str):
         clicks = json.loads(clicks) or [None]
-    return _label_name(request) or ("" if clicks[0] is None else "@" + ",".join(str(round(float(v))) for v in clicks[0]))
-
-
-def _label_name(request: dict) -> str:
-    """Return the name of the structure, or "".
-
-    With an uploaded label map, "label" is the path of that file, and Slicer sends the name as "selected_label_name".
-    """
-    names = (request.get("label"), request.get("selected_label_name"))
-    return next((n for n in names if isinstance(n, str) and n and "/" not in n and "\\" not in n), "")
+    return structure_name(request) or ("" if clicks[0] is None else "@" + ",".join(str(round(float(v))) for v in clicks[0]))
 
 
 def _to_json(proposal: Proposal) -> dict:

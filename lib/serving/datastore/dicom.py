@@ -61,7 +61,7 @@ class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
         session = client._session
         session.request = partial(session.request, timeout=self.timeout_s)  # Without it, a silent store would block a thread forever.
         client.set_http_retry_params(retry=False)  # The client would retry for half a minute.
-        for scheme in ("http://", "https://"):  # Instead, a connection is tried twice; a request that may change the store is never repeated.
+        for scheme in ("http://", "https://"):  # Instead, a connection is tried twice. No request that may change the store is repeated.
             session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=Retry(1, backoff_factor=0.3)))
         super().__init__(client, *args, **kwargs)
         for folder in Path(self._datastore.image_path()).glob(f".*{PARTIAL_SUFFIX}"):

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class FolderDatastore(LocalDatastore):
     """A folder of images and labels that any number of threads and servers may use at the same time. Reading never waits.
 
-    Methods that change the folder raise UserError for ids and tags that cannot be file names and for damaged files, and OSError if
-    the folder cannot be written to. The folder then stays as it was.
+    Methods that change the folder raise UserError for ids and tags that cannot be file names and for damaged files, ImageNotFoundException
+    for unknown images, and OSError if the folder cannot be written to. The folder then stays as it was.
     """
 
     def __init__(self, *args, **kwargs):
@@ -59,14 +59,15 @@ class FolderDatastore(LocalDatastore):
     def _new_change(self) -> Change:
         """Return an empty change of the JSON file's content. A damaged JSON file is set aside and replaced by the state in memory."""
         file = Path(self._datastore_config_path)
-        with suppress(FileNotFoundError):
-            try:
-                text = file.read_text()
-                return Change(file, self._parse(text), text)
-            except ValueError as e:
-                backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
-                os.replace(file, backup)
-                logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
+        try:
+            text = file.read_text()
+            return Change(file, self._parse(text), text)
+        except FileNotFoundError:
+            pass
+        except ValueError as e:
+            backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
+            os.replace(file, backup)
+            logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
         return Change(file, self._datastore.model_copy(deep=True))
 
     def _parse(self, text: str) -> LocalDatastoreModel:
@@ -105,10 +106,7 @@ class FolderDatastore(LocalDatastore):
         return image_id
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image.
-
-        An unknown image raises ImageNotFoundException.
-        """
+        """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image."""
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
         ext = self._to_id(os.path.basename(label_filename))[1]
         read_upload(label_filename)  # raises UserError for a damaged file
@@ -132,7 +130,7 @@ class FolderDatastore(LocalDatastore):
                 change.obsolete_files.append(self._label_file(change.model, label_id, tag, label.ext))
 
     def update_image_info(self, image_id, info):
-        """Add fields to the info of an image, or raise ImageNotFoundException."""
+        """Add fields to the info of an image."""
         with self._changing() as change:
             _image_entry(change.model, image_id).image.info.update(info)
 

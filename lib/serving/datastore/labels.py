@@ -9,8 +9,8 @@ from monailabel.datastore.local import LocalDatastore
 from lib.common.errors import PromptError
 
 DEFAULT_LABELS = (
-    "lesion", "tumor", "liver", "spleen", "kidney_left", "kidney_right", "pancreas", "gallbladder", "stomach", "urinary_bladder", "prostate",
-    "aorta", "inferior_vena_cava", "heart", "lung_left", "lung_right", "brain", "vertebra", "bone", "muscle", "other",
+    "lesion", "tumor", "liver", "spleen", "kidney_left", "kidney_right", "pancreas", "gallbladder", "stomach", "urinary_bladder",
+    "prostate", "aorta", "inferior_vena_cava", "heart", "lung_left", "lung_right", "brain", "vertebra", "bone", "muscle", "other",
 )  # fmt: skip
 
 

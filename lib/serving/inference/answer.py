@@ -6,19 +6,11 @@ import tempfile
 
 import numpy as np
 
-from lib.engine.request import parse_bool, uploaded_label_path
+from lib.engine.request import parse_bool
 from lib.engine.result import Result
 from lib.imaging.volume import Volume
 from lib.imaging.writers import mask_extension, write_mask
-
-
-def structure_name(request: dict) -> str | None:
-    """Return the name of the structure, if the request has one.
-
-    With an uploaded label map, 3D Slicer sends the name as "selected_label_name", because "label" then is the path of the upload.
-    """
-    name = request.get("selected_label_name" if uploaded_label_path(request) else "label")
-    return name if isinstance(name, str) and name.strip() else None
+from lib.serving.datastore.labels import structure_name
 
 
 def requested_extension(request: dict) -> str:
@@ -29,13 +21,11 @@ def requested_extension(request: dict) -> str:
 
 def write_result(result: Result, volume: Volume, request: dict, extension: str) -> str:
     """Write the mask to a new temporary file, which MONAI Label deletes after it has sent it, and return its path."""
+    dtype, compress = str(request.get("result_dtype") or "uint8"), parse_bool(request.get("result_compress"))
     handle, path = tempfile.mkstemp(prefix="sam2_", suffix=extension)
     os.close(handle)
     try:
-        write_mask(
-            result.mask, volume, path, dtype=str(request.get("result_dtype") or "uint8"),
-            compress=parse_bool(request.get("result_compress")), label=structure_name(request) or "segment",
-        )  # fmt: skip
+        write_mask(result.mask, volume, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
     except BaseException:
         os.unlink(path)
         raise
@@ -49,7 +39,7 @@ def json_answer(result: Result, volume: Volume, checkpoint: str, request: dict) 
 
     voxels = int(result.areas.sum())
     return {
-        "label": structure_name(request),
+        "label": structure_name(request) or None,
         "axis": result.axis,
         "annotated_slices": list(result.annotated),
         "slices_with_object": int(np.count_nonzero(result.areas)),

@@ -12,15 +12,10 @@ AUTO = "auto"  # the fine-tuned version that is served at present, or the app's 
 
 @dataclass(frozen=True)
 class CheckpointCatalog:
-    """The names of checkpoints and the files behind them. Both may change while the server runs, because fine-tuning adds versions.
+    """The names of checkpoints and the files behind them. Both may change while the server runs, because fine-tuning adds versions."""
 
-    Attributes:
-        base: The app's checkpoint, a name or a path as `lib.model.checkpoints.find` takes it.
-        versions: The fine-tuned versions of the base.
-    """
-
-    base: str
-    versions: Versions
+    base: str  # the app's checkpoint, a name or a path as `lib.model.checkpoints.find` takes it
+    versions: Versions  # the fine-tuned versions of the base
 
     @classmethod
     def of(cls, base: str, folder: str | Path) -> "CheckpointCatalog":
@@ -33,16 +28,10 @@ class CheckpointCatalog:
         return list(dict.fromkeys([AUTO, self.base, *installed, *reversed(self.versions.names())]))
 
     def resolve(self, name: str) -> tuple[str, str]:
-        """Return what a name stands for at this moment.
-
-        Args:
-            name: One of `names()`. Paths are not accepted: only the person who starts the server may choose files.
-
-        Returns:
-            The name or path for `lib.model.checkpoints.find`, and the name under which the answer reports the checkpoint.
+        """Return what a name stands for now: a name or path for `lib.model.checkpoints.find`, and the name for the answer.
 
         Raises:
-            CheckpointError: The name is not offered.
+            CheckpointError: The name is not one of `names()`. Paths are not: only the person who starts the server may choose files.
         """
         if name not in self.names():
             raise CheckpointError(f"The server offers the checkpoints {', '.join(self.names())}; not {name!r}.")

@@ -15,11 +15,7 @@ class Cancelled(Exception):
 
 
 class QueueFull(Exception):
-    """A request was refused because too many are waiting.
-
-    Attributes:
-        is_client_limit: Whether this client has too many requests waiting; otherwise all clients together have.
-    """
+    """Too many requests are waiting: of this client if `is_client_limit`, else of all clients together."""
 
     def __init__(self, message: str, is_client_limit: bool):
         super().__init__(message)
@@ -27,11 +23,7 @@ class QueueFull(Exception):
 
 
 def stop_if_gone() -> None:
-    """End the running request if nobody waits for its answer. Long computations call this now and then.
-
-    Raises:
-        Cancelled: The client has disconnected.
-    """
+    """Raise `Cancelled` if the client of the running request has disconnected. Long computations call this now and then."""
     gone = CLIENT_GONE.get()
     if gone is not None and gone.is_set():
         raise Cancelled("The client has gone.")
@@ -40,19 +32,21 @@ def stop_if_gone() -> None:
 class RequestQueue:
     """One queue for each client, served in rotation, so that nobody has to wait for all the clicks of another client.
 
-    Args:
-        max_running: Number of requests that run at the same time.
-        max_waiting: Number of requests that may wait, of all clients together.
-        max_waiting_per_client: Number of requests that may wait, of each client.
-
-    Attributes:
-        running: Number of requests that run now.
+    The limits are the numbers of requests that run at the same time, that wait of all clients together, and that wait of each client.
     """
 
     def __init__(self, max_running: int = 1, max_waiting: int = 64, max_waiting_per_client: int = 8):
         self.max_running, self.max_waiting, self.max_waiting_per_client = max_running, max_waiting, max_waiting_per_client
-        self.running = 0
+        self.running = 0  # number of requests that run now
         self._queues: OrderedDict[str, deque[asyncio.Future]] = OrderedDict()
+
+    @classmethod
+    def of(cls, app) -> "RequestQueue":
+        """Return the request queue of an app; the first call creates it with the limits from `--conf`."""
+        if not hasattr(app, "request_queue"):
+            limits = (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))
+            app.request_queue = cls(*(int(app.conf.get(name, default)) for name, default in limits))
+        return app.request_queue
 
     @property
     def waiting(self) -> int:
@@ -61,11 +55,7 @@ class RequestQueue:
 
     @asynccontextmanager
     async def turn(self, client: str):
-        """Wait for this client's turn and hold it within the context. A wait that is cancelled gives up its place.
-
-        Raises:
-            QueueFull: Too many requests are waiting already.
-        """
+        """Wait for this client's turn, or raise `QueueFull`; hold the turn within the context. A cancelled wait gives up its place."""
         await self._enter(client)
         try:
             yield
@@ -78,11 +68,9 @@ class RequestQueue:
             self.running += 1
             return
         if len(self._queues.get(client, ())) >= self.max_waiting_per_client:
-            message = f"{self.max_waiting_per_client} requests of yours are waiting already: wait for their answers."
-            raise QueueFull(message, is_client_limit=True)
+            raise QueueFull(f"{self.max_waiting_per_client} requests of yours are waiting already: wait for their answers.", True)
         if self.waiting >= self.max_waiting:
-            message = f"The server is busy: {self.max_waiting} requests are waiting. Try again in a while."
-            raise QueueFull(message, is_client_limit=False)
+            raise QueueFull(f"The server is busy: {self.max_waiting} requests are waiting. Try again in a while.", False)
         place = asyncio.get_running_loop().create_future()
         self._queues.setdefault(client, deque()).append(place)
         try:
@@ -90,8 +78,10 @@ class RequestQueue:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():  # The turn came at the same moment as the cancellation.
                 self._leave(client)
-            else:
-                self._remove_place(client, place)
+            elif place in (queue := self._queues.get(client, ())):
+                queue.remove(place)
+                if not queue:
+                    del self._queues[client]
             raise
 
     def _leave(self, client: str) -> None:
@@ -107,11 +97,3 @@ class RequestQueue:
                 place.set_result(None)
                 return
         self.running -= 1
-
-    def _remove_place(self, client: str, place: asyncio.Future) -> None:
-        """Take a waiting request out of the queue of its client."""
-        queue = self._queues.get(client)
-        if queue and place in queue:
-            queue.remove(place)
-            if not queue:
-                del self._queues[client]

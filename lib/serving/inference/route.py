@@ -1,7 +1,6 @@
 """The route `POST /infer/{model}`, which replaces MONAI Label's.
 
-Requests and answers are as in MONAI Label. But here the model runs in a thread, clients take turns, and a run ends when its client
-has disconnected.
+Requests and answers are the same. But the model runs in a thread, clients take turns, and a run ends when its client has disconnected.
 """
 
 import asyncio
@@ -34,17 +33,10 @@ router = APIRouter(tags=["Infer"])
 
 @router.post("/infer/{model}", summary="A mask for clicks, boxes or painted slices", responses=infer.router.responses)
 async def run(
-    request: Request,
-    background_tasks: BackgroundTasks,
-    model: str,
-    image: str = "",
-    session_id: str = "",
-    params: str = Form("{}"),
-    file: UploadFile = File(None),  # noqa: B008
-    label: UploadFile = File(None),  # noqa: B008
-    output: infer.ResultType | None = None,
-    user: User = REQUIRE_USER,
-):
+    request: Request, background_tasks: BackgroundTasks, model: str, image: str = "", session_id: str = "", params: str = Form("{}"),
+    file: UploadFile = File(None), label: UploadFile = File(None),  # noqa: B008
+    output: infer.ResultType | None = None, user: User = REQUIRE_USER,
+):  # fmt: skip
     """Segment an image, an uploaded file or the volume of a session with one of the app's models."""
     app = app_instance()
     fields = request_checks.json_object(params, "params")
@@ -52,14 +44,13 @@ async def run(
         request_checks.file_name(upload)
     client = _client_name(request, user, fields)
     observability.note(client=client)
-    check = partial(_check_request, app, model, image, session_id, file, output, fields)
     gone = threading.Event()
     CLIENT_GONE.set(gone)
-    await anyio.to_thread.run_sync(check)
+    await anyio.to_thread.run_sync(_check_request, app, model, image, session_id, file, output, fields)
     if label and fields.get("label"):  # MONAI Label would take this name for the path of the uploaded file.
         fields.setdefault("selected_label_name", fields.pop("label"))
     infer_now = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
-    task = asyncio.ensure_future(_run_in_turn(request_queue_of(app), client, infer_now))
+    task = asyncio.ensure_future(_run_in_turn(RequestQueue.of(app), client, clear_errors(400, loose=True)(infer_now)))
     try:
         while not (await asyncio.wait({task}, timeout=DISCONNECT_CHECK_S))[0]:
             if await request.is_disconnected():
@@ -80,46 +71,28 @@ async def _run_in_turn(queue: RequestQueue, client: str, infer_now: Callable):
     """Wait for the client's turn, then run the inference in a thread."""
     async with queue.turn(client):
         # A limiter of its own: a run must not wait for one of the threads that all other routes share.
-        return await anyio.to_thread.run_sync(_run_with_clear_errors, infer_now, limiter=anyio.CapacityLimiter(1))
+        return await anyio.to_thread.run_sync(infer_now, limiter=anyio.CapacityLimiter(1))
 
 
-def _run_with_clear_errors(infer_now: Callable):
-    """Run an inference and turn its errors into HTTP errors with a sentence."""
-    with clear_errors(400, loose=True):
-        return infer_now()
-
-
+@clear_errors()
 def _check_request(app, model: str, image: str, session_id: str, file, output, fields: dict) -> None:
-    """Refuse a request that would fail or lead out of the datastore, before it waits. Remove the reserved fields from `fields`.
-
-    Raises:
-        HTTPException: 404 for an unknown model, image or session, 422 for fields that make no sense.
-    """
-    with clear_errors():
-        if model not in app._infers:
-            raise HTTPException(404, f"There is no model {model!r}; choose one of {', '.join(app._infers)}.")
-        if not (file or image or session_id):
-            raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
-        if image and not (session_id or file):  # Beside a session, 3D Slicer sends the name of its volume, which no datastore knows.
-            request_checks.known_image(image, app.datastore())
-        if session_id and not (request_checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
-            raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
-        if isinstance(fields.get("label"), str) and os.path.isabs(fields["label"]):
-            raise HTTPException(422, "The field label is the name of a structure, not a path.")
-        if fields.get("label_tag") is not None:
-            request_checks.tag(str(fields["label_tag"]))
-        if output == "dicom_seg" and not (isinstance(app.datastore(), DICOMWebDatastore) and fields.get("label_info")):
-            raise HTTPException(422, "DICOM SEG needs a DICOM store and the field label_info in params.")
+    """Refuse a request that would fail or lead out of the datastore, before it waits. Remove the reserved fields from `fields`."""
+    if model not in app._infers:
+        raise HTTPException(404, f"There is no model {model!r}; choose one of {', '.join(app._infers)}.")
+    if not (file or image or session_id):
+        raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
+    if image and not (session_id or file):  # Beside a session, 3D Slicer sends the name of its volume, which no datastore knows.
+        request_checks.known_image(image, app.datastore())
+    if session_id and not (request_checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
+        raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
+    if isinstance(fields.get("label"), str) and os.path.isabs(fields["label"]):
+        raise HTTPException(422, "The field label is the name of a structure, not a path.")
+    if fields.get("label_tag") is not None:
+        request_checks.tag(str(fields["label_tag"]))
+    if output == "dicom_seg" and not (isinstance(app.datastore(), DICOMWebDatastore) and fields.get("label_info")):
+        raise HTTPException(422, "DICOM SEG needs a DICOM store and the field label_info in params.")
     for name in RESERVED_FIELDS:
         fields.pop(name, None)
-
-
-def request_queue_of(app) -> RequestQueue:
-    """Return the request queue of an app; the first call creates it with the limits from `--conf`."""
-    if not hasattr(app, "request_queue"):
-        limits = (("concurrent", 1), ("queue", 64), ("queue_per_client", 8))
-        app.request_queue = RequestQueue(*(int(app.conf.get(name, default)) for name, default in limits))
-    return app.request_queue
 
 
 def _client_name(request: Request, user: User, fields: dict) -> str:

@@ -4,9 +4,8 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ from lib.prompts.scribbles import prompts_from_layers, split_layers
 from lib.prompts.volume_prompts import Prompts, make_prompts
 from lib.serving import observability
 from lib.serving.active_learning.annotation_records import AnnotationRecords, structure_of
-from lib.serving.datastore.labels import structure_in
-from lib.serving.inference.answer import json_answer, requested_extension, structure_name, write_result
+from lib.serving.datastore.labels import structure_in, structure_name
+from lib.serving.inference.answer import json_answer, requested_extension, write_result
 from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 from lib.serving.inference.request_queue import stop_if_gone
 from lib.serving.web.http_errors import clear_errors
@@ -47,41 +46,25 @@ class VolumeCache:
     """
 
     def __init__(self, capacity: int = 4, channel: int | None = None):
-        self._capacity, self._channel = capacity, channel
-        self._volumes: OrderedDict[tuple, Volume] = OrderedDict()
-        self._lock = threading.Lock()
+        self._read = lru_cache(capacity)(lambda path, file_version: read_volume(path, channel=channel))
+        self._lock = threading.Lock()  # Requests for one volume must not read it twice.
 
     def get(self, path: str) -> Volume:
-        """Return the volume at `path`.
-
-        Raises:
-            VolumeError: The file cannot be read; see `lib.imaging.readers.read_volume`.
-        """
-        key = (path, *_size_and_time(Path(path)))
+        """Return the volume at `path`, or raise VolumeError if it cannot be read."""
+        try:
+            stat = os.stat(path)
+            file_version = (stat.st_size, stat.st_mtime_ns)
+        except OSError:
+            file_version = None  # The reader reports a missing file.
         with self._lock:
-            if key not in self._volumes:
-                self._volumes[key] = read_volume(path, channel=self._channel)
-                while len(self._volumes) > self._capacity:
-                    self._volumes.popitem(last=False)
-            self._volumes.move_to_end(key)
-            return self._volumes[key]
-
-
-def _size_and_time(path: Path) -> tuple:
-    """Return the size of a file in bytes and the time of its last change, or nothing for a missing file, which the reader reports."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_size, stat.st_mtime_ns
+            return self._read(path, file_version)
 
 
 class Sam2Task(InferTask):
     """Segmentation of one structure from clicks, boxes or painted slices.
 
     Args:
-        segmenter: The engine, which all tasks of the app share.
-        volumes: The volumes in memory, which all tasks of the app share.
+        segmenter, volumes: The engine and the volumes in memory, which all tasks of the app share.
         labels: Names of the structures that can be segmented.
         catalog: The checkpoints on offer.
         records: Where the state of each volume in work is kept.
@@ -95,23 +78,17 @@ class Sam2Task(InferTask):
         self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: CheckpointCatalog, records: AnnotationRecords, *,
         dimension: int = 3, window: str = "auto",
     ):  # fmt: skip
-        propagates = dimension == 3
-        config: dict[str, Any] = {
-            "device": available_devices(), "checkpoint": catalog.names(),
-            "window": list(dict.fromkeys([window, *WINDOWS])), "axis": list(AXES),
-        }  # fmt: skip
-        if propagates:
+        self._segmenter, self._volumes, self._catalog, self._records = segmenter, volumes, catalog, records
+        self._propagates, self._window = dimension == 3, window
+        windows = list(dict.fromkeys([window, *WINDOWS]))
+        config: dict[str, Any] = {"device": available_devices(), "checkpoint": catalog.names(), "window": windows, "axis": list(AXES)}
+        if self._propagates:
             config |= {
                 "direction": list(DIRECTIONS), "components": list(masks.COMPONENTS), "largest_cc": False,
                 "z_range": "", "stop_mm": 6, "stride": 0, "focus": True,
             }  # fmt: skip
-        extent = "all slices" if propagates else "the clicked slice"
-        super().__init__(
-            type=self.infer_type, labels=labels, dimension=dimension, config=config,
-            description=f"SAM 2: {self.prompt_kinds} to a mask on {extent}",
-        )  # fmt: skip
-        self._segmenter, self._volumes, self._propagates = segmenter, volumes, propagates
-        self._catalog, self._records, self._window = catalog, records, window
+        description = f"SAM 2: {self.prompt_kinds} to a mask on {'all slices' if self._propagates else 'the clicked slice'}"
+        super().__init__(type=self.infer_type, labels=labels, dimension=dimension, description=description, config=config)
 
     @property
     def feature_bytes(self) -> int:
@@ -127,34 +104,22 @@ class Sam2Task(InferTask):
         return True
 
     def open(self, path: str) -> None:
-        """Read the volume at `path` and start encoding its slices in the background, with default options.
-
-        Raises:
-            UserError: The volume cannot be read.
-        """
+        """Read a volume, or raise UserError, and start to encode its slices in the background, with default options."""
         checkpoint, _ = self._catalog.resolve(AUTO)
         self._segmenter.prefetch(self._volumes.get(path), Options(checkpoint=checkpoint, window=self._window))
 
+    @clear_errors(400)
     def __call__(self, request: dict) -> tuple[str, dict]:
-        """Answer a request.
+        """Return the path of the mask file and the JSON answer, whose fields the documentation of the HTTP API explains.
 
         Args:
             request: Prompts and options (see `lib.engine.request`), "image" (the path of the volume), "image_id", "saved_label" (see
                 `lib.serving.datastore.labels.saved_label`) and "result_extension", "result_dtype" and "result_compress".
 
-        Returns:
-            The path of the mask file and the JSON answer, whose fields the documentation of the HTTP API explains.
-
         Raises:
             HTTPException: 400 for wrong input, 503 if memory runs out, 507 if the disk is full; the detail is a sentence.
         """
-        with clear_errors(400):
-            return self._answer(request)
-
-    def _answer(self, request: dict) -> tuple[str, dict]:
-        """Answer a request; see `__call__`."""
-        start = time.perf_counter()
-        stopwatch = Stopwatch()
+        start, stopwatch = time.perf_counter(), Stopwatch()
         if not request.get("image"):
             raise HTTPException(404, "There is no such image in the datastore.")
         extension = requested_extension(request)
@@ -178,13 +143,18 @@ class Sam2Task(InferTask):
             volume.name, seconds["total"], list(result.annotated), result.encoded_count, np.count_nonzero(result.areas), len(result.areas),
         )  # fmt: skip
         answer["latencies"] = {stage: round(s, 4) for stage, s in seconds.items()}
-        click_counts = (len(prompts.positive), len(prompts.negative))
-        observability.note_inference(answer, str(request.get("image_id") or ""), str(request.get("model")), *click_counts)
+        image, model = str(request.get("image_id") or ""), str(request.get("model"))
+        observability.note_inference(answer, image, model, len(prompts.positive), len(prompts.negative))
         return path, answer
 
     def _prompts(self, request: dict, volume: Volume, options: Options) -> Prompts:
-        """Return the prompts of a request."""
-        return parse_prompts(request, volume, options, saved=_saved_mask(request, volume))
+        """Return the prompts of a request, which may name slices of a saved label, or raise PromptError."""
+        mask, saved = None, request.get("saved_label")
+        if saved and not uploaded_label_path(request):
+            if not saved["path"]:
+                raise PromptError(f"No label with the tag {saved['tag']!r} is saved for this image: save one, or leave out mask_slices.")
+            mask = structure_in(read_mask(saved["path"], volume), saved["names"], structure_name(request))
+        return parse_prompts(request, volume, options, saved=mask)
 
     def _record(self, volume: Volume, request: dict, options: Options, result: Result, checkpoint: str) -> dict:
         """Record the state of the volume and return the fields of the answer that say what to do next."""
@@ -192,9 +162,7 @@ class Sam2Task(InferTask):
         image = str(request.get("image_id") or "")
         # An id that is the path of a file belongs to no datastore: nobody could ask for its record.
         record = self._records.add_round(image, request, frames, result, checkpoint, keep=bool(image) and not os.path.exists(image))
-        return {
-            "expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"],
-        }  # fmt: skip
+        return {"expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"]}
 
 
 class Sam2Scribbles(Sam2Task):
@@ -206,11 +174,7 @@ class Sam2Scribbles(Sam2Task):
     infer_type, prompt_kinds = InferType.SCRIBBLES, "painted or scribbled slices"
 
     def _prompts(self, request, volume, options):
-        """Return the prompts that differ from the previous answer for this structure.
-
-        Raises:
-            PromptError: The request has no label map.
-        """
+        """Return the prompts that differ from the previous answer for this structure, or raise PromptError without a label map."""
         upload = uploaded_label_path(request)
         if upload is None:
             raise PromptError("Nothing was painted: the label map of the segments and scribbles is missing in the request.")
@@ -220,32 +184,13 @@ class Sam2Scribbles(Sam2Task):
         if previous_mask is not None and (previous_mask.shape != (len(frames), *frames.size) or record.get("axis") != frames.axis):
             previous_mask = None  # It belongs to another image that had this id before.
         layers = split_layers(read_mask(upload, volume), request.get("label_info") or [], structure)
-        layers = [frames.from_volume(layer) for layer in layers]
         annotated = record.get("annotated", ()) if previous_mask is not None else ()
-        prompts = prompts_from_layers(*layers, frames, previous_mask, annotated)
+        prompts = prompts_from_layers(*map(frames.from_volume, layers), frames, previous_mask, annotated)
         return make_prompts(volume, axis=frames.axis, roi=parse_roi(request, volume), **prompts)
 
 
 def _progress(items: Iterable, **options) -> Iterator:
-    """Yield the items, show a progress bar in the server's log, and stop when the client has disconnected.
-
-    Raises:
-        Cancelled: The client has disconnected.
-    """
+    """Yield the items with a progress bar in the server's log; raise `Cancelled` when the client has disconnected."""
     for item in tqdm(items, mininterval=2.0, leave=False, **options):
         stop_if_gone()
         yield item
-
-
-def _saved_mask(request: dict, volume: Volume) -> np.ndarray | None:
-    """Return the structure in the saved label of the request, bool (I, J, K), or None if the request wants no slices of it.
-
-    Raises:
-        PromptError: No label is saved under the tag, or it does not hold the structure.
-    """
-    saved = request.get("saved_label")
-    if not saved or uploaded_label_path(request):
-        return None
-    if not saved["path"]:
-        raise PromptError(f"No label with the tag {saved['tag']!r} is saved for this image: save one, or leave out mask_slices.")
-    return structure_in(read_mask(saved["path"], volume), saved["names"], structure_name(request) or "")

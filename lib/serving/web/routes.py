@@ -26,7 +26,7 @@ from lib.common.errors import UserError
 from lib.imaging.frames import Frames
 from lib.serving import observability
 from lib.serving.active_learning.strategies import TARGET_DICE
-from lib.serving.inference.route import request_queue_of
+from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.http_errors import clear_errors
 from lib.serving.web.viewers import Grid, locate_in_viewers
@@ -76,8 +76,8 @@ def score(method: str, params: dict | None = None, run_sync: bool = False) -> di
 @router.get("/metrics", response_class=Response, summary="Figures for Prometheus")
 def metrics() -> Response:
     app = app_instance()
-    observability.WAITING.set(request_queue_of(app).waiting)
-    observability.RUNNING.set(request_queue_of(app).running)
+    observability.WAITING.set(RequestQueue.of(app).waiting)
+    observability.RUNNING.set(RequestQueue.of(app).running)
     observability.FEATURES.set(app._infers["sam2"].feature_bytes)
     return Response(observability.exposition(), media_type=CONTENT_TYPE_LATEST)
 

@@ -19,7 +19,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.common.errors import VolumeError
 from lib.serving.inference import route
-from lib.serving.inference.request_queue import CLIENT_GONE
+from lib.serving.inference.request_queue import CLIENT_GONE, RequestQueue
 from lib.serving.observability import RequestMonitor
 from lib.serving.web import api, request_checks, routes
 from lib.serving.web.http_errors import clear_errors
@@ -138,7 +138,7 @@ def test_others_are_answered_while_a_model_runs_and_the_fourth_request_of_a_clie
             t.start()
         assert running.wait(20)
         assert client.get("/info/").status_code == 200
-        wait_until(lambda: route.request_queue_of(api.app_instance()).waiting == 2)
+        wait_until(lambda: RequestQueue.of(api.app_instance()).waiting == 2)
         refused = client.post("/infer/sam2?image=a")
         assert refused.status_code == 429 and refused.headers["retry-after"] and "waiting" in refused.json()["detail"]
         may_finish.set()
