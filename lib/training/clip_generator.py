@@ -1,10 +1,6 @@
-"""Generated 3D clips with masks of a few target structures each: training data that needs no patients.
+"""Generated clips: short stacks of slices with masks of a few target structures each, training data that needs no patients.
 
-A clip is a short stack of slices. Its structures are three-dimensional: a partition by smooth noise, warped ellipsoids that may have a
-core, tubes across and within the slices, thin sheets, and a body outline with air around it. Each structure has a random intensity,
-some deliberately the same or nearly the same as a neighbour's. Many structures end within the clip, so that a model learns to stop.
-Ideas come from SynthSeg (arXiv 2107.09559), AnyStar (arXiv 2307.07044) and ScribblePrompt (arXiv 2312.07381). All random numbers come
-from one `RandomSource`, so the same seed gives the same clips.
+Ideas come from SynthSeg (arXiv 2107.09559), AnyStar (arXiv 2307.07044) and ScribblePrompt (arXiv 2312.07381).
 """
 
 from dataclasses import dataclass
@@ -14,7 +10,7 @@ import torch
 
 from lib.training.generated_appearance import blur_in_plane, paint_labels, simulate_acquisition
 from lib.training.random_source import RandomSource
-from lib.training.supervoxels import RealImages
+from lib.training.supervoxels import SUPERVOXEL_SIDE, RealImages
 from lib.training.targets import MIN_PIXELS, choose_targets
 
 
@@ -38,7 +34,11 @@ class Clip:
 
 
 class ClipGenerator:
-    """A generator of batches of random clips.
+    """A generator of random clips. The same seed gives the same clips.
+
+    The structures are three-dimensional: a partition by smooth noise, warped ellipsoids that may have a core, tubes across and within
+    the slices, thin sheets, and a body outline with air around it. Each has a random intensity, some deliberately nearly the same as a
+    neighbour's. Many structures end within the clip, so that a model learns to stop.
 
     Args:
         images: Real images without labels, from which a fraction `real_share` of the clips is made, or None.
@@ -50,15 +50,14 @@ class ClipGenerator:
 
     def generate_batch(self, clips: int, slices: int, size: int, objects: int = 1) -> Clip:
         """Return `clips` clips of `slices` slices of `size` x `size` pixels with `objects` targets each."""
-        pairs = [self._generate_clip(slices, size, objects) for _ in range(clips)]
-        return Clip(torch.stack([frames for frames, _ in pairs]), torch.cat([masks for _, masks in pairs]))
+        frames, masks = zip(*(self._generate_clip(slices, size, objects) for _ in range(clips)), strict=True)
+        return Clip(torch.stack(frames), torch.cat(masks))
 
     def generate_volume(self, slices: int, size: int) -> tuple[np.ndarray, np.ndarray, list[int], float]:
-        """Return a volume with thin slices.
+        """Return a volume with thin slices as (image, labels, structures, thickness).
 
-        Returns:
-            The image, float32 (T, H, W) in [0, 255]; its label map (T, H, W); the labels that are structures, while the others are air
-            or the tissue between the structures; the distance of the slices as a fraction of the field of view.
+        The image is float32 (T, H, W) in [0, 255]. In the label map (T, H, W) the labels that are not `structures` are air or the tissue
+        between structures. The thickness is the distance of the slices as a fraction of the field of view.
         """
         thickness = 2 ** self.random.uniform(-7.2, -5.5)
         depth = slices * thickness
@@ -72,29 +71,25 @@ class ClipGenerator:
         random = self.random
         thickness = 2 ** random.uniform(-7.5, -4.0)  # Distance of the slices as a fraction of the field of view.
         depth = max(slices * thickness, 0.02)
-        if random.chance(self.real_share):
+        is_real = random.chance(self.real_share)
+        if is_real:
             image, labels = self.images.sample_clip(random, slices, size)
             composites, last_tissue_label = {}, 0
             image = image if random.chance(0.7) else paint_labels(random, labels, 0, depth)
-            image = simulate_acquisition(random, image, depth, real=True)
-            upscaling = size / self.images.supervoxel_side
         else:
             labels, composites, last_tissue_label = self._generate_label_map(slices, size, thickness, depth)
-            image = simulate_acquisition(random, paint_labels(random, labels, last_tissue_label, depth), depth)
-            upscaling = 0.0
+            image = paint_labels(random, labels, last_tissue_label, depth)
+        image = simulate_acquisition(random, image, depth, real=is_real)
         masks = choose_targets(random, labels, objects, composites, last_tissue_label)
-        if upscaling > 1:  # The regions were computed on fewer pixels, so their borders have steps that are rounded here.
-            rounded = torch.stack([blur_in_plane(m.float(), upscaling) > 0.5 for m in masks])
+        if is_real and size > SUPERVOXEL_SIDE:  # The regions were computed on fewer pixels, so their borders have steps; round them.
+            rounded = torch.stack([blur_in_plane(m.float(), size / SUPERVOXEL_SIDE) > 0.5 for m in masks])
             vanished = rounded[:, 0].flatten(1).sum(1) < MIN_PIXELS
             masks = torch.where(vanished[:, None, None, None], masks, rounded)
         quarter_turns = random.integer(0, 3)
         return torch.rot90(image, quarter_turns, (1, 2)).contiguous(), torch.rot90(masks, quarter_turns, (2, 3)).contiguous()
 
     def _generate_label_map(self, slices, size, thickness, depth) -> tuple[torch.Tensor, dict[int, set[int]], int]:
-        """Return a label map, int64 (T, H, W) with 0 for air, its composite structures, and the last label of the tissue.
-
-        The composite structures are given as {label of the shell: labels of shell and core}.
-        """
+        """Return a label map, int64 (T, H, W) with 0 for air, {label of a shell: labels of shell and core}, and the last tissue label."""
         random, shape = self.random, (slices, size, size)
         z = (torch.arange(slices, device=random.device) - (slices - 1) / 2) * thickness
         axis = torch.linspace(-0.5, 0.5, size, device=random.device)
@@ -102,19 +97,15 @@ class ClipGenerator:
         warp = random.smooth_noise(3, shape, random.integer(3, 6), depth * 5) * random.uniform(0.0, 0.06)
         warp[0] *= 0.5
         grid = grid + warp
-
-        regions = random.integer(2, 10)
-        cells = random.uniform(2, 9)
+        regions, cells = random.integer(2, 10), random.uniform(2, 9)
         fields = random.smooth_noise(regions, shape, cells, depth * cells)
         fields = fields + 0.3 * random.smooth_noise(regions, shape, cells * 3, depth * cells * 3) * random.uniform()
         labels = fields.argmax(0) + 1
-        composites: dict[int, set[int]] = {}
-        last_label = regions
+        composites, last_label = {}, regions
         for _ in range(random.integer(4, 16)):
             last_label = self._add_structure(labels, composites, last_label + 1, grid, depth)
         if random.chance(0.6):  # A body outline with air around it, often with an outer layer such as fat or bone.
-            radii = [random.uniform(0.33, 0.55), random.uniform(0.33, 0.55)]
-            radius = ((grid[1] / radii[0]) ** 2 + (grid[2] / radii[1]) ** 2).sqrt()
+            radius = ((grid[1] / random.uniform(0.33, 0.55)) ** 2 + (grid[2] / random.uniform(0.33, 0.55)) ** 2).sqrt()
             if random.chance(0.6):
                 labels[radius > 1 - random.uniform(0.04, 0.2)] = last_label + 1
             labels[radius > 1] = 0
@@ -145,8 +136,7 @@ class ClipGenerator:
         elif structure_type < 0.9:  # A tube or a sheet within the slices: the surroundings of a level set.
             cells = random.uniform(2, 5)
             field = random.smooth_noise(1, shape, cells, depth * cells)[0]
-            nearby = self._ellipsoid_radius(grid, depth) < 1.5
-            labels[(field.abs() < random.uniform(0.06, 0.25)) & nearby] = label
+            labels[(self._ellipsoid_radius(grid, depth) < 1.5) & (field.abs() < random.uniform(0.06, 0.25))] = label
         else:  # A cluster of small blobs of one intensity, of which usually only one becomes a target.
             cells = random.uniform(8, 18)
             field = random.smooth_noise(1, shape, cells, depth * cells)[0]
@@ -155,15 +145,13 @@ class ClipGenerator:
 
     def _ellipsoid_radius(self, grid, depth) -> torch.Tensor:
         """Return each voxel's normalised radius (T, H, W) in a random ellipsoid: below 1 inside, above 1 outside."""
-        random = self.random
-        scale = 2 ** random.uniform(-5.0, -1.6)
+        random, scale = self.random, 2 ** self.random.uniform(-5.0, -1.6)
         radii = [scale * 2 ** random.uniform(-0.7, 0.7) for _ in range(3)]
         if random.chance(0.5):  # Both ends lie in the clip or close to it.
             radii[0] = depth * random.uniform(0.15, 0.7)
         max_offset = 0.5 * depth + (radii[0] if random.chance(0.5) else 0.0)
-        centre = [random.uniform(-max_offset, max_offset), random.uniform(-0.38, 0.38), random.uniform(-0.38, 0.38)]
-        d = [grid[a] - centre[a] for a in range(3)]
+        dz, dy, dx = (grid[axis] - random.uniform(-limit, limit) for axis, limit in enumerate((max_offset, 0.38, 0.38)))
         angle, tilt = random.uniform(0, np.pi), random.uniform(-0.8, 0.8)
-        y = np.cos(angle) * d[1] + np.sin(angle) * d[2] + tilt * d[0]
-        x = -np.sin(angle) * d[1] + np.cos(angle) * d[2]
-        return ((d[0] / radii[0]) ** 2 + (y / radii[1]) ** 2 + (x / radii[2]) ** 2).sqrt()
+        y = np.cos(angle) * dy + np.sin(angle) * dx + tilt * dz
+        x = -np.sin(angle) * dy + np.cos(angle) * dx
+        return ((dz / radii[0]) ** 2 + (y / radii[1]) ** 2 + (x / radii[2]) ** 2).sqrt()

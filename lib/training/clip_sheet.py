@@ -1,6 +1,5 @@
 """A contact sheet of generated clips, to see what the generator produces."""
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lib.training.clip_generator import ClipGenerator
@@ -18,9 +17,9 @@ def draw_sheet(path: str, seed: int = 1, clips: int = 8, slices: int = 6, size: 
         for t in range(slices):
             axes = figure.add_subplot(clips, slices, row * slices + t + 1)
             axes.imshow(clip.frames[row, t].numpy(), cmap="gray", vmin=0, vmax=255)
-            for mask, color in zip(masks[row, :, t].numpy(), _COLORS, strict=True):
+            for mask, color in zip(masks[row, :, t], _COLORS, strict=True):
                 if mask.any() and not mask.all():
-                    axes.contour(mask.astype(np.uint8), [0.5], colors=color, linewidths=1)
+                    axes.contour(mask.byte().numpy(), [0.5], colors=color, linewidths=1)
             axes.axis("off")
     figure.tight_layout(pad=0.2)
     figure.savefig(path, dpi=80)

@@ -10,8 +10,7 @@ from lib.training import training_prompts
 from lib.training.clip_generator import Clip
 from lib.training.losses import frame_loss
 
-# The frame number of the annotation at the far end of a gap. Like the engine's, it lies far from those of the slices between.
-_FAR_END = 1 << 19
+_FAR_END = 1 << 19  # Frame number of the annotation at the far end of a gap. Like the engine's, it lies far from those between.
 _LOGIT_LIMITS = (-32, 32)  # Of a mask that is passed to the decoder again as a prompt.
 
 
@@ -21,8 +20,8 @@ class StepLosses:
 
     Attributes:
         balance: Weighting of the mask loss, see `losses.mask_losses`.
-        metrics: Values by name: the mean Dice of calls of one kind ("click", "box", "correct", "track" or "fix"), and "presence",
-            the fraction of tracked slices where the sign of the object score is right.
+        metrics: Values by name: the mean Dice of each call by its kind ("click", "box", "correct", "track" or "fix"), and "presence",
+            the fraction of objects whose object score has the right sign on a tracked slice.
     """
 
     balance: float
@@ -35,8 +34,8 @@ class StepLosses:
         self.losses.append(loss)
         present = target.flatten(1).any(1)
         if present.any():
-            iou = iou[present]
-            self.metrics.setdefault(kind, []).append(float((2 * iou / (1 + iou)).mean()))
+            dice = 2 * iou / (1 + iou)
+            self.metrics.setdefault(kind, []).append(float(dice[present].mean()))
         if kind == "track":
             is_right = (prediction.object_score[:, 0] > 0) == present
             self.metrics.setdefault("presence", []).append(float(is_right.float().mean()))
@@ -62,32 +61,28 @@ class TrainingStep(nn.Module):
 
 
 class ClipTrainer:
-    """Runs a model on clips that are prompted as a user would prompt them. Each public method is one kind of training step.
+    """Runs a trainable `SAM2Base` on clips that are prompted as a user would prompt them, with random choices from `rng`.
 
-    Args:
-        model: A trainable `SAM2Base`.
-        rng: Source of the random choices of prompts.
-        balance: Weighting of the mask loss, see `losses.mask_losses`.
+    Each public method is one kind of training step. An object serves one step only, because it collects the losses of all calls.
     """
 
     def __init__(self, model: nn.Module, rng: torch.Generator, balance: float):
-        self.model, self.rng, self.balance = model, rng, balance
+        self.model, self.rng, self.losses = model, rng, StepLosses(balance)
 
     def boxes_on_noise(self, clip: Clip) -> StepLosses:
         """Warm up the prompt encoder and the mask decoder: the target is the prompted box itself."""
-        losses = StepLosses(self.balance)
+        target = clip.masks[:, 0]
         features = differentiable.encode_clip(self.model, clip.frames, clip.objects)[0]
-        prompt = training_prompts.sample_box(clip.masks[:, 0], self.rng, jitter=0.0)
+        prompt = training_prompts.sample_box(target, self.rng, jitter=0.0)
         embedding = differentiable.unconditioned(self.model, features)
-        losses.add("box", differentiable.decode(self.model, features, embedding, prompt), clip.masks[:, 0])
-        return losses
+        self.losses.add("box", differentiable.decode(self.model, features, embedding, prompt), target)
+        return self.losses
 
     def single_slices(self, clip: Clip, max_corrections: int = 3) -> StepLosses:
         """Prompt the first slice by a click or a box, then by corrective clicks."""
-        losses = StepLosses(self.balance)
         features = differentiable.encode_clip(self.model, clip.frames[:, :1], clip.objects)[0]
-        self._prompt_slice(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections, losses)
-        return losses
+        self._prompt_slice(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections)
+        return self.losses
 
     def copies(self, clip: Clip) -> StepLosses:
         """Warm up the memory: the second slice is the first one with added noise."""
@@ -103,54 +98,50 @@ class ClipTrainer:
             max_corrections: Largest number of corrective clicks on the first slice.
         """
         kinds = kinds or {"click": 0.2, "box": 0.2, "mask": 0.6}
-        model, losses = self.model, StepLosses(self.balance)
+        model = self.model
         features = differentiable.encode_clip(model, clip.frames, clip.objects)
-        slices = clip.frames.shape[1]
-        memories = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        memories["cond_frame_outputs"][0] = self._annotate(features[0], clip.masks[:, 0], kinds, max_corrections, losses)
-        end = slices
+        slices = end = clip.frames.shape[1]
+        annotated = {0: self._annotate(features[0], clip.masks[:, 0], kinds, max_corrections)}
+        memories = {"cond_frame_outputs": annotated, "non_cond_frame_outputs": {}}
         if slices > 2 and self._uniform() < 0.25:  # The clip becomes a gap between two annotated slices.
             end = slices - 1
-            far_end = self._annotate(features[end], clip.masks[:, end], {"mask": 1.0}, 0, losses)
-            memories["cond_frame_outputs"][_FAR_END] = far_end
+            annotated[_FAR_END] = self._annotate(features[end], clip.masks[:, end], {"mask": 1.0}, 0)
         for t in range(1, end):
             target = clip.masks[:, t]
             embedding = differentiable.condition(model, features[t], t, memories)
             output = differentiable.decode(model, features[t], embedding, None)
-            losses.add("track", output, target)
+            self.losses.add("track", output, target)
             is_corrected = slices > 2 and self._uniform() < 0.12
             if is_corrected:
                 click = training_prompts.add_corrective_click(None, self._binary_mask(output, target), target, self.rng)
                 present = self._present(output, target)[:, None, None, None]
                 earlier_mask = torch.where(present, output.mask, -1024.0).clamp(*_LOGIT_LIMITS).detach()
                 output = differentiable.decode(model, features[t], embedding, click, earlier_mask)
-                losses.add("fix", output, target)
+                self.losses.add("fix", output, target)
             memory = differentiable.remember(model, features[t], output.mask, output.pointer, self._present(output, target))
             memories["cond_frame_outputs" if is_corrected else "non_cond_frame_outputs"][t] = memory
-        return losses
+        return self.losses
 
-    def _annotate(self, features, target, kinds, max_corrections, losses) -> dict:
+    def _annotate(self, features, target, kinds, max_corrections) -> dict:
         """Prompt a slice and return its memory entry."""
         if self._choose(kinds) == "mask":
             logits, pointer = differentiable.mask_prompt(self.model, features, target)
             return differentiable.remember(self.model, features, logits, pointer, target.flatten(1).any(1))
-        without_mask = {k: v for k, v in kinds.items() if k != "mask"}
-        output = self._prompt_slice(features, target, without_mask, max_corrections, losses)
+        output = self._prompt_slice(features, target, {k: v for k, v in kinds.items() if k != "mask"}, max_corrections)
         return differentiable.remember(self.model, features, output.mask, output.pointer, self._present(output, target))
 
-    def _prompt_slice(self, features, target, kinds, max_corrections, losses) -> differentiable.Prediction:
+    def _prompt_slice(self, features, target, kinds, max_corrections) -> differentiable.Prediction:
         """Prompt a slice by a click or a box and then by corrective clicks; return the last prediction."""
         kind = self._choose(kinds)
-        sample_prompt = training_prompts.sample_box if kind == "box" else training_prompts.sample_first_click
-        prompt = sample_prompt(target, self.rng)
+        prompt = (training_prompts.sample_box if kind == "box" else training_prompts.sample_first_click)(target, self.rng)
         embedding = differentiable.unconditioned(self.model, features)
         output = differentiable.decode(self.model, features, embedding, prompt, multimask=kind == "click")
-        losses.add(kind, output, target)
+        self.losses.add(kind, output, target)
         for _ in range(int(self._uniform() * (max_corrections + 1))):
             prompt = training_prompts.add_corrective_click(prompt, self._binary_mask(output, target), target, self.rng)
             earlier_mask = output.mask.clamp(*_LOGIT_LIMITS).detach()
             output = differentiable.decode(self.model, features, embedding, prompt, earlier_mask)
-            losses.add("correct", output, target)
+            self.losses.add("correct", output, target)
         return output
 
     def _uniform(self) -> float:
@@ -168,10 +159,7 @@ class ClipTrainer:
 
     @staticmethod
     def _present(output, target) -> torch.Tensor:
-        """Return which objects count as present, bool (B,).
-
-        A wrong "absent" would stop the gradient of the mask, so an object also counts as present where the target is not empty.
-        """
+        """Return which objects count as present, bool (B,): also those of the target, as a wrong "absent" would stop the mask's gradient."""
         return (output.object_score[:, 0] > 0) | target.flatten(1).any(1)
 
     @staticmethod
