@@ -1,4 +1,4 @@
-"""Mix-ins of the MONAI Label app, listed before `MONAILabelApp` among its bases: HTTP errors, volumes opened ahead, and the app's routes."""
+"""Mix-ins of the app, listed before `MONAILabelApp` among its bases: HTTP errors, volumes opened ahead, and the app's own routes."""
 
 import logging
 import threading

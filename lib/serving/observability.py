@@ -4,7 +4,7 @@ import logging
 import time
 from contextvars import ContextVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,6 @@ def note_inference(answer: dict, image: str, model: str, foreground: int, backgr
     CACHED.labels("no" if encoded else "yes").inc()
     milliseconds = {f"{k}_ms": round(1000 * v) for k, v in stages.items() if k != "total"}
     note(image=image, model=model, foreground=foreground, background=background, encoded=encoded, **milliseconds)
-
-
-def exposition() -> bytes:
-    """Return all metrics in Prometheus' text format."""
-    return generate_latest(REGISTRY)
 
 
 class RequestMonitor:

@@ -1,7 +1,6 @@
 """Installation of the app's routes before MONAI Label's own ones, and wrapping of those with threads, checks and clear errors.
 
-MONAI Label's routes are `async` functions that do blocking work on the event loop, so no other request is answered while one of them
-runs. Here each of them runs in a thread.
+MONAI Label's routes are `async` functions that block the event loop, and with it all other requests. Here each of them runs in a thread.
 """
 
 import functools
@@ -76,7 +75,7 @@ def _is_replaced(route: Route | Mount) -> bool:
 
 
 def _wrap_routes(modules) -> APIRouter:
-    """Return the routes of MONAI Label's modules, each with its endpoint wrapped by `_wrap_endpoint`."""
+    """Return the routes of MONAI Label's modules with wrapped endpoints."""
     router = APIRouter()
     for r in (r for m in modules for r in m.router.routes):
         router.add_api_route(
@@ -118,11 +117,7 @@ def _wrap_endpoint(endpoint):
 
 
 def _finish(result):
-    """Return the result of an endpoint, which may be a coroutine that never waits for anything.
-
-    Raises:
-        HTTPException: 404 if the result is a file that does not exist.
-    """
+    """Return the result of an endpoint, also of a coroutine that never waits for anything. Raise 404 if it is a missing file."""
     if inspect.iscoroutine(result):
         try:
             result.send(None)
@@ -136,15 +131,7 @@ def _finish(result):
 
 
 def _check_fields(kind: str, endpoint_name: str, fields: dict) -> None:
-    """Check the fields of a request to one of MONAI Label's endpoints.
-
-    Args:
-        kind: name of the module of `monailabel.endpoints` that has the endpoint.
-        endpoint_name: name of its function.
-
-    Raises:
-        HTTPException: 404 if something named does not exist, 422 if a name or JSON text is not valid.
-    """
+    """Refuse a request that names something unknown (404), or holds an invalid name or JSON (422). `kind` is the endpoint's module."""
     app = app_instance()
     model_name = fields.get("model")
     if kind in TASK_TABLES and model_name is not None and model_name not in (tasks := getattr(app, TASK_TABLES[kind])):

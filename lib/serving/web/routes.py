@@ -1,7 +1,7 @@
 """The app's own routes: *Next Sample* that names a slice, scoring, metrics, and the pages under /sam2/.
 
-`lib.serving.web.api` puts these routes before MONAI Label's own ones, and they ask for the same rights. All are plain functions, which
-FastAPI runs in its thread pool, so the event loop does not wait while they read files or ask a DICOM store.
+They ask for the same rights as MONAI Label's own. All are plain functions, which FastAPI runs in its thread pool, so that the event loop
+does not wait while they read files or ask a DICOM store.
 """
 
 import logging
@@ -20,9 +20,10 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import activelearning, scoring
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lib.common.errors import UserError
+from lib.imaging import geometry
 from lib.imaging.frames import Frames
 from lib.serving import observability
 from lib.serving.active_learning.strategies import TARGET_DICE
@@ -40,10 +41,8 @@ CONTENT_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline';
 UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
-templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
+_loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+templates = jinja2.Environment(loader=_loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 _sampling = threading.Lock()  # samples are chosen one at a time, because datastores keep caches without locks
 
 
@@ -79,7 +78,7 @@ def metrics() -> Response:
     observability.WAITING.set(RequestQueue.of(app).waiting)
     observability.RUNNING.set(RequestQueue.of(app).running)
     observability.FEATURES.set(app._infers["sam2"].feature_bytes)
-    return Response(observability.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(observability.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")
@@ -90,9 +89,8 @@ def overview(request: Request) -> HTMLResponse:
         summaries = volume_page.summarize_volumes(app.datastore(), app.records)
         pages = max(1, -(-len(summaries) // VOLUMES_PER_PAGE))
         number = min(max(number, 1), pages)
-        on_page = summaries[(number - 1) * VOLUMES_PER_PAGE : number * VOLUMES_PER_PAGE]
-        volumes = [_with_links(request, app, s) for s in on_page]
-    counts = {status: sum(s.status == status for s in summaries) for status in ("in work", "untouched", "done", "labelled")}
+        volumes = [_with_links(request, app, s) for s in summaries[(number - 1) * VOLUMES_PER_PAGE : number * VOLUMES_PER_PAGE]]
+    counts = {status: sum(s.status == status for s in summaries) for status in volume_page.STATUSES}
     text = templates.get_template("overview.html").render(
         volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE
     )  # fmt: skip
@@ -160,13 +158,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
 
 
 def _describe_place(image: str, info: dict, structure: volume_page.StructureSummary | None, t: int | None) -> dict:
-    """Return what the bar above OHIF displays, with the fields of an answer of *Next Sample*.
-
-    Args:
-        info: of the image in the datastore.
-        structure: the one to annotate, or None if nothing is annotated yet.
-        t: the slice, or None for the proposed one.
-    """
+    """Return what the bar above OHIF displays of slice `t` (None: the proposed one), with the fields of an answer of *Next Sample*."""
     place: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "slice": t, "label": ""}
     if structure is None:
         return {**place, "reason": "Nothing is annotated yet."}
@@ -211,11 +203,10 @@ def _read_grid(app, image: str) -> Grid | None:
 
 def _locate(grid: Grid | None, place: dict) -> dict | None:
     """Return how viewers name the slice of an answer, or None if the answer names no slice that exists."""
-    t = place.get("slice")
+    t, axis = place.get("slice"), place.get("axis")
     if t is None or grid is None:
         return None
-    axis = place.get("axis")
-    axis = volume_page.slicing_axis(grid) if axis is None else int(axis)
+    axis = geometry.slicing_axis(grid.shape, geometry.spacing(grid.affine)) if axis is None else int(axis)
     return locate_in_viewers(grid, axis, t, place.get("point")) if 0 <= t < grid.shape[axis] else None
 
 

@@ -93,7 +93,8 @@ def locate_in_viewers(grid: Grid, axis: int, t: int, point_ijk=None) -> dict:
     number, count = ohif_slice_number(grid, plane, lps)
     return {
         "voxel_axis": axis, "voxel_slice": int(t), "slices": int(grid.shape[axis]), "plane": plane,
-        "oblique": bool(np.abs(slice_normal(grid.affine, axis)).max() < MIN_ALIGNED_COSINE), "world_lps": _round_mm(lps), "world_ras": _round_mm(ras),
+        "oblique": bool(np.abs(slice_normal(grid.affine, axis)).max() < MIN_ALIGNED_COSINE),
+        "world_lps": _round_mm(lps), "world_ras": _round_mm(ras),
         "ohif": {"viewport": f"mpr-{plane}", "number": number, "count": count},
         "slicer": {"view": SLICER_VIEWS[plane], "offset_mm": _round_mm(ras)[PLANES.index(plane)]},
     }  # fmt: skip

@@ -4,6 +4,7 @@ Nothing here knows HTTP: `lib.serving.web.routes` serves the content, and the te
 """
 
 import io
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from lib.imaging import geometry
 from lib.imaging.frames import Frames, fitted_size
 from lib.imaging.readers import NIFTI_ENDINGS, READ_ERRORS, nifti_header, read_mask
 from lib.imaging.volume import Volume
@@ -25,6 +25,7 @@ from lib.serving.web.viewers import Grid, viewer_orientation
 MIN_DISTANCE_SLICES = 3  # between the worst slices that are displayed: neighbours look the same
 ORANGE, RED = (255, 165, 0), (255, 60, 40)
 CURVE_SIZE = (640, 110)  # width and height of the plot, in SVG units
+STATUSES = ("in work", "untouched", "done", "labelled")  # of a volume, in the order in which volumes are listed
 TWO_PART_ENDINGS = (".seg.nrrd", ".nii.gz")
 
 
@@ -73,8 +74,7 @@ class StructureSummary:
     def plot(self) -> dict:
         """Return a plot of the Dice by slice, with 1 at the top, of CURVE_SIZE.
 
-        Returns:
-            {width, height, line, measured (SVG points of the two curves), annotated, worst (lists of (slice, x, y))}
+        Its fields are width, height, line and measured (SVG points of the two curves), annotated and worst (lists of (slice, x, y)).
         """
         (width, height), last = CURVE_SIZE, max(1, len(self.dice) - 1)
 
@@ -120,17 +120,12 @@ class VolumeSummary:
         unfinished = [s for s in self.structures if s.volume_dice < TARGET_DICE and s.rounds < MAX_ROUNDS]
         return "in work" if unfinished else "done"
 
-    @property
-    def sort_key(self) -> tuple:
-        """Key that sorts volumes by need."""
-        return ("in work", "untouched", "done", "labelled").index(self.status), self.expected or 0.0, self.name
-
 
 def summarize_volumes(datastore, records: AnnotationRecords) -> list[VolumeSummary]:
     """Return all volumes of a datastore: those being annotated with the worst first, then untouched ones, then those that are done."""
     by_image, labelled = records.by_image(), set(datastore.get_labeled_images())
     summaries = (summarize_volume(datastore, i, by_image.get(i, {}), i in labelled) for i in datastore.list_images())
-    return sorted(summaries, key=lambda s: s.sort_key)
+    return sorted(summaries, key=lambda s: (STATUSES.index(s.status), s.expected or 0.0, s.name))
 
 
 def summarize_volume(datastore, image: str, records: dict[str, dict], labelled: bool) -> VolumeSummary:
@@ -153,10 +148,8 @@ def summarize_structures(records: dict[str, dict], scores: dict[str, dict]) -> t
             scores_measured.get("volume_dice") if has_equal_slices else None, proposal or {},
         )  # fmt: skip
 
-    structures = [
-        make_summary(key, r["label"], r["axis"], r["expected_dice"], r["annotated"], r["volume_dice"], r["proposal"])
-        for key, r in records.items()
-    ]
+    fields = ("label", "axis", "expected_dice", "annotated", "volume_dice", "proposal")
+    structures = [make_summary(key, *(record[f] for f in fields)) for key, record in records.items()]
     if not structures and "slice_quality" in scores:
         axis = scores["slice_quality"].get("axis", 2)
         for key, s in scores["slice_quality"].get("structures", {}).items():
@@ -180,11 +173,7 @@ def describe_slice(answer: dict, location: dict | None, link: str | None) -> dic
         location: result of `lib.serving.web.viewers.locate_in_viewers`, or None.
         link: replaces RetrieveURL, to which OHIF's form links, unless it is None.
     """
-    described = dict(answer)
-    if location:
-        described["viewer"] = location
-    if link:
-        described["RetrieveURL"] = link
+    described = answer | ({"viewer": location} if location else {}) | ({"RetrieveURL": link} if link else {})
     if answer.get("slice") is None:
         return described
     dice = answer.get("expected_dice")
@@ -216,11 +205,10 @@ def insert_before_ending(name: str, words: str) -> str:
 
 def read_grid(path: str) -> Grid | None:
     """Return the voxel grid of a NIfTI file from its header, or None for other files."""
-    file = Path(path)
-    if not file.name.lower().endswith(NIFTI_ENDINGS) or not file.is_file():
+    if not path.lower().endswith(NIFTI_ENDINGS) or not os.path.isfile(path):
         return None
-    stat = file.stat()
-    return _nifti_grid(str(file), stat.st_size, stat.st_mtime_ns)
+    stat = os.stat(path)
+    return _nifti_grid(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(1024)
@@ -231,11 +219,6 @@ def _nifti_grid(path: str, size_bytes: int, mtime_ns: int) -> Grid | None:
     except READ_ERRORS:
         return None
     return None if len(shape) < 3 or 0 in shape else Grid(tuple(int(n) for n in shape), affine)
-
-
-def slicing_axis(grid: Grid) -> int:
-    """Return the axis along which slices are counted by default, see `lib.imaging.geometry.slicing_axis`."""
-    return geometry.slicing_axis(grid.shape, geometry.spacing(grid.affine))
 
 
 def read_saved_mask(datastore, image: str, structure: str, volume: Volume) -> np.ndarray | None:
