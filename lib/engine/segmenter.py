@@ -54,9 +54,7 @@ class Segmenter:
         """Return `make_prompts` with the slicing axis that `options` give."""
         return make_prompts(volume, axis=resolve_axis(volume, options.axis), **prompts)
 
-    def segment(
-        self, volume: Volume, prompts: Prompts, options: Options = Options(), progress: Callable = lambda x, **_: x
-    ) -> Result:
+    def segment(self, volume: Volume, prompts: Prompts, options: Options = Options(), progress: Callable = lambda x, **_: x) -> Result:
         """Segment one structure.
 
         Slices with a click inside, a box or a painting say what the structure is. Slices with clicks outside only correct what
@@ -200,18 +198,15 @@ class Segmenter:
             first_logits = request.displayed_logits(self._annotate(request, {t: first_click})[t])
         nothing = torch.zeros(request.frames.size)
         displayed = {t: (p, (logits.get(t, nothing) > 0).cpu().numpy()) for t, p in request.prompts_by_slice.items()}
-        ranges = tracking_crops(
-            request.frames, (first_click, (first_logits > 0).cpu().numpy()), displayed, list(logits), request.low, request.high
-        )
+        first = first_click, (first_logits > 0).cpu().numpy()
+        ranges = tracking_crops(request.frames, first, displayed, list(logits), request.low, request.high)
         return [self._crop_task(request, low, high, crop, logits) for low, high, crop in ranges]
 
-    def _crop_task(
-        self, request: SegmentationTask, low: int, high: int, crop: Crop | None, logits: dict[int, torch.Tensor]
-    ) -> SegmentationTask:
+    def _crop_task(self, request: SegmentationTask, low: int, high: int, crop: Crop | None, logits: dict) -> SegmentationTask:
         """Return the task for the slices low..high of a request within a crop of the frames.
 
         Args:
-            logits: Of the annotated slices, (Y, X) in whole frames.
+            logits: Of the annotated slices {slice: (Y, X)} in whole frames.
         """
         prompts, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (request.prompts_by_slice, request.annotated))
         task = replace(request, low=low, high=high, prompts_by_slice=prompts, annotated=annotated)

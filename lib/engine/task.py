@@ -124,8 +124,7 @@ def combine_estimates(tasks: Sequence[SegmentationTask], total: int, has_mask: n
     for n, task in enumerate(tasks):
         slices = slice(task.low if n else 0, task.high + 1 if n + 1 < len(tasks) else total)
         annotated = [t - slices.start for t in task.annotated]
-        estimate = estimate_slices(
-            task.features, task.features.thumbnails[slices], has_mask[slices], annotated, task.tracks.select(slices), task.network.estimator
-        )  # fmt: skip
+        features, tracks = task.features, task.tracks.select(slices)
+        estimate = estimate_slices(features, features.thumbnails[slices], has_mask[slices], annotated, tracks, task.network.estimator)
         estimates.append(estimate.select(slice(1 if n else 0, None)))  # A shared slice belongs to the first of its two tasks.
     return SliceEstimates.concatenate(estimates)

@@ -141,14 +141,10 @@ def verify(checkpoint: Checkpoint) -> None:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hex digits."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
-
-
-def _sha256(file) -> str:  # For Python 3.10.
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

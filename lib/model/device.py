@@ -72,8 +72,7 @@ def release_memory() -> None:
 
     It takes some milliseconds. After encoding 300 slices it returns about 60 MB. On other systems nothing happens.
     """
-    trim = _malloc_trim()
-    if trim:
+    if trim := _malloc_trim():
         trim(0)
 
 

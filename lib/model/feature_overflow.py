@@ -62,12 +62,6 @@ class FeatureOverflow:
                 return self._kept[key]
             return self._read(self._file(key)) if self._folder else None
 
-    def clear(self) -> None:
-        """Forget what is in memory. Files stay."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
-
     def _file(self, key: tuple) -> Path:
         return self._folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=20).hexdigest()}.safetensors"
 

@@ -44,7 +44,6 @@ class SliceFeatures:
 
     Args:
         model: `SAM2Base` in evaluation mode on `device`.
-        frames: The slices.
         autocast: What makes a context manager for each forward pass.
         batch: Number of slices that are encoded as one batch; on a CPU it should be 1.
         key: What identifies this object's slices in `overflow`.
@@ -210,7 +209,6 @@ class SliceFeatures:
         position = self._position_codes.expand(len(indices), -1, -1, -1).flatten(2).permute(2, 0, 1)
         return [x.flatten(2).permute(2, 0, 1) for x in levels], [position], sizes
 
-    # Coordinates and resampling between slices and the network's square.
     def to_square(self, points_xy: np.ndarray) -> np.ndarray:
         """Return positions (P, 2) as (x, y) in the square of pixel positions (x, y) of a slice; centres of pixels are whole numbers in both."""
         scale = np.array([self.width / self.frames.size[1], self.height / self.frames.size[0]])

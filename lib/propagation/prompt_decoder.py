@@ -62,9 +62,7 @@ class PromptDecoder:
         return self._annotation(features, t, output, key, slice_logits)
 
     @torch.inference_mode()
-    def correct(
-        self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: Mapping[int, Annotation], tracks: Tracks
-    ) -> Annotation:
+    def correct(self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: Mapping[int, Annotation], tracks: Tracks) -> Annotation:
         """Decode clicks on a slice that has a tracked mask already; they correct that mask.
 
         Args:
@@ -76,9 +74,7 @@ class PromptDecoder:
         memories = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}
         for n in range(1, len(prompt.labels) + 1):
             clicks = SlicePrompt(prompt.points[:n], prompt.labels[:n])
-            output = self.network.decode(
-                features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=abs(nearest - t)
-            )
+            output = self.network.decode(features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=abs(nearest - t))
             start = output["pred_masks"]
         displayed = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
         return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed))

@@ -132,9 +132,8 @@ class Propagator:
                 ensure_encoded([t for i in running for t in batch[i][1].tracked_slices[time - 1 : time - 1 + ahead]])
             slices = [batch[i][1].tracked_slices[time - 1] for i in running]
             is_last = time == len(batch[running[0]][1].tracked_slices)
-            output = self.network.decode(
-                features, slices, memories=memories, time=time, remember=not is_last, adjust_scores=detector.score_adjustment(time, slices)
-            )
+            adjust = detector.score_adjustment(time, slices)
+            output = self.network.decode(features, slices, memories=memories, time=time, remember=not is_last, adjust_scores=adjust)
             if not is_last:
                 memories["non_cond_frame_outputs"][time] = memory_entry(output)
                 memories["non_cond_frame_outputs"].pop(time - self.network.memory_span, None)

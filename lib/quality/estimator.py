@@ -99,9 +99,8 @@ class QualityEstimator:
     def fit(cls, signals: np.ndarray, has_mask: np.ndarray, iou: np.ndarray) -> "QualityEstimator":
         """Fit to slices whose true IoU (T,) is known."""
         monotone = {n: _MONOTONE[name] for n, name in enumerate(SIGNALS) if name in _MONOTONE}
-        return cls(
-            BoostedTrees.fit(signals[has_mask], iou[has_mask], monotone), BoostedTrees.fit(signals[~has_mask], iou[~has_mask])
-        )  # fmt: skip
+        with_mask = BoostedTrees.fit(signals[has_mask], iou[has_mask], monotone)
+        return cls(with_mask, BoostedTrees.fit(signals[~has_mask], iou[~has_mask]))
 
     def to_json(self) -> str:
         """Return the estimator as text for the metadata of its checkpoint."""

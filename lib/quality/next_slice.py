@@ -145,9 +145,7 @@ def random(state: RoundState, seed: int = 0) -> int | None:
     return int(rng.choice(allowed)) if len(allowed) else None
 
 
-STRATEGIES: dict[str, Strategy] = {
-    s.__name__: s for s in (oracle, estimator, wrong_voxels, largest_gap, uniform, largest_area, random)
-}
+STRATEGIES: dict[str, Strategy] = {s.__name__: s for s in (oracle, estimator, wrong_voxels, largest_gap, uniform, largest_area, random)}
 
 
 @dataclass(frozen=True)
