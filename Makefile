@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: serve test test-fast test-e2e fuzz faults load lint sample-data accuracy clean
+.PHONY: serve test test-fast test-e2e fuzz faults load sample-data accuracy clean
 
 serve: sample-data
 	$(BIN)/python main.py serve

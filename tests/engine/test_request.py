@@ -84,7 +84,7 @@ def test_unknown_option_value(name):
 @pytest.mark.parametrize(
     ("value", "expected"), [(1, True), ("On", True), (" yes ", True), (0, False), (None, False), ("off", False)]
 )
-def test_truth(value, expected):
+def test_parse_bool(value, expected):
     assert parse_bool(value) is expected
 
 
@@ -163,17 +163,17 @@ def test_roi_refused(roi, message):
 
 
 @pytest.mark.parametrize(
-    ("roi", "shown", "k"),
+    ("roi", "displayed", "k"),
     [
         ([2, 6, 3, 7, 2, 6], 5, 5),
         ([2, 6, 3, 7, 2, 6], None, 4),
-        ([2, 6, 3, 7, 2, 6], 0, 4),  # the slice shown is not in the region
+        ([2, 6, 3, 7, 2, 6], 0, 4),  # the slice displayed is not in the region
         ([2, 6, 3, 7, 4, 999], None, 6),  # the middle of what lies in the volume, (4 + 7) / 2
         ([2, 6, 3, 7, -999, 4], None, 2),
     ],
 )
-def test_one_slice_takes_the_region_as_a_box(roi, shown, k):
-    got = prompts({"roi": roi, "slice": shown}, propagate=False)
+def test_one_slice_takes_the_region_as_a_box(roi, displayed, k):
+    got = prompts({"roi": roi, "slice": displayed}, propagate=False)
     assert (got.boxes, got.roi) == ((((2, 3, k), (6, 7, k)),), None)
 
 

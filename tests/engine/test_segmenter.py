@@ -113,8 +113,8 @@ def test_a_slice_model_fills_the_clicked_slice_only(segmenter, volume):
     assert set(np.flatnonzero(result.mask.any((0, 1)))) == {6}
 
 
-def test_a_click_outside_mends_what_tracking_would_show_also_where_slices_are_not_filled(segmenter, volume):
-    """The slice of the click outside has no other prompt: without tracking there would be nothing to mend."""
+def test_a_click_outside_corrects_what_tracking_would_give_also_where_slices_are_not_filled(segmenter, volume):
+    """The slice of the click outside has no other prompt: without tracking there would be nothing to correct."""
     prompts = {"positive": [CENTRE], "negative": [(36, 36, 5)]}
     mask = run(segmenter, volume, Options(propagate=False, focus=False), **prompts).mask
     assert np.flatnonzero(mask.any((0, 1))).tolist() == [5, 6]
@@ -204,7 +204,7 @@ def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
     np.testing.assert_array_equal(corrected.mask, run(Segmenter(), volume, whole, **two).mask)
 
 
-def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, monkeypatch):
+def test_a_small_structure_is_tracked_in_its_surroundings(segmenter, volume, monkeypatch):
     from lib.model.features import SliceFeatures
 
     tracked_slices, original = [], SliceFeatures.__init__
@@ -229,7 +229,7 @@ def test_a_small_structure_is_followed_in_its_surroundings(segmenter, volume, mo
     assert not any(tracked_slices), "a large structure is tracked_slices well enough"
 
 
-def test_a_larger_cross_section_elsewhere_leaves_what_was_followed_in_the_small_part(volume, monkeypatch):
+def test_a_larger_cross_section_elsewhere_leaves_what_was_tracked_in_the_small_crop(volume, monkeypatch):
     segmenter, small, large = Segmenter(), np.zeros((64, 64), bool), np.ones((64, 64), bool)
     small[25:36, 30:40] = True
     first = run(segmenter, volume, Options(components="all"), masks={8: small})
@@ -281,7 +281,7 @@ def test_only_slices_that_tracking_comes_to_are_encoded(volume):
     assert run(segmenter, volume, Options(focus=False), positive=[CENTRE]).encoded_count == 0
 
 
-def test_parts_of_the_frames_are_encoded_ahead_as_far_as_a_correction_may_go():
+def test_crops_are_encoded_ahead_as_far_as_a_correction_may_go():
     x, y, z = np.meshgrid(np.arange(96), np.arange(96), np.arange(160), indexing="ij")
     ball = ((x - 30) / 8) ** 2 + ((y - 34) / 8) ** 2 + ((z - 60) / 4.5) ** 2 < 1
     volume, segmenter, near = Volume((60 + 110 * ball).astype(np.float32), AFFINE, "small ball"), Segmenter(), (30, 34, 60)
