@@ -159,11 +159,10 @@ class ClipTrainer:
 
     @staticmethod
     def _present(output, target) -> torch.Tensor:
-        """Return which objects count as present, bool (B,): also those of the target, as a wrong "absent" would stop the mask's gradient."""
+        """Return which objects count as present, bool (B,): also those of the target; a wrong "absent" would stop the mask's gradient."""
         return (output.object_score[:, 0] > 0) | target.flatten(1).any(1)
 
     @staticmethod
     def _binary_mask(output, target) -> torch.Tensor:
         """Return the predicted masks at the size of the target, bool (B, H, W)."""
-        logits = nn.functional.interpolate(output.mask.detach(), target.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[:, 0] > 0
+        return nn.functional.interpolate(output.mask.detach(), target.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0

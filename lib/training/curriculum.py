@@ -16,8 +16,7 @@ class Phase:
     """One phase of the curriculum.
 
     Attributes:
-        kind: boxes_on_noise, single_slices, copies or clips, which are methods of `ClipTrainer`. In a phase of clips every second
-            step trains single slices.
+        kind: A method of `ClipTrainer`. In a phase of "clips" every second step trains single slices.
         size: Side of the slices in pixels.
         batch, slices, objects: Number of clips in a step, and of slices and targets in a clip.
         rate, final_rate: Learning rate at the start and at the end of the phase; it follows a cosine in between.
@@ -40,10 +39,9 @@ class Phase:
 
     def clips_at(self, step: int) -> tuple[int, int]:
         """Return the number of clips and the number of slices in each of them for step number `step`."""
-        kind = self.kind_at(step)
-        if kind == self.kind:
-            return self.batch, self.slices if kind == "clips" else 1
-        return max(1, self.batch * self.slices // 2), 1
+        if self.kind_at(step) != self.kind:
+            return max(1, self.batch * self.slices // 2), 1
+        return self.batch, self.slices if self.kind == "clips" else 1
 
 
 CURRICULUM = (
@@ -65,10 +63,8 @@ class GeneratedSteps(Dataset):
         return self.phase.steps
 
     def __getitem__(self, step: int) -> StepData:
-        seed = (self.seed + step) % (1 << 62)
-        kind = self.phase.kind_at(step)
-        clips, slices = self.phase.clips_at(step)
-        clip = ClipGenerator(seed, images=self.images).generate_batch(clips, slices, self.phase.size, self.phase.objects)
+        seed, kind = (self.seed + step) % (1 << 62), self.phase.kind_at(step)
+        clip = ClipGenerator(seed, images=self.images).generate_batch(*self.phase.clips_at(step), self.phase.size, self.phase.objects)
         if kind == "boxes_on_noise":
             clip = generate_boxes_on_noise(clip, torch.Generator().manual_seed(seed))
         return kind, seed, clip
@@ -80,8 +76,7 @@ def generate_boxes_on_noise(clip: Clip, rng: torch.Generator) -> Clip:
     frames = torch.rand(clip.frames.shape, generator=rng, device=clip.frames.device) * 255
     corner = torch.rand(b, 2, generator=rng, device=frames.device) * 0.7
     side = 0.08 + torch.rand(b, 2, generator=rng, device=frames.device) * 0.4
-    y = torch.arange(h, device=frames.device) / h
-    x = torch.arange(w, device=frames.device) / w
+    y, x = (torch.arange(n, device=frames.device) / n for n in (h, w))
     rows = (y >= corner[:, :1]) & (y < corner[:, :1] + side[:, :1])
     columns = (x >= corner[:, 1:]) & (x < corner[:, 1:] + side[:, 1:])
     return Clip(frames, (rows[:, :, None] & columns[:, None, :])[:, None])

@@ -32,10 +32,9 @@ class Workers:
     @classmethod
     def join(cls, device: str) -> "Workers":
         """Join the group that `torchrun` describes in environment variables, or form a group of one without them."""
-        count = int(os.environ.get("WORLD_SIZE", 1))
+        count, own_device = int(os.environ.get("WORLD_SIZE", 1)), torch.device(device)
         if count == 1:
-            return cls(0, 1, torch.device(device))
-        own_device = torch.device(device)
+            return cls(0, 1, own_device)
         if own_device.type == "cuda":
             own_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(own_device)

@@ -37,20 +37,11 @@ def calibrate(path: Path, *, device: str = "cpu", volumes: int = 104) -> float:
 
 
 def fit(path: Path, volumes: Iterable[LabelledVolume], options: Options, total: int) -> float:
-    """Fit the estimate of slice quality and write it into a checkpoint.
+    """Fit the estimate of slice quality on `total` volumes and write it into the checkpoint at `path`.
 
     For each structure an annotator is simulated who annotates up to four slices, once the worst ones and once random ones: the estimate
-    will be used in such states.
-
-    Args:
-        path: Checkpoint to measure and to write into.
-        total: Number of volumes.
-
-    Returns:
-        The correlation of estimated and true IoU on the last quarter of the volumes, for an estimate that was fitted without them.
-
-    Raises:
-        UserError: There are too few volumes or slices.
+    will be used in such states. Return the correlation of estimated and true IoU on the last quarter of the volumes, for an estimate
+    that was fitted without them. Too few volumes or slices raise UserError.
     """
     segmenter, fitting, held_out = Segmenter(), [], []
     for n, labelled_volume in enumerate(tqdm(volumes, desc="slice quality", total=total)):
@@ -63,8 +54,7 @@ def fit(path: Path, volumes: Iterable[LabelledVolume], options: Options, total: 
     signals, has_mask, true_iou = _concatenate(held_out)
     estimated_iou = QualityEstimator.fit(*_concatenate(fitting)).predict(signals, has_mask)
     correlation = float(np.corrcoef(estimated_iou, true_iou)[0, 1])
-    estimator = QualityEstimator.fit(*_concatenate([*fitting, *held_out]))
-    checkpoints.set_metadata(path, slice_quality=estimator.to_json())
+    checkpoints.set_metadata(path, slice_quality=QualityEstimator.fit(*_concatenate([*fitting, *held_out])).to_json())
     logger.info("Slice quality: correlation %.3f on volumes not fitted on.", correlation)
     return correlation
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from lib.common.atomic_files import write_text
 from lib.common.errors import OptionError, UserError
 from lib.engine.options import Options
 from lib.imaging.datasets import Case
@@ -33,8 +34,7 @@ class FineTuning:
     """Options of a fine-tuning.
 
     Attributes:
-        parts: Part of the network that is trained, see `lib.training.trainable_parts`. "decoder" keeps the encoder as it is, and with
-            it cached features.
+        parts: Part of the network that is trained, see `lib.training.trainable_parts`.
         epochs, steps: Number of epochs, and of steps in an epoch. After each epoch the network is validated.
         rate: Learning rate at the start.
         minutes: Time limit including validation; 0 for none.
@@ -65,13 +65,9 @@ class FineTuning:
 
 
 def split_cases(cases: Sequence[Case], share: float, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Split volumes into those for training and those for validation.
+    """Split volumes into those for training and a fraction `share` for validation; each side gets at least one.
 
-    The names of the cases and the seed decide, so most volumes stay on their side when others are added. A fraction `share` of the
-    volumes is for validation; each side gets at least one volume.
-
-    Raises:
-        UserError: There are fewer than two volumes.
+    Names and seed decide, so most volumes stay on their side when others are added. Fewer than two volumes raise UserError.
     """
     if len(cases) < 2:
         raise UserError(f"Fine-tuning needs at least two labelled volumes (one to check on); there are {len(cases)}.")
@@ -87,8 +83,7 @@ def fine_tune(
     """Fine-tune the served version and add the best state to `versions`. An interrupted run in `out` is resumed.
 
     Args:
-        out: Folder for runs. Each combination of volumes, options and base checkpoint has its own folder there, which is removed at
-            the end.
+        out: Folder for runs, removed at the end. Each combination of volumes, options and base checkpoint has its own folder there.
         report: Called with the stats {epoch, max_epochs, best_metric, base_metric, total_time, ...} whenever they change.
 
     Returns:
@@ -103,10 +98,9 @@ def fine_tune(
     weights = checkpoints.read_weights(base.path)
     folder = Path(out) / _run_name(cases, base, options)
     folder.mkdir(parents=True, exist_ok=True)
-    phase = Phase(
-        "clips", options.epochs * options.steps, base.image_size, *_clips_and_slices(base.image_size), options.rate,
-        options.rate / 20, 0.2, objects=2,
-    )  # fmt: skip
+    steps, size, rate = options.epochs * options.steps, base.image_size, options.rate
+    batch = 2 if size <= 512 else 1  # The activations of larger images fill a GPU.
+    phase = Phase("clips", steps, size, batch, slices=6, rate=rate, final_rate=rate / 20, balance=0.2, objects=2)
     settings = Settings(
         str(folder), start=str(base.path), config=base.config, seed=options.seed, device=options.device, parts=options.parts,
         half=next(iter(weights.values())).itemsize == 2, ema=0.995, ema_start=3, weight_decay=0.0, save_every=options.steps,
@@ -114,18 +108,9 @@ def fine_tune(
     )  # fmt: skip
     run = _FineTuningRun(folder, options, report, checkpoints.metadata(base), training_cases, validation_cases)
     run.validate_base(f"{base.path}@{base.config}@{base.image_size}")
-    data = partial(_make_dataset, cases=training_cases, window=options.window)
+    data = partial(VolumeSteps, cases=training_cases, window=options.window)
     Training(settings, (phase,), check=run.validate_epoch, stop=run.is_out_of_time, data=data).run()
     return run.finish(versions)
-
-
-def _make_dataset(seed: int, phase: Phase, cases: tuple[Case, ...], window: str) -> VolumeSteps:
-    return VolumeSteps(seed, phase, cases, window)
-
-
-def _clips_and_slices(size: int) -> tuple[int, int]:
-    """Return the number of clips in a step and of slices in a clip: fewer clips of large images, whose activations fill a GPU."""
-    return (2, 6) if size <= 512 else (1, 6)
 
 
 def _run_name(cases, base, options) -> str:
@@ -138,13 +123,11 @@ def _run_name(cases, base, options) -> str:
 class _FineTuningRun:
     """The validation of a fine-tuning: it keeps the best state, and stats.json, from which an interrupted run is resumed.
 
-    Args:
-        metadata: Metadata of the base checkpoint, see `checkpoints.metadata`.
+    `metadata` is that of the base checkpoint, see `checkpoints.metadata`.
     """
 
     def __init__(self, folder: Path, options: FineTuning, report, metadata: dict[str, str], training_cases, validation_cases):
-        self._folder, self._options, self._report = folder, options, report
-        self._metadata, self._training_cases = metadata, training_cases
+        self._folder, self._options, self._report, self._metadata, self._training_cases = folder, options, report, metadata, training_cases
         engine_options = Options(device=options.device, window=options.window)
         self._check = VolumeCheck(validation_cases, engine_options, clicks=options.clicks, max_structures=options.most)
         self._stats_path, self._best_path = folder / "stats.json", folder / "best.safetensors"
@@ -187,12 +170,10 @@ class _FineTuningRun:
         metrics = {k: round(self.stats[k], 4) for k in ("base_metric", "best_metric")}
         chosen_path = self._best_path if is_better else self._folder / "candidate.safetensors"
         path = versions.add(chosen_path, {**metrics, "options": asdict(self._options), **self.stats}, better=is_better)
-        last = self.stats["history"][-1]
-        message = (
-            f"{path.stem} is served now: volume Dice {metrics['best_metric']:.3f}, before {metrics['base_metric']:.3f}."
-            if is_better
-            else f"{path.stem} is no better (volume Dice {last:.3f}, served {metrics['base_metric']:.3f}) and was kept aside."
-        )
+        last, base = self.stats["history"][-1], metrics["base_metric"]
+        message = f"{path.stem} is no better (volume Dice {last:.3f}, served {base:.3f}) and was kept aside."
+        if is_better:
+            message = f"{path.stem} is served now: volume Dice {metrics['best_metric']:.3f}, before {base:.3f}."
         logger.info(message)
         self.stats |= {"accepted": is_better, "version": str(path), "message": message}
         self._save_stats()
@@ -210,8 +191,7 @@ class _FineTuningRun:
         shutil.copy(self._best_path, path)
         logger.info("Fitting where tracking stops.")
         options = replace(self._check.options, checkpoint=str(path), components="all")
-        appearance_gain = float(self._metadata.get("presence_gain", 0))
-        limits = [(score_drop, appearance_gain) for score_drop in _SCORE_DROPS]
+        limits = [(score_drop, float(self._metadata.get("presence_gain", 0))) for score_drop in _SCORE_DROPS]
         volumes = object_end_calibration.read_structures(self._training_cases, options, self._options.most)
         object_end_calibration.fit(path, volumes, options, limits)
         metrics = self._check(path)
@@ -226,7 +206,5 @@ class _FineTuningRun:
 
     def _save_stats(self) -> None:
         self.stats["total_time"] = round(self._total_s(), 1)
-        temporary = self._stats_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.stats))
-        temporary.replace(self._stats_path)
+        write_text(self._stats_path, json.dumps(self.stats))
         self._report(dict(self.stats))

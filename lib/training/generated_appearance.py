@@ -11,8 +11,7 @@ def paint_labels(random: RandomSource, labels: torch.Tensor, last_tissue_label: 
     """Return an image (T, H, W), approximately in [0, 1], where each label has its own mean intensity and texture.
 
     Args:
-        labels: Label map (T, H, W), 0 is air.
-        last_tissue_label: Labels up to this one are the tissue between the structures.
+        labels: Label map (T, H, W): 0 is air, up to `last_tissue_label` the tissue between structures, above it the structures.
         depth: Thickness of the clip as a fraction of the field of view.
     """
     count = int(labels.max()) + 1
@@ -33,8 +32,7 @@ def paint_labels(random: RandomSource, labels: torch.Tensor, last_tissue_label: 
     means[0] = 0.0 if random.chance(0.8) else means[0]
     image = means[labels]
     texture = random.smooth_noise(2, tuple(labels.shape), random.uniform(6, 40), depth * 20)
-    amplitudes = random.uniforms(count) * random.uniform(0.0, 0.12)
-    image = image + texture[0] * amplitudes[labels]
+    image = image + texture[0] * (random.uniforms(count) * random.uniform(0.0, 0.12))[labels]
     if random.chance(0.4):
         image = image + (texture[1] > 0.6) * (random.normals(count) * random.uniform(0.02, 0.1))[labels]
     return image
@@ -65,14 +63,10 @@ def simulate_acquisition(random: RandomSource, image: torch.Tensor, depth: float
         axis = torch.linspace(-1, 1, size, device=random.device)
         line = axis[:, None] * np.cos(angle) + axis[None] * np.sin(angle)
         image = image + random.uniform(0.02, 0.1) * torch.sin(line * random.uniform(20, 60)) * random.uniforms(slices, 1, 1)
-    sample = image.flatten()[:: max(1, image.numel() // 4096)]
     window = torch.tensor([random.uniform(0, 0.05), random.uniform(0.95, 1.0)], device=random.device)
-    low, high = torch.quantile(sample, window)
-    image = ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
-    image = image ** (2 ** random.uniform(-0.7, 0.7))
-    if random.chance(0.5):
-        image = 1 - image
-    return image * 255.0
+    low, high = torch.quantile(image.flatten()[:: max(1, image.numel() // 4096)], window)
+    image = ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1) ** (2 ** random.uniform(-0.7, 0.7))
+    return (1 - image if random.chance(0.5) else image) * 255.0
 
 
 def blur_in_plane(image: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -80,6 +74,6 @@ def blur_in_plane(image: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = max(1, int(2.5 * sigma + 0.5))
     x = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (x / max(sigma, 1e-3)) ** 2)
-    kernel = kernel / kernel.sum()
+    kernel /= kernel.sum()
     image = F.conv2d(F.pad(image[:, None], (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
     return F.conv2d(F.pad(image, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))[:, 0]

@@ -1,7 +1,6 @@
-"""The training loop of SAM 2 networks, for generated clips and labelled volumes.
+"""The training loop of SAM 2 networks. A run can be resumed, and the same seed gives the same weights.
 
-A run can be resumed, and the same seed gives the same weights. It uses a CPU, a GPU, or several of them with
-`torchrun --nproc-per-node=N main.py train ...`.
+It uses a CPU, a GPU, or several of them with `torchrun --nproc-per-node=N main.py train ...`.
 """
 
 import json
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,9 +53,8 @@ class Settings:
         bf16: Whether to use mixed precision; None uses it where it is faster.
         half: Whether exported weights have 16 bits.
         clip_norm: Largest norm of the gradient.
-        ema: Decay of the moving average of the weights, which is exported. After n steps it is at most n / (n + ema_start).
-        save_every: Number of steps between saved states.
-        check_every: Number of steps between validations; 0 validates only at the end of each phase.
+        ema, ema_start: Decay of the moving average of the weights, which is exported. After n steps it is at most n / (n + ema_start).
+        save_every, check_every: Steps between saved states, and between validations; 0 validates only at the end of each phase.
     """
 
     out: str
@@ -77,7 +76,7 @@ class Settings:
 
 
 class Training:
-    """A training run, which goes on from the state in `out/state.pt` if there is one.
+    """A training run, which is resumed from `out/state.pt` if it exists.
 
     Args:
         data: Function of a seed and a phase that returns the dataset of the phase's steps; by default generated clips.
@@ -88,8 +87,7 @@ class Training:
         phases: Phases with their steps multiplied by `settings.scale`.
         model: The network for the image size of the current phase.
         average: Moving average of the weights, {name: tensor}.
-        phase: Index of the current phase.
-        step: Number of completed steps in the current phase.
+        phase, step: Index of the current phase, and number of completed steps in it.
         seconds: Duration of all training steps so far.
         metrics: Values of the steps since the last logged row, by name.
     """
@@ -105,14 +103,10 @@ class Training:
         self.workers = Workers.join(settings.device)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.phase = self.step = 0
-        self.seconds = 0.0
-        self.metrics: dict[str, list[float]] = {}
-        if data is None:
-            images = RealImages.read(settings.images) if settings.images else None
-            data = lambda seed, phase: GeneratedSteps(seed, phase, images)  # noqa: E731
-        self._make_dataset = data
-        state = self._read_state()
+        self.phase, self.step, self.seconds, self.metrics = 0, 0, 0.0, {}
+        self._make_dataset = data or partial(GeneratedSteps, images=RealImages.read(settings.images) if settings.images else None)
+        state_path = self.out / "state.pt"
+        state = torch.load(state_path, map_location="cpu", weights_only=True) if state_path.exists() else {}
         torch.manual_seed(settings.seed)
         self._build(self.phases[min(state.get("phase", 0), len(self.phases) - 1)].size, state.get("model"))
         average = state.get("average") or merged_state_dict(self.model)
@@ -169,10 +163,6 @@ class Training:
         os.replace(temporary, self.out / "state.pt")
         self._training_log.plot()
 
-    def _read_state(self) -> dict:
-        path = self.out / "state.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
-
     def _build(self, size: int, weights: dict | None) -> None:
         """Build the network for slices of `size` pixels and its optimizer; without `weights` it starts as the settings say."""
         self.model = build(self.settings.config, image_size=size, training=True)
@@ -222,8 +212,7 @@ class Training:
 
     def _train_step(self, phase: Phase, data: StepData) -> dict[str, list[float]]:
         """Update the weights and their average by one step; return the metrics to log."""
-        kind, seed, clip = data
-        device = self.workers.device
+        (kind, seed, clip), device = data, self.workers.device
         clip = Clip(clip.frames.to(device), clip.masks.to(device))
         cosine = float(torch.cos(torch.tensor(self.step / phase.steps * torch.pi)))
         rate = phase.final_rate + (phase.rate - phase.final_rate) * 0.5 * (1 + cosine)

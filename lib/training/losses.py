@@ -10,19 +10,16 @@ def mask_losses(logits: torch.Tensor, target: torch.Tensor, balance: float) -> t
     """Return cross-entropy plus Dice loss (B, M) of mask logits (B, M, H, W) with targets, bool (B, H, W).
 
     Args:
-        balance: Weight in [0, 1] of a cross-entropy that counts foreground and background equally; the rest is the plain mean
-            over all pixels, times 4. With the plain mean alone, the masks of an untrained model become empty and stay so. Later in
-            the training it gives more accurate borders.
+        balance: Weight in [0, 1] of a cross-entropy that counts foreground and background equally; the rest is 4 times the plain mean.
+            With that alone the masks of an untrained model become empty and stay so; later it gives more accurate borders.
     """
     t = target[:, None].float()
     bce = F.binary_cross_entropy_with_logits(logits, t.expand_as(logits), reduction="none")
-    inside = t.sum((2, 3)).clamp_min(1)
-    outside = (1 - t).sum((2, 3)).clamp_min(1)
+    inside, outside = t.sum((2, 3)).clamp_min(1), (1 - t).sum((2, 3)).clamp_min(1)
     balanced = (bce * t).sum((2, 3)) / inside + (bce * (1 - t)).sum((2, 3)) / outside
-    plain = 4 * bce.mean((2, 3))
     p = logits.sigmoid()
     dice = 1 - (2 * (p * t).sum((2, 3)) + 1) / (p.sum((2, 3)) + inside + 1)
-    return dice + balance * balanced + (1 - balance) * plain
+    return dice + balance * balanced + (1 - balance) * (4 * bce.mean((2, 3)))
 
 
 @torch.no_grad()
@@ -40,12 +37,10 @@ def frame_loss(prediction: Prediction, target: torch.Tensor, balance: float) -> 
     single mask and the best of the three alternatives are both trained, whichever of them was chosen. See `mask_losses` for `balance`.
     """
     logits = F.interpolate(prediction.masks, target.shape[-2:], mode="bilinear", align_corners=False)
-    present = target.flatten(1).any(1)
-    true_iou = mask_iou(logits, target)
-    losses = mask_losses(logits, target, balance)
+    present = target.flatten(1).any(1).float()
+    true_iou, losses = mask_iou(logits, target), mask_losses(logits, target, balance)
     per_object = losses[:, 0] + losses[:, 1:].amin(1) + (prediction.ious - true_iou).abs().mean(1)
-    weight = present.float()
-    loss = (per_object * weight).sum() / weight.sum().clamp_min(1)
-    score_loss = F.binary_cross_entropy_with_logits(prediction.object_score[:, 0], weight)
+    loss = (per_object * present).sum() / present.sum().clamp_min(1)
+    score_loss = F.binary_cross_entropy_with_logits(prediction.object_score[:, 0], present)
     chosen_iou = true_iou[torch.arange(len(target), device=target.device), prediction.chosen]
     return loss + 4 * score_loss, chosen_iou

@@ -1,10 +1,9 @@
 """Calibration of the limits by which the engine decides that a tracked object has ended.
 
-The object score of a small network is high for large objects and low for small ones, so its value alone says little. But beyond the end
-of an object the score falls below its value beside the annotated slice, and the mask covers voxels of a different appearance.
-Calibration finds how far the score may fall, and how much further where the appearance is unchanged (`score_drop` and
-`appearance_gain` of `lib.propagation.object_end`), such that masks are best. Both numbers are written into the checkpoint, where the
-engine reads them.
+The object score of a small network depends on the object's size, so its value alone says little. But beyond the end of an object the
+score falls below its value beside the annotated slice, and the mask covers voxels of a different appearance. Calibration finds how far
+the score may fall, and how much further where the appearance is unchanged (`score_drop` and `appearance_gain` of
+`lib.propagation.object_end`), such that masks are best. Both are written into the checkpoint, where the engine reads them.
 """
 
 import logging
@@ -29,8 +28,7 @@ from lib.training.clip_generator import ClipGenerator
 
 logger = logging.getLogger(__name__)
 
-# A volume, its label map (T, Y, X), and the labels of the structures to segment.
-LabelledVolume = tuple[Volume, np.ndarray, list[int]]
+LabelledVolume = tuple[Volume, np.ndarray, list[int]]  # Its label map is (T, Y, X); the list holds the labels to segment.
 
 # Pairs of score drop and appearance gain to try.
 LIMITS = tuple((drop_limit, gain_limit) for gain_limit in (0.0, 2.0, 4.0, 6.0) for drop_limit in (0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5))
@@ -54,16 +52,10 @@ def calibrate(path: Path, *, device: str = "cpu", volumes: int = 12, limits: Seq
 
 
 def fit(path: Path, volumes: Sequence[LabelledVolume], options: Options, limits: Sequence[tuple] = LIMITS) -> dict[tuple, tuple]:
-    """Write the score drop and appearance gain with the best mean volume Dice into a checkpoint.
+    """Write the score drop and appearance gain among `limits` with the best mean volume Dice into the checkpoint at `path`.
 
-    Each structure is painted on its largest slice and tracked through the volume.
-
-    Args:
-        path: Checkpoint to measure and to write into.
-        limits: Pairs (score drop, appearance gain) to try.
-
-    Returns:
-        {(score drop, appearance gain): (mean volume Dice, mean fraction of empty slices that got a mask)}.
+    Each structure is painted on its largest slice and tracked through the volume. Return
+    {(score drop, appearance gain): (mean volume Dice, mean fraction of empty slices that got a mask)}.
     """
     features, outcomes = FeatureCache(), {}
     for score_drop, appearance_gain in tqdm(limits, desc="presence"):
@@ -74,12 +66,11 @@ def fit(path: Path, volumes: Sequence[LabelledVolume], options: Options, limits:
             for value in structures:
                 t = simulated_annotator.largest_slice(labels == value)
                 reference = frames.to_volume(labels == value)
-                painted = np.take(reference, t, frames.axis)
-                mask = segmenter.segment(volume, segmenter.prompts(volume, options, masks={t: painted}), options).mask
+                prompts = segmenter.prompts(volume, options, masks={t: np.take(reference, t, frames.axis)})
+                mask = segmenter.segment(volume, prompts, options).mask
                 dice.append(metrics.dice(mask, reference))
                 false_positive_shares.append(metrics.empty_fp_share(mask, reference, frames.axis))
-        outcome = float(np.mean(dice)), float(np.nanmean(false_positive_shares))
-        outcomes[score_drop, appearance_gain] = outcome
+        outcome = outcomes[score_drop, appearance_gain] = float(np.mean(dice)), float(np.nanmean(false_positive_shares))
         logger.info("Drop %.1f, gain %.1f: volume Dice %.3f, empty slices with a mask %.2f.", score_drop, appearance_gain, *outcome)
     score_drop, appearance_gain = max(outcomes, key=lambda pair: outcomes[pair][0])
     checkpoints.set_metadata(path, presence_drop=str(score_drop), presence_gain=str(appearance_gain))

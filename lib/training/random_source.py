@@ -32,9 +32,6 @@ class RandomSource:
         return torch.randn(*shape, generator=self.generator, device=self.device)
 
     def smooth_noise(self, channels: int, shape: tuple[int, int, int], cells: float, cells_z: float) -> torch.Tensor:
-        """Return smooth noise (channels, T, H, W): normal random numbers on a coarse grid, interpolated to `shape`.
-
-        The grid has `cells` points along each side of a slice, and `cells_z` cells across the slices; more of them give finer noise.
-        """
+        """Return smooth noise (channels, T, H, W): normal numbers on a grid of `cells` points per side and `cells_z` cells across."""
         grid = (max(2, round(cells_z) + 1), max(2, round(cells)), max(2, round(cells)))
         return F.interpolate(self.normals(1, channels, *grid), size=shape, mode="trilinear", align_corners=True)[0]

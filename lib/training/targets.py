@@ -17,20 +17,15 @@ def choose_targets(random: RandomSource, labels: torch.Tensor, count: int, compo
     because encoding the slices is the most expensive part of a training step.
 
     Args:
-        labels: Label map (T, H, W).
+        labels: Label map (T, H, W). Labels above `last_tissue_label` are structures, which are preferred to the tissue between them.
         count: Number of targets. A structure is chosen more than once only if there are too few.
         composites: {label: set of the labels of the whole structure that it belongs to}, for some labels.
-        last_tissue_label: Higher labels are structures, which are preferred to the tissue between them.
     """
-    array = labels.cpu().numpy()
-    pixels = array[0].size
-    label_count = int(array.max()) + 1
-    areas = np.stack([np.bincount(frame.ravel(), minlength=label_count) for frame in array])
+    array, pixels = labels.cpu().numpy(), labels[0].numel()
+    areas = np.stack([np.bincount(frame.ravel(), minlength=array.max() + 1) for frame in array])
     eligible = (areas[0] >= max(MIN_PIXELS, MIN_SHARE * pixels)) & (areas[0] < MAX_SHARE * pixels)
     eligible[0] = False
-    candidates = np.flatnonzero(eligible)
-    if not len(candidates):
-        candidates = np.array([int(np.argmax(areas[0]))])
+    candidates = np.flatnonzero(eligible) if eligible.any() else areas[:1].argmax(1)
     absent_share = (areas == 0).mean(0)[candidates]
     weights = areas[0][candidates] ** 0.1 * (1 + 8 * absent_share) * np.where(candidates > last_tissue_label, 2.0, 1.0)
     masks = []
@@ -43,9 +38,9 @@ def choose_targets(random: RandomSource, labels: torch.Tensor, count: int, compo
 
 
 def _target_mask(random: RandomSource, labels: np.ndarray, label: int, composites: dict[int, set[int]]) -> np.ndarray:
-    """Return the mask (T, H, W) of a structure: the component that is largest on the first slice, or sometimes all components.
+    """Return the mask (T, H, W) of a structure, or sometimes of the composite one that it belongs to.
 
-    A structure that belongs to a composite one is sometimes replaced by the whole.
+    It is the component that is largest on the first slice, or sometimes all components.
     """
     use_whole = label in composites and random.chance(0.6)
     mask = np.isin(labels, list(composites[label])) if use_whole else labels == label

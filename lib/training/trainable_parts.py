@@ -12,9 +12,7 @@ PARTS = ("decoder", "lora", "all")
 class LowRankUpdate(nn.Module):
     """The parametrization W + B A of a weight matrix W (out, in), see Hu et al. 2021 (arXiv 2106.09685, eq. 3).
 
-    Attributes:
-        a: The matrix A (rank, in), random at the start.
-        b: The matrix B (out, rank), zero at the start, so that the network is unchanged at first.
+    A (rank, in) is random at the start and B (out, rank) zero, so that the network is unchanged at first.
     """
 
     def __init__(self, weight: torch.Tensor, rank: int):
@@ -28,23 +26,17 @@ class LowRankUpdate(nn.Module):
 
 
 def select_trainable_parts(model: nn.Module, parts: str, rank: int = 8) -> None:
-    """Freeze the parts of a SAM 2 network that are not to be trained.
+    """Freeze the parts of a SAM 2 network that are not to be trained; raise OptionError if `parts` is unknown.
 
-    Args:
-        parts: "all" freezes nothing. "decoder" freezes the image encoder and the decoder's two convolutions of its feature maps, so
-            that cached features stay valid. "lora" does the same, and adds trainable low-rank updates to the matrices of the
-            encoder's attention and MLP layers.
-
-    Raises:
-        OptionError: `parts` is unknown.
+    "all" freezes nothing. "decoder" freezes the image encoder and the decoder's two convolutions of its feature maps, so that cached
+    features stay valid. "lora" also adds trainable low-rank updates to the matrices of the encoder's attention and MLP layers.
     """
     if parts not in PARTS:
         raise OptionError(f"Unknown part {parts!r}: use {', '.join(PARTS)}.")
     if parts == "all":
         return
     decoder = model.sam_mask_decoder
-    frozen = [model.image_encoder, *(getattr(decoder, n) for n in ("conv_s0", "conv_s1") if hasattr(decoder, n))]
-    for module in frozen:
+    for module in (model.image_encoder, *(getattr(decoder, n) for n in ("conv_s0", "conv_s1") if hasattr(decoder, n))):
         module.requires_grad_(False)
     if parts == "lora":
         for module in list(model.image_encoder.trunk.blocks.modules()):

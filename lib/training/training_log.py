@@ -2,10 +2,13 @@
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+
+from lib.common.atomic_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -14,17 +17,14 @@ class TrainingLog:
     """The log of a run in a folder.
 
     Args:
-        folder: Folder of log.jsonl, events and curves.png.
-        completed: (phase, step) of the state from which the run goes on. Later rows of an existing log are removed, because the
+        completed: (phase, step) of the state from which the run is resumed. Later rows of an existing log are removed, because the
             steps after that state are repeated.
     """
 
     def __init__(self, folder: Path, completed: tuple[int, int]):
         self.path, self.picture = folder / "log.jsonl", folder / "curves.png"
         rows = [r for r in read_rows(self.path) if (r["phase"], r["step"]) <= completed]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
         self.total = rows[-1].get("total", 0) if rows else 0
         self._tensorboard = SummaryWriter(str(folder / "events"), purge_step=self.total + 1)
 
@@ -43,24 +43,18 @@ class TrainingLog:
         rows = read_rows(self.path)
         figure = Figure(figsize=(9, 6))
         top, bottom = figure.subplots(2, 1, sharex=True)
-        names = sorted({k for r in rows for k, v in r.items() if isinstance(v, float)})
-        for name in names:
+        for name in sorted({k for r in rows for k, v in r.items() if isinstance(v, float)}):
             points = [(r["total"], r[name]) for r in rows if name in r]
-            axes = top if name == "loss" else bottom
             style = {"marker": "o", "linestyle": "--"} if name.startswith("check") else {"alpha": 0.8}
-            axes.plot(*zip(*points, strict=True), label=name, **style)
-        phase_starts = {}
-        for r in rows:
-            phase_starts.setdefault(r["phase"], r["total"])
+            (top if name == "loss" else bottom).plot(*zip(*points, strict=True), label=name, **style)
+        phase_starts = [row["total"] for previous, row in pairwise(rows) if row["phase"] != previous["phase"]]
         for axes in (top, bottom):
-            for start in list(phase_starts.values())[1:]:
+            for start in phase_starts:
                 axes.axvline(start, color="grey", linewidth=0.5)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7, ncols=4)
-        top.set_ylabel("loss")
-        bottom.set_ylabel("Dice, share right")
-        bottom.set_ylim(0, 1)
-        bottom.set_xlabel("step (grey: next phase)")
+        top.set(ylabel="loss")
+        bottom.set(ylabel="Dice, share right", ylim=(0, 1), xlabel="step (grey: next phase)")
         figure.tight_layout()
         figure.savefig(self.picture, dpi=90)
 

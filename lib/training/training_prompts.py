@@ -5,6 +5,7 @@ Prompts are dictionaries in the form of SAM 2: point_coords, float32 (B, P, 2) a
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import masks_to_boxes
 
 
 def erosion_depth(masks: torch.Tensor, levels: int = 6) -> torch.Tensor:
@@ -19,11 +20,10 @@ def erosion_depth(masks: torch.Tensor, levels: int = 6) -> torch.Tensor:
 
 def sample_pixels(weights: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Return one pixel (x, y) per image, float32 (B, 2), chosen with a probability proportional to `weights` (B, H, W)."""
-    b, _, w = weights.shape
-    flat = weights.reshape(b, -1)
-    flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, torch.ones_like(flat))
-    index = torch.multinomial(flat, 1, generator=rng)[:, 0]
-    return torch.stack([index % w, index // w], 1).float()
+    flat = weights.flatten(1)
+    flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, 1.0)
+    index, width = torch.multinomial(flat, 1, generator=rng)[:, 0], weights.shape[2]
+    return torch.stack([index % width, index // width], 1).float()
 
 
 def sample_first_click(masks: torch.Tensor, rng: torch.Generator) -> dict:
@@ -33,20 +33,14 @@ def sample_first_click(masks: torch.Tensor, rng: torch.Generator) -> dict:
 
 
 def sample_box(masks: torch.Tensor, rng: torch.Generator, jitter: float = 0.06) -> dict:
-    """Return the bounding box of each mask of `masks`, bool (B, H, W), as two corner points, which have the labels 2 and 3 in SAM.
+    """Return the bounding box of each mask of `masks`, bool (B, H, W) and not empty, as two corners, which have the labels 2 and 3.
 
     The corners are shifted by up to `jitter` times the side of the box.
     """
     b, h, w = masks.shape
-
-    def first_and_last(occupied):
-        first = occupied.float().argmax(1)
-        last = occupied.shape[1] - occupied.flip(1).float().argmax(1)
-        return first.float(), last.float()
-
-    (y0, y1), (x0, x1) = first_and_last(masks.any(2)), first_and_last(masks.any(1))
-    corners = torch.stack([torch.stack([x0, y0], 1), torch.stack([x1, y1], 1)], 1)
-    side = (corners[:, 1] - corners[:, 0])[:, None]
+    corners = masks_to_boxes(masks).view(b, 2, 2)
+    corners[:, 1] += 1  # The far edges of the last pixels.
+    side = corners[:, 1:] - corners[:, :1]
     noise = torch.rand(b, 2, 2, generator=rng, device=masks.device) * 2 - 1
     corners = corners + noise * jitter * side
     limit = torch.tensor([w, h], device=masks.device, dtype=torch.float32)
@@ -55,22 +49,18 @@ def sample_box(masks: torch.Tensor, rng: torch.Generator, jitter: float = 0.06) 
 
 
 def add_corrective_click(prompt: dict | None, predicted: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -> dict:
-    """Return `prompt` with another click, in the deeper of the missed and the wrongly included region.
+    """Return `prompt` with another click where `predicted` differs from the reference `masks`, both bool (B, H, W).
 
-    Where nothing is wrong, the click lies inside the mask, or anywhere with a negative label if the mask is empty.
-
-    Args:
-        predicted: Predicted masks, bool (B, H, W).
-        masks: Reference masks, bool (B, H, W).
+    It lies in the deeper of the missed and the wrongly included region. Where nothing is wrong, it lies inside the mask, or anywhere
+    with a negative label if the mask is empty.
     """
     missed, excess = erosion_depth(masks & ~predicted), erosion_depth(predicted & ~masks)
     positive = missed.amax((1, 2)) >= excess.amax((1, 2))
     weights = torch.where(positive[:, None, None], missed, excess) ** 3
     is_right = weights.sum((1, 2)) == 0
-    present = masks.any(2).any(1)
+    present = masks.flatten(1).any(1)
     positive = torch.where(is_right, present, positive)
-    inside = torch.where(present[:, None, None], masks, ~masks).float()
-    weights = torch.where(is_right[:, None, None], inside, weights)
+    weights = torch.where(is_right[:, None, None], torch.where(present[:, None, None], masks, ~masks).float(), weights)
     coords, labels = sample_pixels(weights, rng)[:, None], positive.to(torch.int32)[:, None]
     if prompt is not None:
         coords = torch.cat([prompt["point_coords"], coords], 1)

@@ -15,8 +15,8 @@ from lib.imaging.readers import read_mask, read_volume
 from lib.training.clip_generator import Clip
 from lib.training.curriculum import Phase, StepData
 from lib.training.random_source import RandomSource
+from lib.training.targets import MIN_PIXELS
 
-MIN_PIXELS = 12  # Of the network's square. A model learns nothing from a smaller structure on the first slice.
 _MAX_ATTEMPTS = 50
 
 
@@ -33,10 +33,7 @@ class VolumeSteps(Dataset):
 
     A clip starts on a slice where its first structure is present and goes in either direction with a stride of 1 to 3 slices. At least
     half of the clips cross an end of the structure where the volume allows it. Brightness and contrast vary, and some clips are
-    mirrored. Every step has its own seed, so a resumed run gets the same clips.
-
-    Args:
-        window: Intensity window, see `lib.imaging.frames`.
+    mirrored. Every step has its own seed, so a resumed run gets the same clips. `window` is explained in `lib.imaging.frames`.
     """
 
     def __init__(self, seed: int, phase: Phase, cases: tuple[Case, ...], window: str = "auto"):
@@ -47,11 +44,9 @@ class VolumeSteps(Dataset):
 
     def __getitem__(self, step: int) -> StepData:
         seed = (self.seed + step) % (1 << 62)
-        random = RandomSource(seed)
-        clips, slices = self.phase.clips_at(step)
-        pairs = [self._sample_clip(random, slices) for _ in range(clips)]
-        clip = Clip(torch.stack([frames for frames, _ in pairs]), torch.cat([masks for _, masks in pairs]))
-        return self.phase.kind_at(step), seed, clip
+        random, (clips, slices) = RandomSource(seed), self.phase.clips_at(step)
+        frames, masks = zip(*(self._sample_clip(random, slices) for _ in range(clips)), strict=True)
+        return self.phase.kind_at(step), seed, Clip(torch.stack(frames), torch.cat(masks))
 
     def _sample_clip(self, random: RandomSource, slices: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return frames (T, side, side) and masks (objects, T, side, side) of a clip whose first slice shows all targets."""
@@ -75,14 +70,10 @@ class VolumeSteps(Dataset):
 
 
 def _choose_slices(random: RandomSource, present: np.ndarray, slices: int) -> np.ndarray:
-    """Return the indices (slices,) of the slices of a clip, whose first one is among those where a structure is `present`, bool (T,).
-
-    Beyond the end of the volume its last slice is repeated.
-    """
+    """Return indices (slices,) that begin where a structure is `present`, bool (T,); beyond an end of the volume they are repeated."""
     filled = np.flatnonzero(present)
     step = 1 if random.chance(0.7) else random.integer(2, 3)
-    if random.chance(0.5):
-        step = -step
+    step = -step if random.chance(0.5) else step
     if random.chance(0.5):  # Start so close to the structure's end that the clip crosses it.
         end = filled[-1] if step > 0 else filled[0]
         start = end - step * random.integer(0, max(1, slices - 2))
@@ -93,15 +84,10 @@ def _choose_slices(random: RandomSource, present: np.ndarray, slices: int) -> np
 
 
 def to_square(frames: Frames, masks: np.ndarray, indices, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Resize slices and masks to the square images of the network: the longer physical side fills the square, the rest is empty.
+    """Resize T slices with the given indices and their masks, bool (N, T, Y, X), to the square images of the network.
 
-    Args:
-        masks: Masks of the chosen slices, bool (N, T, Y, X).
-        indices: Indices of the T chosen slices.
-        side: Side of the square in pixels.
-
-    Returns:
-        Slices, float32 (T, side, side) in [0, 255], and masks, bool (N, T, side, side).
+    The longer physical side fills the square, the rest is empty. Return the slices, float32 (T, side, side) in [0, 255], and the masks,
+    bool (N, T, side, side).
     """
     size = fitted_size(frames.size, frames.pixel_mm, side)
     image = torch.from_numpy(frames.windowed(indices)).float()[:, None]
@@ -114,8 +100,7 @@ def to_square(frames: Frames, masks: np.ndarray, indices, side: int) -> tuple[to
 
 def _augment(random, frames: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Vary contrast, brightness and noise, and sometimes mirror; `size` (height, width) is the part of the square that is filled."""
-    height, width = size
-    frames, masks = frames.clone(), masks.clone()
+    (height, width), frames, masks = size, frames.clone(), masks.clone()
     image = (frames[..., :height, :width] / 255) ** (2 ** random.uniform(-0.3, 0.3))
     image = (image * random.uniform(0.85, 1.15) + random.uniform(-0.05, 0.05)).clamp(0, 1) * 255
     image = (image + random.normals(*image.shape) * random.uniform(0, 5)).clamp(0, 255)
