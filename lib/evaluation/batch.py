@@ -29,8 +29,7 @@ LABEL_MAP_SUFFIX = ".nii.gz"
 def find_cases_with_prompts(studies: str | Path, prompts: str | Path) -> list[Case]:
     """Return the images of a folder for which another folder has a file of prompts, which becomes the `label` of the case.
 
-    Raises:
-        UserError: A folder is missing, or no image has prompts.
+    A missing folder, or no image with prompts, raises UserError.
     """
     studies, prompts = Path(studies), Path(prompts)
     for folder in (studies, prompts):
@@ -49,10 +48,8 @@ def read_prompts(path: Path, volume: Volume, options: Options) -> dict[str, Prom
     """Return the prompts of each structure by its name, in the order of the file.
 
     A JSON file maps names of structures to prompts as in a request to the server ("foreground", "background", "boxes", "roi",
-    "absent"; voxels i, j, k). In a label map, each value is a structure, and the slices that show it are taken as painted.
-
-    Raises:
-        UserError: The file cannot be read, or its prompts are not valid.
+    "absent"; voxels i, j, k). In a label map, each value is a structure, and the slices that show it are taken as painted. Raise
+    UserError if the file cannot be read or its prompts are not valid.
     """
     if path.suffix == ".json":
         try:
@@ -63,8 +60,7 @@ def read_prompts(path: Path, volume: Volume, options: Options) -> dict[str, Prom
         except (OSError, ValueError, TypeError, AttributeError) as e:
             raise PromptError(f"{path.name} does not map names of structures to prompts.") from e
     else:
-        axis = resolve_axis(volume, options.axis)
-        labels = read_mask(path, volume)
+        axis, labels = resolve_axis(volume, options.axis), read_mask(path, volume)
         prompts_by_name = {f"label_{v}": _prompts_from_mask(volume, labels == v, axis) for v in np.unique(labels).tolist() if v}
     if not prompts_by_name:
         raise PromptError(f"{path.name} holds no prompts.")

@@ -54,10 +54,10 @@ class EvaluationSettings:
         for value, allowed, what in ((self.protocol, PROTOCOLS, "protocol"), (self.mode, MODES, "mode")):
             if value not in allowed:
                 raise OptionError(f"Unknown {what} {value!r}: use {', '.join(allowed)}.")
+        names = SETTING_NAMES[self.protocol]
         for s in self.settings:
-            if s not in SETTING_NAMES[self.protocol]:
-                some = "; ".join(SETTING_NAMES[self.protocol][:6])
-                raise OptionError(f"The protocol {self.protocol!r} has no setting {s!r}; it has {some} ...")
+            if s not in names:
+                raise OptionError(f"The protocol {self.protocol!r} has no setting {s!r}; it has {'; '.join(names[:6])} ...")
 
 
 def choose_structures(case: Case, settings: EvaluationSettings) -> dict[str, list[int]]:
@@ -75,8 +75,7 @@ def choose_structures(case: Case, settings: EvaluationSettings) -> dict[str, lis
 def make_target(volume: Volume, mask: np.ndarray, settings: EvaluationSettings) -> Target:
     """Return the slices of a volume in the run's intensity window, and the reference on them, given as bool (I, J, K).
 
-    The window "protocol" is [-1000, 1000] HU for CT in "he"; in "shen" as published every slice is scaled on its own; else it is
-    "auto".
+    The window "protocol" is [-1000, 1000] HU for CT in "he", every slice's own range in "shen" as published, and else "auto".
     """
     window, is_protocol_window = settings.window, settings.window == "protocol"
     if is_protocol_window:
@@ -87,33 +86,24 @@ def make_target(volume: Volume, mask: np.ndarray, settings: EvaluationSettings) 
     return target.scale_each_slice() if scales_slices else target
 
 
-def run_protocol(
-    settings: EvaluationSettings, method: Method, target: Target, seed: list[int], propose_masks: ProposeMasks | None
-) -> Iterator[Step]:
-    """Yield the steps of the run's protocol on one structure; `propose_masks` is needed by "dong" only."""
-    plan = ProtocolPlan(settings.mode, np.random.default_rng(seed), settings.settings, settings.strategy)
-    extra = {"propose_masks": propose_masks} if settings.protocol == "dong" else {}
-    return PROTOCOLS[settings.protocol].run_steps(method, target, plan, **extra)
-
-
 def evaluate_case(case: Case, settings: EvaluationSettings, methods: list[Method], propose_masks: ProposeMasks | None = None) -> dict:
     """Return "rows" of results.csv, one for each structure, setting, round and method, and "overlays", one for each structure.
 
-    Raises:
-        UserError: A file cannot be read.
+    Only the protocol "dong" needs `propose_masks`. A file that cannot be read raises UserError.
     """
     volume = read_volume(case.image, channel=settings.channel)
     labels = read_mask(case.label, volume)
     rows, structure_overlays = [], []
+    extra = {"propose_masks": propose_masks} if settings.protocol == "dong" else {}
     for name, values in choose_structures(case, settings).items():
         mask = np.isin(labels, values)
         if not mask.any():
             continue
         target = make_target(volume, mask, settings)
-        seed = [settings.seed, zlib.crc32(f"{case.name}/{name}".encode())]
-        step_to_draw = None  # the last step of the first setting
-        start = time.perf_counter()
-        for step in run_protocol(settings, methods[0], target, seed, propose_masks):
+        rng = np.random.default_rng([settings.seed, zlib.crc32(f"{case.name}/{name}".encode())])
+        plan = ProtocolPlan(settings.mode, rng, settings.settings, settings.strategy)
+        step_to_draw, start = None, time.perf_counter()  # the last step of the first setting is drawn
+        for step in PROTOCOLS[settings.protocol].run_steps(methods[0], target, plan, **extra):
             rows.append(_make_row(case, name, step, methods[0].name, step.prediction.mask, time.perf_counter() - start))
             rows += _score_other_methods(case, name, step, methods[1:])
             if step_to_draw is None or step.setting == step_to_draw.setting:
@@ -136,9 +126,8 @@ def _score_other_methods(case: Case, name: str, step: Step, methods: list[Method
 
 def _make_row(case: Case, name: str, step: Step, method: str, mask: np.ndarray, seconds: float) -> dict:
     """Return a row of results.csv. Its slices are numbered as in the case's own volume; its seconds include simulating the clicks."""
-    scores = {k: round(v, 5) for k, v in metrics.score_step(step, mask).items()}
     return {
         "case": case.name, "label": name, "setting": step.setting, "round": step.round, "method": method,
         "slices": " ".join(str(step.target.source_slices[t]) for t in step.annotations), "clicks": count_clicks(step.annotations),
-        **scores, "seconds": round(seconds, 3),
+        **{k: round(v, 5) for k, v in metrics.score_step(step, mask).items()}, "seconds": round(seconds, 3),
     }  # fmt: skip

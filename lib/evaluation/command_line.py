@@ -36,8 +36,8 @@ def add_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch a missing Decathlon task, named by the last part of --data")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.csv, summary.md and figures")
     parser.add_argument("--checkpoint", default="embedded", help="name or path")
-    parser.add_argument("--method", default="app", metavar="NAMES",
-                   help="app (this engine), official, builtin; of several, the first gets the clicks, the others the same")  # fmt: skip
+    method_help = "app (this engine), official, builtin; of several, the first gets the clicks, the others the same"
+    parser.add_argument("--method", default="app", metavar="NAMES", help=method_help)
     parser.add_argument("--settings", default="", help="of the protocol, separated by ';' (default: the paper's)")
     parser.add_argument("--strategy", default="oracle", help="which slice is next, in the protocol rounds")
     parser.add_argument("--labels", default="", help="names of structures, comma-separated (default: all)")
@@ -72,21 +72,16 @@ def _add_common_arguments(parser: ArgumentParser) -> None:
 
 
 def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], Callable]]) -> int:
-    """Run the command `evaluate`, and return the exit code: 1 if cases failed, else 0.
+    """Run the command `evaluate`, and return the exit code: 1 if cases failed, else 0. Wrong input raises UserError.
 
-    Args:
-        options: The parsed arguments.
-        load_method_class: For each name of a method, a function that imports and returns its class.
-
-    Raises:
-        UserError: The input is wrong.
+    `load_method_class` holds for each name of a method a function that imports and returns its class.
     """
     from lib.engine.options import Options
     from lib.evaluation.case_evaluation import EvaluationSettings
     from lib.evaluation.dataset_layouts import detect_dataset, select_cases
     from lib.evaluation.distribute import choose_executor
     from lib.evaluation.report import write_report
-    from lib.evaluation.run import ResultStore, make_worker_factory, run_cases
+    from lib.evaluation.run import ResultStore, make_case_worker, run_cases
     from lib.model import checkpoints
     from lib.model.device import resolve_device
 
@@ -108,8 +103,8 @@ def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], C
     execute = choose_executor(options.engine, options.address, options.workers)
     store = ResultStore(options.out, settings, str(Path(options.data).resolve()), options.resume)
     engine_options = Options(checkpoint=options.checkpoint, device=options.device)
-    make_worker = make_worker_factory(settings, [load_method_class[n]() for n in names], engine_options)
-    reports = run_cases(cases, store, make_worker, execute, partial(tqdm, desc="cases"))
+    worker_factory = partial(make_case_worker, settings, [load_method_class[n]() for n in names], engine_options)
+    reports = run_cases(cases, store, worker_factory, execute, partial(tqdm, desc="cases"))
     path = write_report(options.out, settings, dataset.name, reports)
     failed = sum("error" in r for r in reports)
     logger.info("%d of %d cases finished; see %s.", len(reports) - failed, len(reports), path)
@@ -117,11 +112,7 @@ def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], C
 
 
 def run_batch(options: Namespace) -> int:
-    """Run the command `batch`, and return the exit code: 1 if images failed, else 0.
-
-    Raises:
-        UserError: The input is wrong.
-    """
+    """Run the command `batch`, and return the exit code: 1 if images failed, else 0. Wrong input raises UserError."""
     from lib.engine.options import Options
     from lib.evaluation.batch import find_cases_with_prompts, run_cases
     from lib.evaluation.distribute import choose_executor

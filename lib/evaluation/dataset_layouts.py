@@ -20,21 +20,16 @@ class Dataset:
     cases: list[Case]
 
 
-def _number_labels(*names: str) -> dict[int, str]:
-    """Return the names by the label values 1, 2, ..."""
-    return dict(enumerate(names, 1))
-
-
-BTCV_LABELS = _number_labels(
+BTCV_LABELS = dict(enumerate((
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "inferior vena cava",
     "portal vein and splenic vein", "pancreas", "right adrenal gland", "left adrenal gland",
-)  # fmt: skip
-FLARE22_LABELS = _number_labels(
+), 1))  # fmt: skip
+FLARE22_LABELS = dict(enumerate((
     "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland", "left adrenal gland",
     "gallbladder", "esophagus", "stomach", "duodenum", "left kidney",
-)  # fmt: skip
-ABDOMEN1K_LABELS = _number_labels("liver", "kidney", "spleen", "pancreas")
-CTORG_LABELS = _number_labels("liver", "bladder", "lungs", "kidneys", "bone", "brain")
+), 1))  # fmt: skip
+ABDOMEN1K_LABELS = dict(enumerate(("liver", "kidney", "spleen", "pancreas"), 1))
+CTORG_LABELS = dict(enumerate(("liver", "bladder", "lungs", "kidneys", "bone", "brain"), 1))
 # Oedema, enhancing and necrotic core have the same name, so that they are evaluated as one structure.
 BRATS_LABELS = dict.fromkeys((1, 2, 4), "whole tumour")
 
@@ -87,18 +82,15 @@ LAYOUTS: dict[str, Callable[[Path], list[Case]]] = {
 def detect_dataset(folder: str | Path, download: bool = False) -> Dataset:
     """Return the data set in a folder: a Decathlon task (dataset.json), one of LAYOUTS, or a MONAI Label datastore.
 
-    With `download`, a missing folder that is named as a Decathlon task ("data/Task09_Spleen") is downloaded first.
-
-    Raises:
-        UserError: The folder is missing, or its layout is unknown.
+    With `download`, a missing folder that is named as a Decathlon task ("data/Task09_Spleen") is downloaded first. Otherwise a missing
+    folder raises UserError, and so does an unknown layout.
     """
     folder = Path(folder)
     if not folder.is_dir():
         _download_decathlon_task(folder, download)
     if not (folder / "dataset.json").is_file():
         for name, find in LAYOUTS.items():
-            cases = find(folder)
-            if cases:
+            if cases := find(folder):
                 return Dataset(name, cases)
     try:
         return Dataset(_dataset_name(folder), find_cases(folder))
@@ -113,8 +105,7 @@ def detect_dataset(folder: str | Path, download: bool = False) -> Dataset:
 def select_cases(cases: list[Case], names: tuple[str, ...] = (), limit: int | None = None) -> list[Case]:
     """Return the first `limit` of the cases with these names, in the order of the data; without names, of all cases.
 
-    Raises:
-        UserError: A name is unknown.
+    An unknown name raises UserError.
     """
     unknown = set(names) - {c.name for c in cases}
     if unknown:
@@ -145,8 +136,7 @@ def _download_decathlon_task(folder: Path, download: bool) -> None:
 
 def _dataset_name(folder: Path) -> str:
     """Return the name of a data set: MSD09 for Task09_Spleen, else the one in dataset.json, else the folder's."""
-    task = DECATHLON_TASK.fullmatch(folder.resolve().name)
-    if task:
+    if task := DECATHLON_TASK.fullmatch(folder.resolve().name):
         return f"MSD{task[1]}"
     try:
         return str(json.loads((folder / "dataset.json").read_text()).get("name") or folder.resolve().name)

@@ -60,20 +60,15 @@ def run_on_ray(cases: list[Case], make_worker: WorkerFactory, *, address: str | 
         shared = ray.put(make_worker)
         pending = {task.remote(shared, case): case for case in cases}
         while pending:
-            finished, _ = ray.wait(list(pending))
-            for task_id in finished:
-                yield _get_report(ray, task_id, pending.pop(task_id))
+            (task_id,), _ = ray.wait(list(pending))
+            yield _get_report(ray, task_id, pending.pop(task_id))
     finally:
         if starts_ray:
             ray.shutdown()
 
 
 def choose_executor(engine: str, address: str | None = None, workers: int | None = None) -> Executor:
-    """Return `run_in_process` for the engine "local" and `run_on_ray` for "ray".
-
-    Raises:
-        UserError: The engine is unknown.
-    """
+    """Return `run_in_process` for the engine "local" and `run_on_ray` for "ray"; raise UserError if the engine is unknown."""
     if engine == "local":
         return run_in_process
     if engine == "ray":

@@ -32,28 +32,27 @@ def draw_rounds(rows: list[dict], path: Path) -> Path:
     methods = list(dict.fromkeys(r["method"] for r in rows))
     curve_key = "method" if len(methods) > 1 else "label"
     figure = Figure(figsize=(5.5 * len(settings), 4))
-    for n, setting in enumerate(settings):
-        axes = figure.add_subplot(1, len(settings), n + 1)
+    for setting, axes in zip(settings, figure.subplots(1, len(settings), squeeze=False)[0], strict=True):
         for name in dict.fromkeys(r[curve_key] for r in rows if r["setting"] == setting):
             dice = stack_rounds([r for r in rows if r["setting"] == setting and r[curve_key] == name])
             _draw_curve(axes, dice, METHOD_NAMES.get(name, name))
-        _label_axes(axes, setting, "annotated slices", "Dice")
+        _finish_axes(axes, title=setting, xlabel="annotated slices", ylabel="Dice", ylim=(0, 1))
     return _save(figure, path)
 
 
 def draw_clicks(rows: list[dict], path: Path) -> Path:
     """Draw the growth of Dice per click (Shen et al. 2024, Fig. 3), and the Dice of the prompted slice after each click (Fig. 5)."""
     figure = Figure(figsize=(10, 4))
-    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    left, right = figure.subplots(1, 2)
     click_numbers = np.arange(1, shen.MAX_CLICKS + 1)
     growth = dice_growth_per_click(rows)
     width = 0.4 / max(1, len(growth))
     for n, (setting, values) in enumerate(growth.items()):
         left.bar(click_numbers + n * width, 100 * values, width, label=setting)
-    _label_axes(left, "Dice growth per added point", "point", "percent", None)
+    _finish_axes(left, title="Dice growth per added point", xlabel="point", ylabel="percent")
     for setting in growth:
         _draw_curve(right, stack_rounds([r for r in rows if r["setting"] == setting], "slice_dice")[:, : shen.MAX_CLICKS], setting)
-    _label_axes(right, "prompted slice", "clicks", "Dice")
+    _finish_axes(right, title="prompted slice", xlabel="clicks", ylabel="Dice", ylim=(0, 1))
     return _save(figure, path)
 
 
@@ -65,11 +64,9 @@ def _draw_curve(axes: Axes, values: np.ndarray, name: str) -> None:
     axes.fill_between(x, np.maximum(mean - half_width, 0), np.minimum(mean + half_width, 1), alpha=0.15)
 
 
-def _label_axes(axes: Axes, title: str, x_label: str, y_label: str, y_limits: tuple[float, float] | None = (0, 1)) -> None:
-    """Set title, labels, limits, grid and legend."""
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    if y_limits:
-        axes.set_ylim(*y_limits)
+def _finish_axes(axes: Axes, **properties) -> None:
+    """Set properties such as title and labels, and add integer ticks, a grid and a legend."""
+    axes.set(**properties)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

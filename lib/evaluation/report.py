@@ -9,9 +9,7 @@ from lib.evaluation.case_evaluation import EvaluationSettings
 from lib.evaluation.tables import METHOD_NAMES, PROTOCOL_TABLES, format_csv, format_methods_table, format_structures_table
 
 ROOT = Path(__file__).resolve().parents[2]
-TITLES = {
-    "he": "He et al. 2024", "shen": "Shen et al. 2024", "dong": "Dong et al. 2024", "rounds": "rounds of corrections",
-}  # fmt: skip
+TITLES = {"he": "He et al. 2024", "shen": "Shen et al. 2024", "dong": "Dong et al. 2024", "rounds": "rounds of corrections"}
 NOTES = {
     "he": "Dice of the best of up to 8 rounds, mean over cases.",
     "shen": "Dice / NSD in percent after the last click, mean over cases.",
@@ -29,8 +27,7 @@ def write_report(folder: Path, settings: EvaluationSettings, dataset_name: str, 
             figures.draw_rounds(rows, folder / "curves.png")
         if settings.protocol == "shen":
             figures.draw_clicks([r for r in rows if r["method"] == settings.methods[0]], folder / "curves.png")
-        all_overlays = [o for report in reports for o in report.get("overlays", [])]
-        if all_overlays:
+        if all_overlays := [o for report in reports for o in report.get("overlays", [])]:
             overlays.draw_overlays(all_overlays, folder / "slices.png")
     path = folder / "summary.md"
     write_text(path, "\n".join(format_summary(settings, dataset_name, reports)) + "\n")
@@ -40,8 +37,7 @@ def write_report(folder: Path, settings: EvaluationSettings, dataset_name: str, 
 def format_summary(settings: EvaluationSettings, dataset_name: str, reports: list[dict]) -> list[str]:
     """Return the lines of summary.md."""
     rows = [r for report in reports for r in report["rows"]]
-    failed = [r for r in reports if "error" in r]
-    seconds = sum(r["seconds"] for r in reports)
+    failed, seconds = [r for r in reports if "error" in r], sum(r["seconds"] for r in reports)
     lines = [
         f"# {TITLES[settings.protocol]}, as {settings.mode}, on {dataset_name}", "",
         f"* checkpoint: {settings.checkpoint} (SHA-256 {settings.weights[:12] or 'unknown'}); git revision: {git_revision()}",
@@ -56,8 +52,7 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     if not rows:
         return [*lines, "Nothing was measured: no case holds a structure that was asked for."]
     for method in settings.methods:
-        method_rows = [r for r in rows if r["method"] == method]
-        if method_rows:
+        if method_rows := [r for r in rows if r["method"] == method]:
             lines += [f"## {METHOD_NAMES.get(method, method)}", "", *PROTOCOL_TABLES[settings.protocol](method_rows, dataset_name), ""]
             if settings.protocol != "dong":  # its many settings would make the table too long
                 lines += [*format_structures_table(method_rows), ""]

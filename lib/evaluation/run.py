@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,8 +26,7 @@ class ResultStore:
     def __init__(self, out: Path, settings: EvaluationSettings, data: str, resume: bool = True):
         """Create the folder `out`, or open it to resume its run; without `resume`, earlier reports are deleted.
 
-        Raises:
-            UserError: The run in the folder has other settings or another data folder, and `resume` is set.
+        A run to resume that has other settings or another data folder raises UserError.
         """
         self.folder = Path(out)
         # Through JSON once, because tuples come back from a file as lists.
@@ -82,19 +81,12 @@ def run_cases(
     return [store.load(c) for c in cases]
 
 
-def make_worker_factory(settings: EvaluationSettings, method_classes: list[Callable[[Options], Method]], options: Options) -> WorkerFactory:
-    """Return a function that makes workers and that can be sent to other processes."""
-    return partial(_make_worker, settings, method_classes, options)
-
-
-def _make_worker(settings: EvaluationSettings, method_classes: list[Callable[[Options], Method]], options: Options) -> Worker:
+def make_case_worker(settings: EvaluationSettings, method_classes: list[Callable[[Options], Method]], options: Options) -> Worker:
     """Return a worker that evaluates cases; it loads the networks at its first case."""
-    loaded: list = []
 
-    def evaluate(case: Case) -> dict:
-        if not loaded:
-            methods = [method_class(options) for method_class in method_classes]
-            loaded.extend([methods, DecoderCandidates(options) if settings.protocol == "dong" else None])
-        return evaluate_case(case, settings, *loaded)
+    @cache
+    def load() -> tuple[list[Method], DecoderCandidates | None]:
+        methods = [method_class(options) for method_class in method_classes]
+        return methods, DecoderCandidates(options) if settings.protocol == "dong" else None
 
-    return partial(report_case, process=evaluate)
+    return partial(report_case, process=lambda case: evaluate_case(case, settings, *load()))

@@ -92,7 +92,7 @@ def test_a_case_that_fails_is_reported(error, words):
         def __init__(self, options):
             raise error
 
-    report = run.make_worker_factory(EvaluationSettings("he"), [FailingMethod], None)()(CASES[0])
+    report = run.make_case_worker(EvaluationSettings("he"), [FailingMethod], None)(CASES[0])
     assert report["case"] == "a" and report["error"] == words and report["rows"] == []
 
 

@@ -63,11 +63,7 @@ class Method(Protocol):
         """Load a volume, which the following calls of `segment` refer to."""
 
     def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
-        """Return the mask for these annotations; it must not depend on earlier calls.
-
-        Raises:
-            UserError: The method cannot use the prompts.
-        """
+        """Return the mask for these annotations; it must not depend on earlier calls. Unusable prompts raise UserError."""
 
 
 def segment_or_empty(method: Method, frames: Frames, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:

@@ -74,12 +74,6 @@ def choose_inner_point(component: np.ndarray, rng: np.random.Generator) -> tuple
     return True, int(y), int(x)
 
 
-def make_tight_box(component: np.ndarray) -> SlicePrompt:
-    """Return the bounding box of bool (Y, X) as a prompt."""
-    pixels_yx = np.argwhere(component)
-    return box_prompt(tuple(pixels_yx.min(0)), tuple(pixels_yx.max(0)))
-
-
 def make_slice_prompts(mask: np.ndarray, which: str, rng: np.random.Generator) -> list[SlicePrompt]:
     """Return the prompts of a slice with the reference bool (Y, X); `which` is one of PROMPTS.
 
@@ -90,7 +84,7 @@ def make_slice_prompts(mask: np.ndarray, which: str, rng: np.random.Generator) -
     components = find_largest_components(mask, MAX_COMPONENTS if which in ("points", "boxes") else 1)
     if which.startswith("point"):
         return [click_prompt([choose_inner_point(c, rng) for c in components])]
-    return [make_tight_box(c) for c in components]
+    return [box_prompt(tuple(pixels_yx.min(0)), tuple(pixels_yx.max(0))) for pixels_yx in map(np.argwhere, components)]
 
 
 def choose_mask(masks: np.ndarray, predicted_iou: np.ndarray, which: str) -> np.ndarray:

@@ -22,8 +22,7 @@ STRATEGIES_WITH_ESTIMATES = ("estimator", "wrong_voxels")
 def run_steps(method: Method, target: Target, plan: ProtocolPlan) -> Iterator[Step]:
     """Yield one step for each annotated slice; the setting says how a slice is annotated.
 
-    Raises:
-        OptionError: The strategy is unknown, or it needs estimates that the method does not return.
+    Raise OptionError if the strategy is unknown, or needs estimates that the method does not return.
     """
     if plan.strategy not in STRATEGIES:
         raise OptionError(f"Unknown strategy {plan.strategy!r}: use {', '.join(STRATEGIES)}.")
