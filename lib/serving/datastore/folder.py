@@ -89,7 +89,7 @@ class FolderDatastore(LocalDatastore):
 
     def _update_datastore_file(self, lock=True):
         """Fail, because MONAI Label would overwrite the changes of other servers. Its methods that call this are overridden or not used."""
-        raise NotImplementedError("Changes go through _changing().")
+        raise RuntimeError("Changes go through _changing().")
 
     def add_image(self, image_id, image_filename, image_info):
         """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one."""
