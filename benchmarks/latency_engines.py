@@ -53,7 +53,6 @@ class App:
 
     def step(self, name, path, clicks) -> Outcome:
         file, answer = self.task({"image": str(path), "image_id": Path(path).name, "foreground": clicks, "background": [], **self.request})
-
         return lambda: (take_mask(file), np.arange(len(answer["predicted_iou"])))
 
 

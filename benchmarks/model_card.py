@@ -116,7 +116,8 @@ def main() -> None:
     p.add_argument("--recipe", type=Path, required=True, help="Markdown table of what each change of the recipe gave")
     p.add_argument("--data-name", default="the volumes given", help="what the rows were measured on (default: %(default)s)")
     p.add_argument("--notes", default="", help="text below the table of training phases")
-    p.add_argument("--out", type=Path, default=checkpoints.EMBEDDED.with_name("README.md"), help="the model card (default: that of the embedded checkpoint)")
+    default_out, out_help = checkpoints.EMBEDDED.with_name("README.md"), "the model card (default: that of the embedded checkpoint)"
+    p.add_argument("--out", type=Path, default=default_out, help=out_help)
     a = p.parse_args()
     training, rows, first_rows, calibration, presence = (
         json.loads(f.read_text()) for f in (a.training, a.rows, a.first, a.calibration, a.presence)

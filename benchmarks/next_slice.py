@@ -62,23 +62,23 @@ SCORES = {  # What a strategy thinks of each slice, (T,); it chooses low scores.
 }
 
 
-def read_volumes(a) -> Iterator[tuple]:
+def read_volumes(args) -> Iterator[tuple]:
     """Yield (name, volume, {label: reference mask, bool (T, Y, X)}, options) of each volume that the arguments ask for."""
-    options = Options(checkpoint=a.checkpoint, device=a.device)
-    if a.generated:
+    options = Options(checkpoint=args.checkpoint, device=args.device)
+    if args.generated:
         from lib.training.object_end_calibration import generate_volume
 
-        for n in range(a.generated):
+        for n in range(args.generated):
             volume, labels, structures = generate_volume(FIRST_GENERATED_SEED + n)
             yield volume.name, volume, {v: labels == v for v in structures}, replace(options, axis="2", window="0,255")
         return
-    for case in read_cases(a.data):
+    for case in read_cases(args.data):
         volume = read_volume(case.image)
         labels = Frames.of(volume, axis=options.axis).from_volume(read_mask(case.label, volume))
         yield case.name, volume, {name: labels == v for v, name in case.labels.items() if (labels == v).sum() >= MIN_VOXELS}, options
 
 
-def run_loops(segmenter, volume, reference, options, a) -> Iterator[tuple[str, list]]:
+def run_loops(segmenter, volume, reference, options, args) -> Iterator[tuple[str, list]]:
     """Yield each strategy's name with the rounds of its annotation loop; the random strategy comes several times."""
     frames = Frames.of(volume, window=options.window, axis=options.axis)
 
@@ -89,7 +89,7 @@ def run_loops(segmenter, volume, reference, options, a) -> Iterator[tuple[str, l
     for name, choose in STRATEGIES.items():
         for seed in range(RANDOM_SEEDS if choose is random else 1):
             strategy = (lambda state, seed=seed: random(state, seed)) if choose is random else choose
-            rounds = annotation_loop.annotation_rounds(segment, frames, reference, strategy, ANNOTATORS[a.annotate], count=a.rounds)
+            rounds = annotation_loop.annotation_rounds(segment, frames, reference, strategy, ANNOTATORS[args.annotate], count=args.rounds)
             yield name, list(rounds)
 
 
@@ -115,16 +115,16 @@ def judge_choices(state: RoundState) -> Iterator[dict]:
                 }  # fmt: skip
 
 
-def measure(name, volume, references, options, a) -> tuple[list[dict], list[dict]]:
+def measure(name, volume, references, options, args) -> tuple[list[dict], list[dict]]:
     """Return the rows of all states and the rows of all loops of one volume."""
     segmenter = Segmenter()
     states, loops = [], []
     for label, reference in tqdm(references.items(), desc=name, leave=False):
         key = {"volume": name, "label": str(label)}
         judged: set[frozenset[int]] = set()
-        for strategy, rounds in run_loops(segmenter, volume, reference, options, a):
-            dice = [r.dice for r in rounds] + [rounds[-1].dice] * (a.rounds - len(rounds))
-            rounds_to_target = next((n + 1 for n, d in enumerate(dice) if d >= a.target), a.rounds + 1)
+        for strategy, rounds in run_loops(segmenter, volume, reference, options, args):
+            dice = [r.dice for r in rounds] + [rounds[-1].dice] * (args.rounds - len(rounds))
+            rounds_to_target = next((n + 1 for n, d in enumerate(dice) if d >= args.target), args.rounds + 1)
             better = [y > x for x, y in zip(dice[: len(rounds)], dice[1 : len(rounds)], strict=False)]
             loops.append({**key, "strategy": strategy, "auc": float(np.mean(dice)), "rounds_to_target": rounds_to_target,
                           "dice": dice, "better": better})  # fmt: skip
@@ -203,30 +203,30 @@ def draw_curves(loops: list[dict], path: Path) -> None:
 
 def main() -> None:
     """Read the options, measure all volumes, print the table and write the files that were asked for."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", help="folder with dataset.json (Medical Segmentation Decathlon layout)")
-    p.add_argument("--generated", type=int, default=0, help="number of generated volumes to use instead; nothing was fitted on them")
-    p.add_argument("--rounds", type=int, default=5, help="annotated slices (default: %(default)s)")
-    p.add_argument("--annotate", choices=ANNOTATORS, default="clicks", help="how a slice is annotated (default: %(default)s, up to three)")
-    p.add_argument("--target", type=float, default=0.85, help="volume Dice to reach (default: %(default)s)")
-    p.add_argument("--json", type=Path, help="file for the table's rows; those of states and loops go to a file beside it (.runs.json)")
-    p.add_argument("--png", type=Path, help="file to which the mean volume Dice is drawn")
-    p.add_argument("--checkpoint", default="embedded")
-    p.add_argument("--device", default="auto")
-    a = p.parse_args()
-    if bool(a.data) == bool(a.generated):
-        p.error("give either --data or --generated")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with dataset.json (Medical Segmentation Decathlon layout)")
+    parser.add_argument("--generated", type=int, default=0, help="number of generated volumes to use instead; nothing was fitted on them")
+    parser.add_argument("--rounds", type=int, default=5, help="annotated slices (default: %(default)s)")
+    parser.add_argument("--annotate", choices=ANNOTATORS, default="clicks", help="how to annotate a slice (default: %(default)s, up to three)")
+    parser.add_argument("--target", type=float, default=0.85, help="volume Dice to reach (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the table's rows; those of states and loops go to .runs.json beside it")
+    parser.add_argument("--png", type=Path, help="file to which the mean volume Dice is drawn")
+    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    if bool(args.data) == bool(args.generated):
+        parser.error("give either --data or --generated")
     states, loops = [], []
-    for name, volume, references, options in tqdm(read_volumes(a), desc="volumes"):
-        volume_states, volume_loops = measure(name, volume, references, options, a)
+    for name, volume, references, options in tqdm(read_volumes(args), desc="volumes"):
+        volume_states, volume_loops = measure(name, volume, references, options, args)
         states += volume_states
         loops += volume_loops
     rows = summarize(states, loops)
-    if a.json:
-        a.json.write_text(json.dumps(rows, indent=1))
-        a.json.with_suffix(".runs.json").write_text(json.dumps({"states": states, "runs": loops}))
-    if a.png:
-        draw_curves(loops, a.png)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.with_suffix(".runs.json").write_text(json.dumps({"states": states, "runs": loops}))
+    if args.png:
+        draw_curves(loops, args.png)
     sys.stdout.write(format_table(rows) + "\n")
 
 

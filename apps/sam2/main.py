@@ -71,7 +71,8 @@ class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAI
         return CheckpointCatalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
-        strategies = {"worst_slice": WorstSlice(self.records), "worst_volume": WorstVolume(self.records), "any_volume": Random(), "first": First()}
+        by_records = {"worst_slice": WorstSlice(self.records), "worst_volume": WorstVolume(self.records)}
+        strategies = {**by_records, "any_volume": Random(), "first": First()}
         name = self.conf.get("random", "worst_slice")  # OHIF always asks for the strategy "random"
         if name not in strategies:
             raise ValueError(f"--conf random {name}: choose one of {', '.join(strategies)}.")

@@ -125,7 +125,7 @@ def _score_other_methods(case: Case, name: str, step: Step, methods: list[Method
 
 
 def _make_row(case: Case, name: str, step: Step, method: str, mask: np.ndarray, seconds: float) -> dict:
-    """Return a row of results.csv. Its slices are numbered as in the case's own volume; its seconds include simulating the clicks."""
+    """Return a row of results.csv. Slices are numbered as in the case's volume; the first method's seconds include simulating clicks."""
     return {
         "case": case.name, "label": name, "setting": step.setting, "round": step.round, "method": method,
         "slices": " ".join(str(step.target.source_slices[t]) for t in step.annotations), "clicks": count_clicks(step.annotations),

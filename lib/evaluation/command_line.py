@@ -38,14 +38,14 @@ def add_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="embedded", help="name or path")
     method_help = "app (this engine), official, builtin; of several, the first gets the clicks, the others the same"
     parser.add_argument("--method", default="app", metavar="NAMES", help=method_help)
-    parser.add_argument("--settings", default="", help="of the protocol, separated by ';' (default: the paper's)")
-    parser.add_argument("--strategy", default="oracle", help="which slice is next, in the protocol rounds")
+    parser.add_argument("--settings", default="", help="settings of the protocol, separated by ';' (default: the paper's)")
+    parser.add_argument("--strategy", default="oracle", help="how the protocol rounds chooses the next slice")
     parser.add_argument("--labels", default="", help="names of structures, comma-separated (default: all)")
     parser.add_argument("--cases", default="", help="names of cases, comma-separated (default: all)")
-    parser.add_argument("--limit", type=int, help="only the first so many cases")
-    parser.add_argument("--window", default="protocol", help="see segment; default: the paper's")
+    parser.add_argument("--limit", type=int, help="number of cases to evaluate (default: all)")
+    parser.add_argument("--window", default="protocol", help="intensity window, see the command segment (default: the paper's)")
     parser.add_argument("--axis", default="auto", help="slicing axis: auto, 0, 1 or 2")
-    parser.add_argument("--channel", type=int, help="of 4D images")
+    parser.add_argument("--channel", type=int, help="channel of 4D images to read")
     parser.add_argument("--seed", type=int, default=1)
     _add_common_arguments(parser)
 
@@ -67,8 +67,8 @@ def _add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", default=True, help="leave out what is finished (default)")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="do everything again")
     parser.add_argument("--engine", default="local", help="local, or ray: cases over the GPUs of one or many machines")
-    parser.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
-    parser.add_argument("--workers", type=int, help="of the Ray cluster on this machine (default: all GPUs or cores)")
+    parser.add_argument("--address", help="address of a running Ray cluster (default: start one on this machine)")
+    parser.add_argument("--workers", type=int, help="number of workers on this machine (default: one for each GPU or core)")
 
 
 def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], Callable]]) -> int:

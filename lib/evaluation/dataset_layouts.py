@@ -35,7 +35,7 @@ BRATS_LABELS = dict.fromkeys((1, 2, 4), "whole tumour")
 
 
 def find_btcv_cases(folder: Path) -> list[Case]:
-    """Find BTCV: img/img0001.nii.gz and label/label0001.nii.gz, in the folder itself or in its Training or RawData/Training."""
+    """Find BTCV: img/img0001.nii.gz and label/label0001.nii.gz, in the folder or in its (Abdomen/)RawData/Training or Training."""
     for root in (folder, folder / "Training", folder / "RawData" / "Training", folder / "Abdomen" / "RawData" / "Training"):
         images = sorted((root / "img").glob("img*.nii.gz"))
         if images:

@@ -31,7 +31,7 @@ def run_in_process(cases: list[Case], make_worker: WorkerFactory) -> Iterator[di
 def run_on_ray(cases: list[Case], make_worker: WorkerFactory, *, address: str | None = None, workers: int | None = None) -> Iterator[dict]:
     """Yield the reports of all cases as they are finished. Other machines need the same checkout and data at the same paths.
 
-    A worker takes one GPU if the cluster has any, else one core, and keeps its networks.
+    A worker takes one GPU if the cluster has any, else one core, and keeps its networks between cases.
 
     Args:
         address: Address of a running cluster ("auto", "ray://host:10001"); None starts a cluster on this machine.

@@ -14,7 +14,7 @@ from lib.evaluation.protocols.steps import Step
 from lib.imaging.masks import bounding_box
 from lib.imaging.metrics import slice_iou
 
-TOLERANCE = 1.0  # of the surface Dice, in mm or in voxels as the spacing (Shen et al. 2024, published code)
+TOLERANCE = 1.0  # of the surface Dice, in the unit of the spacing: mm or voxels (Shen et al. 2024, published code)
 
 
 def overlap_metrics(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -31,7 +31,7 @@ def surface_metrics(mask: np.ndarray, reference: np.ndarray, spacing, tolerance:
         mask: The predicted mask, bool (T, Y, X).
         reference: The reference segmentation, bool (T, Y, X).
         spacing: The voxel spacing along t, y and x. Its unit is that of the distances.
-        tolerance: Distance up to which two surfaces count as equal.
+        tolerance: Distance up to which two surfaces count as equal, in the same unit.
     """
     if not (mask.any() and reference.any()):
         both_empty = not (mask.any() or reference.any())

@@ -14,7 +14,7 @@ NOTES = {
     "he": "Dice of the best of up to 8 rounds, mean over cases.",
     "shen": "Dice / NSD in percent after the last click, mean over cases.",
     "dong": "IoU of the slices with foreground, pooled over all slices of a class, mean over classes.",
-    "rounds": "Dice of the volume after so many annotated slices; a structure that stopped early keeps its last.",
+    "rounds": "Dice of the volume after so many annotated slices; a structure that stopped early keeps its last Dice.",
 }
 
 

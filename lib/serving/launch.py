@@ -29,15 +29,15 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
     All that the servers print goes to log files in the folder build/, which are emptied at each start.
 
     Args:
-        studies: folder or DICOMweb address; None for the sample data, then also as DICOM if Orthanc is installed.
-        host, port: where the server listens. The server for OHIF listens on the next port.
-        conf: pairs (key, value) passed to the app.
+        studies: Folder or DICOMweb address; None for the sample data, then also as DICOM if Orthanc is installed.
+        host, port: Where the server listens. The server for OHIF listens on the next port.
+        conf: Pairs (key, value) passed to the app.
 
     Returns:
         The exit status of the server that ended.
 
     Raises:
-        OptionError: a port is taken, the folder does not exist, or a server does not start.
+        OptionError: A port is taken, the folder does not exist, or a server does not start.
     """
     is_web = str(studies or "").startswith(("http://", "https://"))
     if studies and not is_web and not Path(studies).is_dir():
@@ -93,9 +93,9 @@ def start_orthanc(processes: list, dicom: Path, port: int = 8042, log: Path | No
     """Start a private Orthanc on loopback that holds the DICOM files below the folder `dicom`.
 
     Args:
-        processes: list to which the new process is appended.
-        port: first port to try.
-        log: file that takes its output, emptied first; None for one in a temporary folder.
+        processes: List to which the new process is appended.
+        port: First port to try.
+        log: File that takes its output, emptied first; None for one in a temporary folder.
 
     Returns:
         {"dicomweb": address, "studies": {description: StudyInstanceUID}}, or None if Orthanc or its DICOMweb plugin is not installed.
@@ -128,7 +128,7 @@ def wait_for(address: str, process: subprocess.Popen, timeout_s: float = 180, lo
     """Wait until a process answers at an address.
 
     Raises:
-        OptionError: the process ended or did not answer in time. The message has the end of its output, if that is in the file `log`.
+        OptionError: The process ended or did not answer in time. The message has the end of its output, if that is in the file `log`.
     """
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

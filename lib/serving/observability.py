@@ -34,8 +34,8 @@ def note_inference(answer: dict, image: str, model: str, foreground: int, backgr
     """Count an answer of `/infer` in the metrics and add it to the request's log line.
 
     Args:
-        answer: the JSON part, with `latencies` (seconds of each stage) and `slices_encoded`.
-        foreground, background: numbers of clicks.
+        answer: The JSON part, with `latencies` (seconds of each stage) and `slices_encoded`.
+        foreground, background: Numbers of clicks.
     """
     stages, encoded = answer.get("latencies", {}), answer.get("slices_encoded", 0)
     for stage, seconds in stages.items():

@@ -10,7 +10,7 @@ from lib.training import training_prompts
 from lib.training.clip_generator import Clip
 from lib.training.losses import frame_loss
 
-_FAR_END = 1 << 19  # Frame number of the annotation at the far end of a gap. Like the engine's, it lies far from those between.
+_FAR_END = 1 << 19  # Frame number of a gap's far end, beyond the reach of object pointers like `lib.model.sam2_network.FAR_END_TIME`.
 _LOGIT_LIMITS = (-32, 32)  # Of a mask that is passed to the decoder again as a prompt.
 
 
@@ -56,8 +56,8 @@ class TrainingStep(nn.Module):
     def forward(self, kind: str, clip: Clip, seed: int, balance: float) -> tuple[torch.Tensor, dict[str, list[float]]]:
         """Return the loss and the metrics to log; `kind` is a method of `ClipTrainer`, `seed` determines the prompts."""
         rng = torch.Generator(clip.frames.device).manual_seed(seed)
-        step = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
-        return step.mean_loss, {"loss": [float(step.mean_loss.detach())], **step.metrics}
+        losses = getattr(ClipTrainer(self.model, rng, balance), kind)(clip)
+        return losses.mean_loss, {"loss": [float(losses.mean_loss.detach())], **losses.metrics}
 
 
 class ClipTrainer:
@@ -91,7 +91,7 @@ class ClipTrainer:
         return self.clips(Clip(frames, clip.masks[:, :1].expand(-1, 2, -1, -1)), kinds={"mask": 1.0})
 
     def clips(self, clip: Clip, kinds: dict[str, float] | None = None, max_corrections: int = 1) -> StepLosses:
-        """Prompt the first slice and track the targets through the clip, with occasional corrections.
+        """Prompt the first slice, sometimes paint the last one too, and track the targets between, with occasional corrections.
 
         Args:
             kinds: Weights by which the kind of the first prompt (click, box or mask) is chosen.
@@ -123,7 +123,7 @@ class ClipTrainer:
         return self.losses
 
     def _annotate(self, features, target, kinds, max_corrections) -> dict:
-        """Prompt a slice and return its memory entry."""
+        """Prompt a slice by a click, a box or a mask, and return its memory entry."""
         if self._choose(kinds) == "mask":
             logits, pointer = differentiable.mask_prompt(self.model, features, target)
             return differentiable.remember(self.model, features, logits, pointer, target.flatten(1).any(1))
@@ -159,7 +159,7 @@ class ClipTrainer:
 
     @staticmethod
     def _present(output, target) -> torch.Tensor:
-        """Return which objects count as present, bool (B,): also those of the target; a wrong "absent" would stop the mask's gradient."""
+        """Return which objects are predicted or truly present, bool (B,), because a wrong "absent" would stop the mask's gradient."""
         return (output.object_score[:, 0] > 0) | target.flatten(1).any(1)
 
     @staticmethod

@@ -17,7 +17,7 @@ class Phase:
 
     Attributes:
         kind: A method of `ClipTrainer`. In a phase of "clips" every second step trains single slices.
-        size: Side of the slices in pixels.
+        steps, size: Number of steps, and side of the slices in pixels.
         batch, slices, objects: Number of clips in a step, and of slices and targets in a clip.
         rate, final_rate: Learning rate at the start and at the end of the phase; it follows a cosine in between.
         balance: Weighting of the mask loss, see `losses.mask_losses`.

@@ -25,8 +25,8 @@ from lib.training.volume_clips import VolumeSteps
 
 logger = logging.getLogger(__name__)
 
-_SCORE_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)
-_TRAINING_TIME_SHARE = 0.9  # Of the time limit, after which training stops. The rest is for the calibration.
+_SCORE_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)  # To try when the object's end is calibrated again.
+_TRAINING_TIME_SHARE = 0.9  # Of the time limit, for training and validation. The rest is for the calibration.
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _FineTuningRun:
         self._earlier_s, self._start = self.stats["total_time"], time.monotonic()
 
     def validate_base(self, base: str) -> None:
-        """Measure the base checkpoint, unless an earlier process has done so."""
+        """Measure the base checkpoint, as `checkpoints.find` takes it, unless an earlier process has done so."""
         if "base_metric" not in self.stats:
             dice = self._check(base)["dice"]
             logger.info("Before training: volume Dice %.3f with %d clicks.", dice, self._options.clicks)

@@ -50,10 +50,10 @@ class Settings:
         config: Configuration file of the network.
         scale: Factor by which the number of steps of every phase is multiplied.
         parts: Part of the network that is trained, see `trainable_parts.select_trainable_parts`.
-        bf16: Whether to use mixed precision; None uses it where it is faster.
+        bf16: Whether to compute in mixed precision (bfloat16); None does so where it is faster.
         half: Whether exported weights have 16 bits.
         clip_norm: Largest norm of the gradient.
-        ema, ema_start: Decay of the moving average of the weights, which is exported. After n steps it is at most n / (n + ema_start).
+        ema, ema_start: Decay of the exported moving average of the weights; in phase 1 at most (n + 10) / (n + 10 + ema_start) in step n.
         save_every, check_every: Steps between saved states, and between validations; 0 validates only at the end of each phase.
     """
 
@@ -259,8 +259,7 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        steps = self.step + 10 if self.phase == 0 else 1 << 30
-        decay = min(self.settings.ema, steps / (steps + self.settings.ema_start))
+        decay = min(self.settings.ema, (self.step + 10) / (self.step + 10 + self.settings.ema_start) if self.phase == 0 else 1.0)
         for name, value in merged_state_dict(self.model).items():
             self.average[name].lerp_(value.to(self.average[name]), 1 - decay)
 

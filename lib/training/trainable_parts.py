@@ -1,4 +1,4 @@
-"""Selection of the part of a network that is trained: all, all but the encoder, or the encoder by low-rank updates (LoRA) too."""
+"""Selection of the weights that are trained: all, all but the image encoder, or also low-rank updates (LoRA) of the encoder."""
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def select_trainable_parts(model: nn.Module, parts: str, rank: int = 8) -> None:
     """Freeze the parts of a SAM 2 network that are not to be trained; raise OptionError if `parts` is unknown.
 
     "all" freezes nothing. "decoder" freezes the image encoder and the decoder's two convolutions of its feature maps, so that cached
-    features stay valid. "lora" also adds trainable low-rank updates to the matrices of the encoder's attention and MLP layers.
+    features stay valid. "lora" also adds trainable updates of rank `rank` to the matrices of the encoder's attention and MLP layers.
     """
     if parts not in PARTS:
         raise OptionError(f"Unknown part {parts!r}: use {', '.join(PARTS)}.")

@@ -62,7 +62,7 @@ class VolumeCheck:
             self._structures = [self._structures[i] for i in sorted(chosen)]
 
     def __call__(self, checkpoint: str | Path) -> dict[str, float]:
-        """Return {slice_dice, dice}: the mean Dice of the clicked slices and of the volumes, 0 if there is no structure."""
+        """Return {slice_dice, dice} of a checkpoint (name or path): mean Dice of clicked slices and of volumes; 0 without structures."""
         options, segmenter = replace(self.options, checkpoint=str(checkpoint)), Segmenter(self._features)
         results = []
         for case, structures in groupby(self._structures, key=itemgetter(0)):

@@ -32,8 +32,8 @@ class VolumeSteps(Dataset):
     """Random clips of labelled volumes for each step of a phase.
 
     A clip starts on a slice where its first structure is present and goes in either direction with a stride of 1 to 3 slices. At least
-    half of the clips cross an end of the structure where the volume allows it. Brightness and contrast vary, and some clips are
-    mirrored. Every step has its own seed, so a resumed run gets the same clips. `window` is explained in `lib.imaging.frames`.
+    half of the clips cross an end of the structure where the volume allows it. Contrast varies, and some clips are mirrored. Every step
+    has its own seed, so a resumed run gets the same clips. For `window` see `lib.imaging.frames`. Too small structures raise UserError.
     """
 
     def __init__(self, seed: int, phase: Phase, cases: tuple[Case, ...], window: str = "auto"):

@@ -47,7 +47,8 @@ def test_intervals_come_from_drawing_volumes_not_states(benchmark):
 def test_gain_is_the_share_of_the_oracles_gain_over_the_largest_gap(benchmark):
     auc = dict.fromkeys(STRATEGIES, 0.5) | {"oracle": 0.9, "estimator": 0.8}
     loops = [
-        {"volume": "a", "label": "x", "strategy": s, "auc": v, "rounds_to_target": 3, "dice": [v], "better": [True, False]} for s, v in auc.items()
+        {"volume": "a", "label": "x", "strategy": s, "auc": v, "rounds_to_target": 3, "dice": [v], "better": [True, False]}
+        for s, v in auc.items()
     ]  # fmt: skip
     states = [{"volume": "a", "label": "x", "strategy": s, "spearman": 0.1, "regret": 0.2, "top3": 1.0} for s in STRATEGIES]
     rows = {r["strategy"]: r for r in benchmark.summarize(states, loops)}

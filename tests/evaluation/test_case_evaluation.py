@@ -24,6 +24,7 @@ from lib.evaluation.methods.method import (
 )
 from lib.imaging.datasets import Case, read_cases
 from lib.imaging.frames import Frames
+from lib.imaging.readers import read_volume
 from lib.imaging.volume import Volume
 
 CASE = Case("a", Path("a"), Path("b"), {1: "liver", 2: "tumour", 4: "tumour", 7: "spleen"})
@@ -164,16 +165,12 @@ def test_protocols_with_this_engine(balls, protocol, mode, settings, columns):
 
 def test_candidates_are_the_decoders_three_masks(balls):
     """There are three masks with their predicted IoU; one of them at least contains the click."""
-    from lib.imaging.readers import read_volume
-
     frames = Frames.of(read_volume(read_cases(balls)[0].image))
     masks, iou = DecoderCandidates(Options())(frames, 4, click_prompt([(True, 20, 16)]))
     assert masks.shape == (3, *frames.size) and iou.shape == (3,) and masks[:, 20, 16].any() and masks.mean() < 0.6
 
 
 def test_the_propagation_mode_reaches_the_engine(balls):
-    from lib.imaging.readers import read_volume
-
     app = AppMethod(Options())
     app.open(Frames.of(read_volume(read_cases(balls)[0].image)))
     prompt = {4: click_prompt([(True, 20, 16)])}

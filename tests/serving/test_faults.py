@@ -173,7 +173,8 @@ def test_damaged_images_and_checkpoints(server):
     record_fault("checkpoint cut off", 1, refusal_text(truncated), server.infer().content != mask_before)
     malicious = server.infer(checkpoint="medsam2")
     assert malicious.status_code == 400 and not (server.downloads / "code_ran").exists()
-    record_fault("checkpoint that is a pickle with code", 1, refusal_text(malicious) + " Its code did not run.", server.infer().content != mask_before)
+    answer = refusal_text(malicious) + " Its code did not run."
+    record_fault("checkpoint that is a pickle with code", 1, answer, server.infer().content != mask_before)
 
 
 def test_damaged_labels_replace_nothing(server):

@@ -1,7 +1,8 @@
 """Tests of random and hostile requests to a real server.
 
 No answer may have status 500 or show a traceback, each refusal must hold a sentence, and nothing may be written outside the studies.
-The examples are the same in every run. For a longer run with other examples: FUZZ_FACTOR=20 pytest tests/serving/test_fuzz.py --hypothesis-seed=random
+The examples are the same in every run. For a longer run with other examples:
+  FUZZ_FACTOR=20 pytest tests/serving/test_fuzz.py --hypothesis-seed=random
 """
 
 import gzip
@@ -181,7 +182,9 @@ def test_headers_that_claim_too_much(server, name, content, field):
     assert status == 400 and b"claims" in answer
 
 
-CONTENT_TYPES = ["application/json", "multipart/form-data", "multipart/form-data; boundary=a", "a/b", "", "application/x-www-form-urlencoded"]
+CONTENT_TYPES = [
+    "application/json", "multipart/form-data", "multipart/form-data; boundary=a", "a/b", "", "application/x-www-form-urlencoded",
+]  # fmt: skip
 
 
 @given(st.binary(max_size=60), st.sampled_from(CONTENT_TYPES))
@@ -294,7 +297,9 @@ def test_pages(server, path, image, number, structure):
     server("GET", path, {"image": image, "slice": number, "page": number, "structure": structure})
 
 
-NAMED_PATHS = ["/", "/logs/", "/logs/gpu", "/model/", "/model/info/", "/ohif/", "/proxy/dicom/", "/proxy/dicom/wado/", "/sam2/", "/session/"]
+NAMED_PATHS = [
+    "/", "/logs/", "/logs/gpu", "/model/", "/model/info/", "/ohif/", "/proxy/dicom/", "/proxy/dicom/wado/", "/sam2/", "/session/",
+]  # fmt: skip
 
 
 @given(NAME, st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD"]), NUMBER.map(str), FILE)

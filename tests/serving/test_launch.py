@@ -44,7 +44,8 @@ def test_serve_prints_what_to_click_and_ends_with_the_address(studies, port, tmp
     log.parent.mkdir(exist_ok=True)
     log.write_text("a message of an earlier server\n")
     address = f"http://127.0.0.1:{port}"
-    with open(output, "w") as file, subprocess.Popen(serve_command(studies, port), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT) as process:
+    command = serve_command(studies, port)
+    with open(output, "w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT) as process:
         try:
             wait_for(f"{address}/info/", process, log=output)
             end = time.monotonic() + 20

@@ -30,13 +30,14 @@ def sagittal() -> Volume:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """(address of the server, {name: SeriesInstanceUID}, {name: StudyInstanceUID}, {name: (Volume, labels or None)})"""
+    """Yield (server address, {name: SeriesInstanceUID}, {name: StudyInstanceUID}, {name: (Volume, labels or None)})."""
     folder = tmp_path_factory.mktemp("stack")
     volumes = {"ct_phantom": phantom.abdomen(), "ct_sagittal": (sagittal(), None)}
     for name, (volume, _) in volumes.items():
         sample_data.write_dicom(volume, folder / "dicom" / name, modality="CT", description=name)
     second = folder / "dicom" / "ct_second"  # will be another series of the study ct_sagittal
-    sample_data.write_dicom(phantom.abdomen(seed=2, shape=(32, 32, 16), spacing_mm=(10.0, 10.0, 15.0))[0], second, modality="CT", description=second.name)
+    volume, _ = phantom.abdomen(seed=2, shape=(32, 32, 16), spacing_mm=(10.0, 10.0, 15.0))
+    sample_data.write_dicom(volume, second, modality="CT", description=second.name)
     first = pydicom.dcmread(folder / "dicom" / "ct_sagittal" / "0001.dcm")
     for file in second.iterdir():
         ds = pydicom.dcmread(file)
@@ -70,7 +71,8 @@ def click_and_run(page, frame, segment, point_lps_mm):
     page.wait_for_timeout(1_000)
     x, y = frame.evaluate(ON_SCREEN, list(point_lps_mm))
     box = page.locator("#ohif").bounding_box()
-    page.mouse.click(round(box["x"] + x), round(box["y"] + y))  # rounded here, because browsers cut off fractions and a pixel may be half a voxel
+    # Rounded here, because browsers cut off fractions, and a pixel may be half a voxel.
+    page.mouse.click(round(box["x"] + x), round(box["y"] + y))
     page.wait_for_timeout(1_000)
     with page.expect_response(lambda r: "/infer/" in r.url, timeout=200_000) as answer:
         tab.get_by_role("button", name="Run").click()

@@ -61,8 +61,8 @@ class Viewer:
     """OHIF with its panel connected, one volume open and its axial viewport on slice `k`.
 
     Args:
-        page: the page of the browser.
-        volume: the volume as written to the store; voxels (i, j, k) refer to its grid.
+        page: The page of the browser.
+        volume: The volume as written to the store; voxels (i, j, k) refer to its grid.
     """
 
     def __init__(self, page, volume):

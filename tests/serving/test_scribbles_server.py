@@ -9,7 +9,7 @@ from tests.serving.test_server import client, server, studies  # noqa: F401, pyt
 
 pytestmark = pytest.mark.server
 
-LABEL_INFO = [{"name": "liver", "id": 1}, {"name": "spleen", "id": 2}, {"name": "background_scribbles", "id": 3}, {"name": "foreground_scribbles", "id": 4}]
+LABEL_INFO = [{"name": name, "id": n} for n, name in enumerate(("liver", "spleen", "background_scribbles", "foreground_scribbles"), 1)]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from lib.prompts.volume_prompts import SlicePrompt
 
 
 class DecoderCandidates:
-    """Returns the three masks of the decoder's multi-mask output, between which Dong et al. 2024 choose.
+    """The three masks of the decoder's multi-mask output, between which Dong et al. 2024 choose.
 
-    It works for any prompt, whereas tracking asks for several masks only after a single click. The object has its own copy of the
-    network, because it needs nothing of an engine's state.
+    It works for any prompt, whereas tracking asks for several masks only after a single click. It loads a network of its own, so that
+    it does not depend on an engine.
     """
 
     def __init__(self, options: Options):

@@ -19,7 +19,7 @@ class PropagationMode:
 
     Attributes:
         propagate: Whether all slices are segmented; if False, only the annotated ones.
-        direction: "both" for propagation away from the annotated slices, or "forward" for towards higher slice indices only.
+        direction: "both" for propagation from the annotated slices both ways, or "forward" towards higher slice indices only.
         clicks_one_by_one: Whether the clicks of the first annotated slice are decoded one after the other, each with the logits of
             the clicks before it.
         corrections_condition: Whether slices annotated after the first one stay in the memory as conditioning frames. If False,

@@ -48,7 +48,7 @@ ProposeMasks = Callable[[Frames, int, SlicePrompt], tuple[np.ndarray, np.ndarray
 def choose_slices(reference: np.ndarray, which: str) -> list[int]:
     """Return the indices of the slices of bool (T, Y, X) to prompt; `which` is one of SLICES.
 
-    "three" takes every (n // 4)-th of the n slices with foreground, without the first of these if they are more than four.
+    "three" takes every (n // 4)-th of the n slices with foreground: of more than four the 2nd to 4th, else the first three.
     """
     foreground_slices = np.flatnonzero(reference.any((1, 2))).tolist()
     if which == "three":

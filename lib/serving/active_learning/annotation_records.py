@@ -37,7 +37,7 @@ class AnnotationRecords:
     learned (pairs of expected and measured Dice of slices that were corrected), checkpoint, client, time (seconds since 1970).
 
     Args:
-        folder: where the records are written: one JSON file for each image, and a folder of masks beside it.
+        folder: Where the records are written: one JSON file for each image, and a folder of masks beside it.
     """
 
     def __init__(self, folder: str | Path):
@@ -50,9 +50,9 @@ class AnnotationRecords:
         A folder that cannot be written to is only logged, because the annotator must get the mask all the same.
 
         Args:
-            image: id of the image.
-            request: what the client sent, with label, client_id and foreground.
-            checkpoint: name of the checkpoint that was used.
+            image: Id of the image.
+            request: What the client sent, with label, client_id and foreground.
+            checkpoint: Name of the checkpoint that was used.
         """
         mask = frames.from_volume(result.mask)
         annotated = frozenset(result.annotated)

@@ -35,8 +35,8 @@ class _Scoring(ScoringMethod):
     """Base of the scoring methods: goes through all images and skips those whose inputs have not changed since they were scored.
 
     Args:
-        name: name of the method, and of its entry in the images' info.
-        description: shown to clients.
+        name: Name of the method, and of its entry in the images' info.
+        description: Text shown to clients.
     """
 
     def __init__(self, name: str, description: str):
@@ -63,7 +63,8 @@ class _Scoring(ScoringMethod):
                 # What other processes have written to a folder's list of images since then must not be lost.
                 getattr(datastore, "_init_from_datastore_file", lambda: None)()
                 datastore.update_image_info(image, {self.name: results[image]})
-                logger.info("%s: %s slice %s of %s, mean %.3f", self.name, image, result["worst_slice"], result["worst_structure"], result["mean"])
+                worst = result["worst_slice"], result["worst_structure"]
+                logger.info("%s: %s, worst slice %s of %s, mean Dice %.3f", self.name, image, *worst, result["mean"])
         return results
 
     @abstractmethod
@@ -190,7 +191,6 @@ def _summarize(structures: dict, axis: int, **details) -> dict | None:
     """Return the scores of a volume: its structures and the worst slice of the worst of them; None without structures."""
     if not structures:
         return None
-
     worst_slices = {name: s["worst_slice"] for name, s in structures.items()}
     worst = min(structures, key=lambda name: 1.0 if worst_slices[name] is None else structures[name]["dice"][worst_slices[name]])
     mean = round(float(np.mean([s["mean"] for s in structures.values()])), 4)

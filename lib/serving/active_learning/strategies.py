@@ -25,13 +25,13 @@ class AnnotationRequest:
     """A structure of a volume that could be improved, and what to do for it.
 
     Attributes:
-        image, label: id of the image and name of the structure.
-        volume_dice: expected Dice of the structure in the whole volume.
-        rounds: number of slices annotated so far.
-        time, client: when the structure was last worked on (seconds since 1970), and by which client.
-        axis, slices: slicing axis, and number of slices along it.
-        slice, expected_dice: the slice to annotate next, and its expected Dice.
-        prompt, point, reason: as in `lib.quality.next_slice.Proposal`.
+        image, label: Id of the image and name of the structure.
+        volume_dice: Expected Dice of the structure in the whole volume.
+        rounds: Number of slices annotated so far.
+        time, client: When the structure was last worked on (seconds since 1970), and by which client.
+        axis, slices: Slicing axis, and number of slices along it.
+        slice, expected_dice: The slice to annotate next, and its expected Dice.
+        prompt, point, reason: As in `lib.quality.next_slice.Proposal`.
     """
 
     image: str
@@ -93,8 +93,8 @@ class _SliceStrategy(Strategy):
             return first_proposal(untouched, datastore)
         if not candidates:
             return {"id": images[0], "reason": "Every slice of it has been annotated."}
-        worst = min(candidates, key=lambda c: c.volume_dice)
-        return {**worst.to_answer(), "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {worst.reason}"}
+        worst = min(candidates, key=lambda c: c.volume_dice).to_answer()
+        return {**worst, "reason": f"All volumes are at their target or have had their rounds; this one is least sure. {worst['reason']}"}
 
     @abstractmethod
     def _choose(self, of_client: list[AnnotationRequest], unfinished: list[AnnotationRequest]) -> AnnotationRequest | None:
@@ -139,7 +139,7 @@ def first_proposal(image: str, datastore) -> dict:
         label_maps = (frames.from_volume(read_mask(path, volume)) for path in paths if path is not None)
         labels = next((label_map for label_map in label_maps if label_map.any()), None)
     except (UserError, OSError) as e:
-        logger.warning("Proposed unread: %s", e)
+        logger.warning("%s is proposed although it cannot be read: %s", image, e)
         return {"id": image, "reason": "Nothing is annotated yet."}
     answer = {"id": image, "axis": frames.axis, "slices": len(frames), "rounds": 0, "prompt": "click", "point": None, "label": ""}
     if labels is None:

@@ -39,9 +39,9 @@ async def run(
 ):  # fmt: skip
     """Segment an image, an uploaded file or the volume of a session with one of the app's models."""
     app = app_instance()
-    fields = request_checks.json_object(params, "params")
+    fields = request_checks.parse_json_object(params, "params")
     for upload in (file, label):
-        request_checks.file_name(upload)
+        request_checks.clean_file_name(upload)
     client = _client_name(request, user, fields)
     observability.note(client=client)
     gone = threading.Event()
@@ -82,13 +82,13 @@ def _check_request(app, model: str, image: str, session_id: str, file, output, f
     if not (file or image or session_id):
         raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
     if image and not (session_id or file):  # Beside a session, 3D Slicer sends the name of its volume, which no datastore knows.
-        request_checks.known_image(image, app.datastore())
+        request_checks.check_image_id(image, app.datastore())
     if session_id and not (request_checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
         raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
     if isinstance(fields.get("label"), str) and os.path.isabs(fields["label"]):
         raise HTTPException(422, "The field label is the name of a structure, not a path.")
     if fields.get("label_tag") is not None:
-        request_checks.tag(str(fields["label_tag"]))
+        request_checks.check_tag(str(fields["label_tag"]))
     if output == "dicom_seg" and not (isinstance(app.datastore(), DICOMWebDatastore) and fields.get("label_info")):
         raise HTTPException(422, "DICOM SEG needs a DICOM store and the field label_info in params.")
     for name in RESERVED_FIELDS:

@@ -117,7 +117,7 @@ class Sam2Task(InferTask):
                 `lib.serving.datastore.labels.saved_label`) and "result_extension", "result_dtype" and "result_compress".
 
         Raises:
-            HTTPException: 400 for wrong input, 503 if memory runs out, 507 if the disk is full; the detail is a sentence.
+            HTTPException: 400 for wrong input, 404 for an unknown image, 503 if memory runs out, 507 if the disk is full.
         """
         start, stopwatch = time.perf_counter(), Stopwatch()
         if not request.get("image"):

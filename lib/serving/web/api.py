@@ -145,12 +145,12 @@ def _check_fields(kind: str, endpoint_name: str, fields: dict) -> None:
             raise HTTPException(404, "There is no such session.")
     for upload in [fields.get("file"), *(fields.get("files") or ()), fields.get("label")]:
         if isinstance(upload, UploadFile):
-            request_checks.file_name(upload)
+            request_checks.clean_file_name(upload)
     for text in ("params", "info"):
         if isinstance(fields.get(text), str):
-            request_checks.json_object(fields[text], text)
+            request_checks.parse_json_object(fields[text], text)
         elif isinstance(fields.get(text), dict):
-            request_checks.can_be_sent(fields[text], text)
+            request_checks.check_serializable(fields[text], text)
     if endpoint_name == "gpu_info" and not shutil.which("nvidia-smi"):
         raise HTTPException(404, "This server has no nvidia-smi.")
     if endpoint_name == "api_download_dataset" and not app.datastore().datalist():
@@ -161,7 +161,7 @@ def _check_fields(kind: str, endpoint_name: str, fields: dict) -> None:
 
 def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
     if fields.get("tag"):
-        request_checks.tag(fields["tag"])
+        request_checks.check_tag(fields["tag"])
     if endpoint_name == "api_add_image":
         image, file = fields.get("image"), fields["file"].filename or ""
         if image and not request_checks.is_name(image):
@@ -171,7 +171,7 @@ def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
         return
     for field in ("image", "id", "label"):
         if isinstance(fields.get(field), str):
-            request_checks.known_image(fields[field], app.datastore())
+            request_checks.check_image_id(fields[field], app.datastore())
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:

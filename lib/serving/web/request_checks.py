@@ -16,7 +16,7 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable() and not set(text) & set("/\\") and text.strip(". ") != ""
 
 
-def known_image(image: str, datastore) -> str:
+def check_image_id(image: str, datastore) -> str:
     """Return the id of an image if it may be looked up in the datastore.
 
     Raises:
@@ -27,7 +27,7 @@ def known_image(image: str, datastore) -> str:
     return image
 
 
-def json_object(text: str, name: str) -> dict:
+def parse_json_object(text: str, name: str) -> dict:
     """Return the JSON object that the text of a form field holds; {} if the text is empty.
 
     Raises:
@@ -39,10 +39,10 @@ def json_object(text: str, name: str) -> dict:
         raise HTTPException(422, f"The field {name} is not JSON.") from e
     if not isinstance(value, dict):
         raise HTTPException(422, f"The field {name} must be a JSON object.")
-    return can_be_sent(value, name)
+    return check_serializable(value, name)
 
 
-def can_be_sent(value: dict, name: str) -> dict:
+def check_serializable(value: dict, name: str) -> dict:
     """Return `value` if it can be written as JSON again, since what the server stores it will send later.
 
     Python's parser accepts NaN and lone surrogates, which JSON in UTF-8 does not have.
@@ -57,14 +57,14 @@ def can_be_sent(value: dict, name: str) -> dict:
     return value
 
 
-def tag(text: str) -> str:
+def check_tag(text: str) -> str:
     """Return a label's tag if it can be the name of a folder, else raise HTTPException 422."""
     if not TAG.fullmatch(text):
         raise HTTPException(422, "A tag is a short word of letters, digits, - and _; for example final.")
     return text
 
 
-def file_name(upload: UploadFile | None) -> None:
+def clean_file_name(upload: UploadFile | None) -> None:
     """Remove the folder from the name of an uploaded file, because Slicer sends the whole path.
 
     Raises:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 VOLUMES_PER_PAGE = 20
 ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 # The pages load nothing from other servers, and no other site may show them in a frame.
-CONTENT_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+PAGE_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
@@ -52,7 +52,7 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     app = app_instance()
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
-    params = {k: v for k, v in request_checks.can_be_sent(params or {}, "params").items() if k != "strategy"}  # the URL names it
+    params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "strategy"}  # the URL names it
     with _sampling, clear_errors(loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
@@ -67,7 +67,7 @@ def score(method: str, params: dict | None = None, run_sync: bool = False) -> di
     app = app_instance()
     if method not in app._scoring_methods:
         raise HTTPException(404, f"There is no scoring method {method!r}; choose one of {', '.join(app._scoring_methods)}.")
-    params = {k: v for k, v in request_checks.can_be_sent(params or {}, "params").items() if k != "method"}
+    params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "method"}
     with clear_errors(loose=True):
         return scoring.run_method(method, params, run_sync)
 
@@ -94,7 +94,7 @@ def overview(request: Request) -> HTMLResponse:
     text = templates.get_template("overview.html").render(
         volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE
     )  # fmt: skip
-    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": CONTENT_POLICY})
+    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": PAGE_POLICY})
 
 
 @router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
@@ -152,7 +152,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
     if t is not None and place["viewer"] is None:
         raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
     nonce = secrets.token_urlsafe(16)
-    policy = f"{CONTENT_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
+    policy = f"{PAGE_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
     text = templates.get_template("ohif.html").render(place=place, base=_base(request), nonce=nonce, title=summary.name)
     return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": policy})
 

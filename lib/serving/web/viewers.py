@@ -24,8 +24,8 @@ class Grid:
     """The position of an image's voxels.
 
     Attributes:
-        shape: number of voxels (I, J, K).
-        affine: (4, 4), from voxel indices to mm RAS.
+        shape: Number of voxels (I, J, K).
+        affine: Matrix (4, 4) from voxel indices to mm RAS.
     """
 
     shape: tuple[int, int, int]
@@ -33,7 +33,7 @@ class Grid:
 
     @cached_property
     def affine_lps(self) -> np.ndarray:
-        """(4, 4), from voxel indices to mm LPS, the coordinates of DICOM and OHIF."""
+        """The matrix (4, 4) from voxel indices to mm LPS, the coordinates of DICOM and OHIF."""
         return LPS_FROM_RAS @ np.asarray(self.affine, float)
 
 
@@ -60,11 +60,11 @@ def ohif_slice_number(grid: Grid, plane: str, point_lps_mm) -> tuple[int, int]:
     """Return the slice number that OHIF shows in a plane's viewport when it displays a point, and the number of slices there.
 
     Slices are counted as cornerstone does, one voxel apart between the volume's outermost voxel centres along the viewport's normal.
-    The plane is one of PLANES, the point (3,).
+    `plane` is one of PLANES, `point_lps_mm` is (x, y, z).
 
     >>> grid = Grid((4, 4, 10), np.diag([-1.0, -1.0, 5.0, 1.0]))
-    >>> ohif_slice_number(grid, "axial", (0, 0, 0)), ohif_slice_number(grid, "axial", (0, 0, 45)), ohif_slice_number(grid, "sagittal", (3, 0, 0))
-    ((10, 10), (1, 10), (4, 4))
+    >>> ohif_slice_number(grid, "axial", (0, 0, 0)), ohif_slice_number(grid, "axial", (0, 0, 45))
+    ((10, 10), (1, 10))
     """
     normal = np.array(OHIF_NORMALS[plane])
     corners = to_mm(grid.affine_lps, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1)) @ normal
@@ -80,7 +80,7 @@ def locate_in_viewers(grid: Grid, axis: int, t: int, point_ijk=None) -> dict:
     """Return how each viewer names slice `t` along a voxel axis, as the answers of *Next Sample* hold it.
 
     Args:
-        point_ijk: voxel on the slice to look at, or None for the slice's centre.
+        point_ijk: Voxel on the slice to look at, or None for the slice's centre.
 
     Returns:
         {voxel_axis, voxel_slice (0-based), slices, plane, oblique (the slice is tilted against the viewers' planes), world_lps,

@@ -34,14 +34,14 @@ class StructureSummary:
     """One structure of a volume.
 
     Attributes:
-        key: its key in the records, or the label's name.
-        label: name to display, "" if it has none.
-        axis: voxel axis along which slices are counted.
-        dice: expected Dice of each slice.
+        key: Its key in the records, or the label's name.
+        label: Name to display, "" if it has none.
+        axis: Voxel axis along which slices are counted.
+        dice: Expected Dice of each slice.
         measured: Dice of each slice against a reference, or ().
-        annotated: indices of the annotated slices.
-        volume_dice, measured_volume_dice: expected Dice of the whole structure, and the one against a reference, or None.
-        proposal: the record's proposal, or {}.
+        annotated: Indices of the annotated slices.
+        volume_dice, measured_volume_dice: Expected Dice of the whole structure, and the one against a reference, or None.
+        proposal: The record's proposal, or {}.
     """
 
     key: str
@@ -94,10 +94,10 @@ class VolumeSummary:
     """One volume of the datastore.
 
     Attributes:
-        image, name: its id, and the name to display.
-        labelled: whether it has a final label.
-        structures: the worst one first.
-        scores: pairs of a scoring method's name and its result.
+        image, name: Its id, and the name to display.
+        labelled: Whether it has a final label.
+        structures: Its structures, the worst one first.
+        scores: Pairs of a scoring method's name and its result.
     """
 
     image: str
@@ -107,12 +107,13 @@ class VolumeSummary:
     scores: tuple[tuple[str, dict], ...]
 
     @property
-    def expected(self) -> float | None:
+    def expected_dice(self) -> float | None:
         """The expected Dice of the worst structure, or None."""
         return min((s.volume_dice for s in self.structures), default=None)
 
     @property
     def status(self) -> str:
+        """One of STATUSES."""
         if self.labelled:
             return "labelled"
         if not self.structures:
@@ -125,7 +126,7 @@ def summarize_volumes(datastore, records: AnnotationRecords) -> list[VolumeSumma
     """Return all volumes of a datastore: those being annotated with the worst first, then untouched ones, then those that are done."""
     by_image, labelled = records.by_image(), set(datastore.get_labeled_images())
     summaries = (summarize_volume(datastore, i, by_image.get(i, {}), i in labelled) for i in datastore.list_images())
-    return sorted(summaries, key=lambda s: (STATUSES.index(s.status), s.expected or 0.0, s.name))
+    return sorted(summaries, key=lambda s: (STATUSES.index(s.status), s.expected_dice or 0.0, s.name))
 
 
 def summarize_volume(datastore, image: str, records: dict[str, dict], labelled: bool) -> VolumeSummary:
@@ -169,9 +170,9 @@ def describe_slice(answer: dict, location: dict | None, link: str | None) -> dic
     """Return an answer of *Next Sample* in which the fields that OHIF's form and Slicer's volume node display name the slice.
 
     Args:
-        answer: with id, name, slice and expected_dice; from a DICOM store also with PatientID and Modality.
-        location: result of `lib.serving.web.viewers.locate_in_viewers`, or None.
-        link: replaces RetrieveURL, to which OHIF's form links, unless it is None.
+        answer: Fields with id, name, slice and expected_dice; from a DICOM store also with PatientID and Modality.
+        location: Result of `lib.serving.web.viewers.locate_in_viewers`, or None.
+        link: Address that replaces RetrieveURL, to which OHIF's form links; None keeps that.
     """
     described = answer | ({"viewer": location} if location else {}) | ({"RetrieveURL": link} if link else {})
     if answer.get("slice") is None:
@@ -225,7 +226,7 @@ def read_saved_mask(datastore, image: str, structure: str, volume: Volume) -> np
     """Return the mask, bool (I, J, K), of a structure in the saved labels of an image, or None if no label has it.
 
     Raises:
-        VolumeError: the label cannot be read, or does not fit the image.
+        VolumeError: The label cannot be read, or does not fit the image.
     """
     tags = datastore.get_labels_by_image_id(image)
     for tag in sorted(tags, key=lambda t: ("original", "final").index(t) if t in ("original", "final") else 2):
@@ -241,9 +242,9 @@ def render_thumbnail(frames: Frames, mask: np.ndarray | None, t: int, point_ijk=
     """Return a PNG of slice `t`, turned as viewers display it, with the contour of its mask.
 
     Args:
-        mask: bool (T, Y, X), or None.
-        point_ijk: voxel to mark with a cross, or None.
-        side: length of the longer side in pixels.
+        mask: Mask, bool (T, Y, X), or None.
+        point_ijk: Voxel to mark with a cross, or None.
+        side: Length of the longer side in pixels.
     """
     orientation = viewer_orientation(Grid(frames.volume.shape, frames.volume.affine), frames.axis)
     image = _orient(frames.windowed([t])[0], orientation)

@@ -146,7 +146,8 @@ def test_a_dicom_store_that_fails(tmp_path):
             assert server.infer(first, foreground=[[24, 24, 6]]).ok, "what is in the cache needs no store"
         unsent = requests.get(f"{server.address}/datastore/label", params={"label": first, "tag": "unsent"}, timeout=30)
         assert voxels(unsent) == voxels(mask)
-        record_fault("DICOM store takes requests and does not answer", 2, Counter([refusal_text(silent), refusal_text(fetch)]), unsent.status_code != 200)
+        answers = Counter([refusal_text(silent), refusal_text(fetch)])
+        record_fault("DICOM store takes requests and does not answer", 2, answers, unsent.status_code != 200)
         accepted = server.save(first, "final", mask.content, 1)
         assert accepted.ok and len(series_of(store, "SEG")) >= 1, accepted.text
         processes[0].send_signal(signal.SIGSTOP)
@@ -157,7 +158,8 @@ def test_a_dicom_store_that_fails(tmp_path):
         fetch = server.infer(second, foreground=[[24, 24, 6]])
         assert down.status_code == fetch.status_code == 502
         unsent = requests.get(f"{server.address}/datastore/label", params={"label": first, "tag": "unsent"}, timeout=30)
-        record_fault("DICOM store dies in mid-request, is down", 2, Counter([refusal_text(down), refusal_text(fetch)]), voxels(unsent) != voxels(mask))
+        answers = Counter([refusal_text(down), refusal_text(fetch)])
+        record_fault("DICOM store dies in mid-request, is down", 2, answers, voxels(unsent) != voxels(mask))
     finally:
         stop(processes)
 

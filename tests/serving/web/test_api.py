@@ -104,8 +104,8 @@ def test_usual_names_are_names(name):
 
 
 @pytest.mark.parametrize("error, status", [
-    (VolumeError("Bad."), 422), (MemoryError(), 503), (OSError(12, "none left"), 503), (requests.ConnectionError(), 502), (OSError(28, "full"), 507), (OSError(30, "ro"), 500),
-    (OSError(36, "long"), 422), (KeyError("x"), 422), (HTTPException(418), 418),
+    (VolumeError("Bad."), 422), (MemoryError(), 503), (OSError(12, "none left"), 503), (requests.ConnectionError(), 502),
+    (OSError(28, "full"), 507), (OSError(30, "ro"), 500), (OSError(36, "long"), 422), (KeyError("x"), 422), (HTTPException(418), 418),
 ])  # fmt: skip
 def test_errors_become_a_status_with_a_sentence(error, status):
     with pytest.raises(HTTPException) as raised, clear_errors(loose=True):

@@ -130,7 +130,8 @@ def test_scores_are_displayed_and_replace_missing_rounds(serve):
     app, client = serve()
     dice = [1.0] * 4 + [0.2] + [0.9] * 7
     score = {"dice": dice, "worst_slice": 4, "mean": 0.87, "volume_dice": 0.81}
-    app.store.update_image_info("a", {"slice_quality": {"structures": {"liver": score}, "axis": 2}, "slice_dice": {"structures": {"liver": score}}})
+    structures = {"liver": score}
+    app.store.update_image_info("a", {"slice_quality": {"structures": structures, "axis": 2}, "slice_dice": {"structures": structures}})
     (first, *_) = volume_page.summarize_volumes(app.store, app.records)
     assert (first.image, first.status, first.structures[0].worst_slices()[0]) == ("a", "in work", 4)
     text = client.get("/sam2/").text
