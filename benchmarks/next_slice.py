@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder with dataset.json (Medical Segmentation Decathlon layout)")
     parser.add_argument("--generated", type=int, default=0, help="number of generated volumes to use instead; nothing was fitted on them")
     parser.add_argument("--rounds", type=int, default=5, help="annotated slices (default: %(default)s)")
-    parser.add_argument("--annotate", choices=ANNOTATORS, default="clicks", help="how to annotate a slice (default: %(default)s, up to three)")
+    parser.add_argument("--annotate", choices=ANNOTATORS, default="clicks", help="kind of prompts (default: %(default)s, up to 3)")
     parser.add_argument("--target", type=float, default=0.85, help="volume Dice to reach (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the table's rows; those of states and loops go to .runs.json beside it")
     parser.add_argument("--png", type=Path, help="file to which the mean volume Dice is drawn")

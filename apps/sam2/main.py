@@ -73,7 +73,7 @@ class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAI
     def init_strategies(self):
         by_records = {"worst_slice": WorstSlice(self.records), "worst_volume": WorstVolume(self.records)}
         strategies = {**by_records, "any_volume": Random(), "first": First()}
-        name = self.conf.get("random", "worst_slice")  # OHIF always asks for the strategy "random"
+        name = self.conf.get("random", "worst_slice")  # OHIF always asks for the strategy "random".
         if name not in strategies:
             raise ValueError(f"--conf random {name}: choose one of {', '.join(strategies)}.")
         return {"random": strategies[name], **strategies}

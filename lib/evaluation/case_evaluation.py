@@ -102,7 +102,7 @@ def evaluate_case(case: Case, settings: EvaluationSettings, methods: list[Method
         target = make_target(volume, mask, settings)
         rng = np.random.default_rng([settings.seed, zlib.crc32(f"{case.name}/{name}".encode())])
         plan = ProtocolPlan(settings.mode, rng, settings.settings, settings.strategy)
-        step_to_draw, start = None, time.perf_counter()  # the last step of the first setting is drawn
+        step_to_draw, start = None, time.perf_counter()  # The last step of the first setting is drawn.
         for step in PROTOCOLS[settings.protocol].run_steps(methods[0], target, plan, **extra):
             rows.append(_make_row(case, name, step, methods[0].name, step.prediction.mask, time.perf_counter() - start))
             rows += _score_other_methods(case, name, step, methods[1:])

@@ -99,7 +99,7 @@ def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], C
         raise OptionError("--limit must be at least 1.")
     dataset = detect_dataset(options.data, options.download)
     cases = select_cases(dataset.cases, _split(options.cases), options.limit)
-    resolve_device(options.device)  # so that an unknown device is refused before the run starts
+    resolve_device(options.device)  # So that an unknown device is refused before the run starts.
     execute = choose_executor(options.engine, options.address, options.workers)
     store = ResultStore(options.out, settings, str(Path(options.data).resolve()), options.resume)
     engine_options = Options(checkpoint=options.checkpoint, device=options.device)

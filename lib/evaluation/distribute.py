@@ -15,12 +15,12 @@ from lib.imaging.datasets import Case
 
 logger = logging.getLogger(__name__)
 
-Worker = Callable[[Case], dict]  # processes a case and returns its report
-WorkerFactory = Callable[[], Worker]  # can be pickled, and is called in the process in which the worker is to work
-Executor = Callable[[list[Case], WorkerFactory], Iterator[dict]]  # returns the reports of cases in any order
+Worker = Callable[[Case], dict]  # Processes a case and returns its report.
+WorkerFactory = Callable[[], Worker]  # Can be pickled, and is called in the process in which the worker is to work.
+Executor = Callable[[list[Case], WorkerFactory], Iterator[dict]]  # Returns the reports of cases in any order.
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_RETRIES = 3  # of a case whose worker process died
+MAX_RETRIES = 3  # How often a case is tried again after its worker process died.
 
 
 def run_in_process(cases: list[Case], make_worker: WorkerFactory) -> Iterator[dict]:
@@ -81,7 +81,7 @@ def report_case(case: Case, process: Worker) -> dict:
     start = time.perf_counter()
     try:
         report = process(case)
-    except Exception as e:  # a case that fails must not stop the others
+    except Exception as e:  # A case that fails must not stop the others.
         logger.debug("%s failed.", case.name, exc_info=True)
         report = {"rows": [], "error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
     return {"case": case.name, **report, "seconds": round(time.perf_counter() - start, 2)}

@@ -14,7 +14,7 @@ from lib.evaluation.protocols.steps import Step
 from lib.imaging.masks import bounding_box
 from lib.imaging.metrics import slice_iou
 
-TOLERANCE = 1.0  # of the surface Dice, in the unit of the spacing: mm or voxels (Shen et al. 2024, published code)
+TOLERANCE = 1.0  # Tolerance of the surface Dice, in the unit of the spacing, mm or voxels (Shen et al. 2024, published code).
 
 
 def overlap_metrics(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lib.evaluation.protocols.steps import Step
 from lib.imaging.metrics import dice
 
-EXTENT_FRACTIONS = (0.25, 0.5, 0.75)  # where the pictured slices lie within the structure's slices
+EXTENT_FRACTIONS = (0.25, 0.5, 0.75)  # Where the pictured slices lie within the structure's slices.
 MAX_SIDE_PIXELS = 256
 
 

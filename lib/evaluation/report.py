@@ -54,7 +54,7 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     for method in settings.methods:
         if method_rows := [r for r in rows if r["method"] == method]:
             lines += [f"## {METHOD_NAMES.get(method, method)}", "", *PROTOCOL_TABLES[settings.protocol](method_rows, dataset_name), ""]
-            if settings.protocol != "dong":  # its many settings would make the table too long
+            if settings.protocol != "dong":  # Its many settings would make the table too long.
                 lines += [*format_structures_table(method_rows), ""]
     if len(settings.methods) > 1:
         lines += ["## Methods on the same clicks", "", *format_methods_table(rows)]

@@ -19,7 +19,7 @@ from lib.common.errors import OptionError
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps" / "sam2"
 LOGS = ROOT / "build"
-LAST_LOG_LINES = 20  # printed when a server fails
+LAST_LOG_LINES = 20  # Printed when a server fails.
 PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
@@ -85,7 +85,7 @@ def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | No
     if log is None:
         return subprocess.Popen(command, env={**os.environ, "PATH": path}, cwd=ROOT)
     with open(log, "w") as output:
-        environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}  # a killed server has then written all of its messages
+        environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}  # A killed server has then written all of its messages.
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 

@@ -11,7 +11,7 @@ from lib.training.clip_generator import Clip
 from lib.training.losses import frame_loss
 
 _FAR_END = 1 << 19  # Frame number of a gap's far end, beyond the reach of object pointers like `lib.model.sam2_network.FAR_END_TIME`.
-_LOGIT_LIMITS = (-32, 32)  # Of a mask that is passed to the decoder again as a prompt.
+_LOGIT_LIMITS = (-32, 32)  # Range of the logits of a mask that is passed to the decoder again as a prompt.
 
 
 @dataclass

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_SEED = 1000  # Volumes that `object_end_calibration` does not use.
 _ANNOTATED_SLICES = 4
-_FITTED_SHARE = 0.75  # Of the volumes. The correlation is measured on the others.
+_FITTED_SHARE = 0.75  # Share of the volumes to fit on. The correlation is measured on the others.
 _MIN_SLICES = 100  # Slices with a mask, and slices without, that are needed for fitting.
 
 # Signals (N, len(SIGNALS)), whether there is a mask, bool (N,), and true IoU (N,) of some slices of a volume.

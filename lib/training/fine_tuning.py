@@ -26,7 +26,7 @@ from lib.training.volume_clips import VolumeSteps
 logger = logging.getLogger(__name__)
 
 _SCORE_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)  # To try when the object's end is calibrated again.
-_TRAINING_TIME_SHARE = 0.9  # Of the time limit, for training and validation. The rest is for the calibration.
+_TRAINING_TIME_SHARE = 0.9  # Share of the time limit for training and validation. The rest is for the calibration.
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from scipy import ndimage
 
 from lib.training.random_source import RandomSource
 
-MIN_SHARE, MAX_SHARE = 0.0012, 0.4  # Of the area of a slice. Smaller regions are noise, larger ones are background.
-MIN_PIXELS = 12  # Of a target on the first slice. A model learns nothing from a smaller one.
+MIN_SHARE, MAX_SHARE = 0.0012, 0.4  # Share of the slice's area. Smaller regions are noise, larger ones are background.
+MIN_PIXELS = 12  # Size of a target on the first slice. A model learns nothing from a smaller one.
 
 
 def choose_targets(random: RandomSource, labels: torch.Tensor, count: int, composites: dict, last_tissue_label: int) -> torch.Tensor:

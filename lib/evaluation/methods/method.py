@@ -9,8 +9,8 @@ from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.prompts.volume_prompts import SlicePrompt
 
-Click = tuple[bool, int, int]  # whether it is positive, and its pixel y, x
-Annotations = dict[int, SlicePrompt]  # from slice index to its prompt, in the order in which the slices were annotated
+Click = tuple[bool, int, int]  # Whether it is positive, and its pixel y, x.
+Annotations = dict[int, SlicePrompt]  # From slice index to its prompt, in the order in which the slices were annotated.
 
 
 @dataclass(frozen=True)

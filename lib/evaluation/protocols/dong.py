@@ -107,7 +107,7 @@ def run_steps(method: Method, target: Target, plan: ProtocolPlan, propose_masks:
     for setting in plan.settings or SETTINGS:
         which_slice, prompt, direction, which_mask = setting.split("/")
         slices = choose_slices(target.reference, which_slice)
-        start = slices[min(1, len(slices) - 1)]  # the middle one of three
+        start = slices[min(1, len(slices) - 1)]  # The middle one of three.
         annotations: dict[int, SlicePrompt] = {}
         for t in sorted(slices, key=lambda t: (t != start, t)):
             if (t, prompt) not in prompts_by_slice:

@@ -18,7 +18,7 @@ from lib.prompts.simulated_annotator import corrective_click
 
 SETTINGS = ("5 clicks", "1 mask", "5 clicks, salient", "1 mask, salient")
 MAX_CLICKS = 5
-SALIENT_PIXELS = 256  # a slice with more foreground pixels is salient
+SALIENT_PIXELS = 256  # A slice with more foreground pixels is salient.
 
 
 def find_central_slice(reference: np.ndarray) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from lib.evaluation.methods.method import Annotations, Prediction, PropagationMode
 from lib.evaluation.protocols.target import Target
 
-MODES = ("described", "published")  # what the paper's text says, or what the authors' published code computes
+MODES = ("described", "published")  # What the paper's text says, or what the authors' published code computes.
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ from lib.imaging.frames import Frames
 from lib.quality.next_slice import Proposal, RoundState, learned_dice_shift, propose_next_slice
 from lib.serving.datastore.labels import structure_name
 
-MAX_STRUCTURES = 24  # records kept per volume
-MAX_CORRECTIONS = 20  # corrected slices that a record remembers
+MAX_STRUCTURES = 24  # Records kept per volume.
+MAX_CORRECTIONS = 20  # Corrected slices that a record remembers.
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 logger = logging.getLogger(__name__)
 
-SESSION = "session"  # in place of a label's tag: the last masks that the annotators' prompts gave
+SESSION = "session"  # Stands in place of a label's tag for the last masks that the annotators' prompts gave.
 
 
 class _Scoring(ScoringMethod):

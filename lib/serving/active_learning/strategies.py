@@ -67,7 +67,7 @@ def annotation_requests(image: str, records: dict[str, dict]) -> list[Annotation
 class _SliceStrategy(Strategy):
     """Base of the strategies that propose a slice from the records of the volumes being annotated."""
 
-    DESCRIPTION: str  # displayed to clients
+    DESCRIPTION: str  # Displayed to clients.
 
     def __init__(self, records: AnnotationRecords):
         super().__init__(self.DESCRIPTION)

@@ -24,10 +24,10 @@ from lib.common.errors import UserError
 from lib.serving.datastore.checks import checked_file_name, read_upload
 from lib.serving.datastore.folder import FolderDatastore
 
-STORE_TIMEOUT_S = 60  # default of how long the DICOM store may stay silent
+STORE_TIMEOUT_S = 60  # Default of how long the DICOM store may stay silent.
 FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
-PARTIAL_SUFFIX = ".part"  # of the folder of a series that is being downloaded
-PARTIAL_MAX_AGE_S = 86400  # older partial downloads were left behind by a killed server
+PARTIAL_SUFFIX = ".part"  # Ending of the folder of a series while it is being downloaded.
+PARTIAL_MAX_AGE_S = 86400  # Older partial downloads were left behind by a killed server.
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from lib.serving.datastore.checks import checked_file_name, read_upload
 from lib.serving.datastore.transaction import Change, sync_folder
 
-LOCK_TIMEOUT_S = 60  # how long a change waits for the changes of other threads and servers
+LOCK_TIMEOUT_S = 60  # How long a change waits for the changes of other threads and servers.
 TEMPORARY = "temporary"
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class FolderDatastore(LocalDatastore):
     """
 
     def __init__(self, *args, **kwargs):
-        self._state_lock = threading.RLock()  # keeps the JSON file and the state in memory in step
+        self._state_lock = threading.RLock()  # Keeps the JSON file and the state in memory in step.
         self._is_reconciled = False
         super().__init__(*args, **kwargs)
         if hasattr(self, "_handler"):
@@ -99,7 +99,7 @@ class FolderDatastore(LocalDatastore):
         with self._changing() as change:
             previous = change.model.objects.get(image_id)
             if previous:
-                read_upload(image_filename)  # raises UserError: a damaged file must not replace an image
+                read_upload(image_filename)  # Raises UserError: a damaged file must not replace an image.
             change.add_file(image_filename, Path(change.model.image_path(), name))
             labels = previous.labels if previous else {}
             change.model.objects[image_id] = ImageLabelModel(image=_file_entry(name, ext, image_info), labels=labels)
@@ -109,7 +109,7 @@ class FolderDatastore(LocalDatastore):
         """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image."""
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
         ext = self._to_id(os.path.basename(label_filename))[1]
-        read_upload(label_filename)  # raises UserError for a damaged file
+        read_upload(label_filename)  # Raises UserError for a damaged file.
         with self._changing() as change:
             labels = _image_entry(change.model, image_id).labels
             destination = self._label_file(change.model, image_id, tag, ext)

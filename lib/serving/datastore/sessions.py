@@ -12,7 +12,7 @@ from lib.common.atomic_files import write_text
 
 logger = logging.getLogger(__name__)
 
-RECORD_PREFIX = "session-"  # of the ids under which the annotation records of such volumes are kept
+RECORD_PREFIX = "session-"  # Begins the ids under which the annotation records of such volumes are kept.
 MIN_AGE_S = 60  # An upload may be incomplete for so long, so younger folders are not removed.
 
 

@@ -17,11 +17,11 @@ from lib.common.atomic_files import write_text
 class Change:
     """The planned changes of a folder. Whoever makes one holds the folder's lock until it is applied or discarded."""
 
-    json_file: Path  # lists the images and labels
-    model: LocalDatastoreModel  # the new content of the JSON file; the caller edits it
-    previous_text: str = ""  # the text of the JSON file before the change; empty if there is none
-    new_files: dict[Path, Path] = field(default_factory=dict)  # complete files with temporary names -> the paths where they belong
-    obsolete_files: list[Path] = field(default_factory=list)  # files to be removed
+    json_file: Path  # Lists the images and labels.
+    model: LocalDatastoreModel  # The new content of the JSON file; the caller edits it.
+    previous_text: str = ""  # The text of the JSON file before the change; empty if there is none.
+    new_files: dict[Path, Path] = field(default_factory=dict)  # Complete files with temporary names -> the paths where they belong.
+    obsolete_files: list[Path] = field(default_factory=list)  # Files to be removed.
 
     def add_file(self, source: str | Path, destination: Path) -> str:
         """Copy `source` to a temporary file beside `destination`, wait until it is on the disk, and return the temporary file's name.

@@ -7,15 +7,15 @@ from lib.common.errors import CheckpointError
 from lib.model import checkpoints
 from lib.model.versions import Versions
 
-AUTO = "auto"  # the fine-tuned version that is served at present, or the app's own checkpoint if there is none
+AUTO = "auto"  # The fine-tuned version that is served at present, or the app's own checkpoint if there is none.
 
 
 @dataclass(frozen=True)
 class CheckpointCatalog:
     """The names of checkpoints and the files behind them. Both may change while the server runs, because fine-tuning adds versions."""
 
-    base: str  # the app's checkpoint, a name or a path as `lib.model.checkpoints.find` takes it
-    versions: Versions  # the fine-tuned versions of the base
+    base: str  # The app's checkpoint, a name or a path as `lib.model.checkpoints.find` takes it.
+    versions: Versions  # The fine-tuned versions of the base.
 
     @classmethod
     def of(cls, base: str, folder: str | Path) -> "CheckpointCatalog":

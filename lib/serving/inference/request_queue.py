@@ -37,7 +37,7 @@ class RequestQueue:
 
     def __init__(self, max_running: int = 1, max_waiting: int = 64, max_waiting_per_client: int = 8):
         self.max_running, self.max_waiting, self.max_waiting_per_client = max_running, max_waiting, max_waiting_per_client
-        self.running = 0  # number of requests that run now
+        self.running = 0  # Number of requests that run now.
         self._queues: OrderedDict[str, deque[asyncio.Future]] = OrderedDict()
 
     @classmethod

@@ -25,8 +25,8 @@ from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
 REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file")  # set by the server, never taken from params
-DISCONNECT_CHECK_S = 0.3  # how often a waiting request checks whether its client is still connected
+RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file")  # Set by the server, never taken from params.
+DISCONNECT_CHECK_S = 0.3  # How often a waiting request checks whether its client is still connected.
 
 router = APIRouter(tags=["Infer"])
 

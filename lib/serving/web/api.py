@@ -33,7 +33,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.interfaces.utils.app import app_instance
-from starlette.datastructures import UploadFile  # FastAPI's own class is a subclass, which it does not use
+from starlette.datastructures import UploadFile  # FastAPI's own class is a subclass, which it does not use.
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
@@ -45,8 +45,8 @@ from lib.serving.web.http_errors import clear_errors
 WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, proxy, session)
 MONAI_LABEL_PREFIX = "monailabel.endpoints."
 TASK_TABLES = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
-MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # limits of routes that wait for files or the DICOM store, so others can go on
-_datastore_lock = threading.RLock()  # MONAI Label's datastores expect one caller at a time
+MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # Limits of routes that wait for files or the DICOM store.
+_datastore_lock = threading.RLock()  # MONAI Label's datastores expect one caller at a time.
 
 
 def install(app: FastAPI) -> None:
@@ -64,7 +64,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_failure)
     app.user_middleware.insert(0, Middleware(RequestMonitor))
-    app.middleware_stack = app.build_middleware_stack()  # the server has built it already, without the lines above
+    app.middleware_stack = app.build_middleware_stack()  # The server has built it already, without the lines above.
     for name in ("uvicorn.access", "monailabel.endpoints.infer"):  # `RequestMonitor` logs the same in one line
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -95,12 +95,12 @@ def _wrap_endpoint(endpoint):
     async def call(**fields):
         for value in fields.values():
             if isinstance(value, Request):
-                await value.body()  # the request keeps it, so the endpoint need not wait for it on the event loop
+                await value.body()  # The request keeps it, so the endpoint need not wait for it on the event loop.
         try:
             return await anyio.to_thread.run_sync(run, fields, limiter=limiter)
         except Exception:
             if tasks := fields.get("background_tasks"):
-                await tasks()  # they delete uploaded files, and FastAPI runs them only after successful answers
+                await tasks()  # They delete uploaded files, and FastAPI runs them only after successful answers.
             raise
 
     def run(fields):
@@ -125,7 +125,7 @@ def _finish(result):
             raise RuntimeError("This endpoint waits for something.")
         except StopIteration as end:
             result = end.value
-    if isinstance(result, FileResponse) and not os.path.isfile(result.path):  # it may be a folder, or deleted meanwhile
+    if isinstance(result, FileResponse) and not os.path.isfile(result.path):  # It may be a folder, or deleted meanwhile.
         raise HTTPException(404, "There is no such file.")
     return result
 

@@ -72,6 +72,6 @@ def clean_file_name(upload: UploadFile | None) -> None:
     """
     if upload is None or not upload.filename:
         return
-    upload.filename = PureWindowsPath(upload.filename).name  # splits at both / and \\
+    upload.filename = PureWindowsPath(upload.filename).name  # Splits at both / and \\.
     if not is_name(upload.filename):
         raise HTTPException(422, "The uploaded file has a name that cannot be used: send it as, for example, image.nii.gz.")

@@ -43,7 +43,7 @@ UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
 _loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
 templates = jinja2.Environment(loader=_loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_sampling = threading.Lock()  # samples are chosen one at a time, because datastores keep caches without locks
+_sampling = threading.Lock()  # Samples are chosen one at a time, because datastores keep caches without locks.
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample: which slice of which image to annotate")
@@ -52,7 +52,7 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     app = app_instance()
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
-    params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "strategy"}  # the URL names it
+    params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "strategy"}  # The URL has it.
     with _sampling, clear_errors(loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
@@ -126,7 +126,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
                 raise HTTPException(404, f"Nothing is known of a structure {structure!r} in this image.")
             mask = frames.from_volume(saved_mask)
         if mask is not None and mask.shape != (len(frames), *frames.size):
-            mask = None  # the record belongs to an earlier image of the same name
+            mask = None  # The record belongs to an earlier image of the same name.
         proposal = (record or {}).get("proposal") or {}
         point = proposal.get("point") if proposal.get("slice") == t else None
         return Response(volume_page.render_thumbnail(frames, mask, t, point), media_type="image/png", headers=UNCACHED)

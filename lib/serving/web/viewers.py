@@ -12,11 +12,11 @@ import numpy as np
 
 from lib.imaging.geometry import LPS_FROM_RAS, spacing, to_mm
 
-PLANES = ("sagittal", "coronal", "axial")  # in the order of the patient's axes at right angles to them: R, A, S
+PLANES = ("sagittal", "coronal", "axial")  # In the order of the patient's axes at right angles to them: R, A, S.
 SLICER_VIEWS = {"sagittal": "Yellow", "coronal": "Green", "axial": "Red"}
 # Direction (mm LPS) in which OHIF's slice numbers grow: viewPlaneNormal of cornerstone's MPR cameras.
 OHIF_NORMALS = {"sagittal": (1.0, 0.0, 0.0), "coronal": (0.0, -1.0, 0.0), "axial": (0.0, 0.0, -1.0)}
-MIN_ALIGNED_COSINE = 0.999  # a slice tilted by less than 2.6 degrees counts as aligned
+MIN_ALIGNED_COSINE = 0.999  # A slice tilted by less than 2.6 degrees counts as aligned.
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def slice_normal(affine: np.ndarray, axis: int) -> np.ndarray:
     >>> slice_normal(np.diag([-2.0, -2.0, 5.0, 1.0]), 1).tolist()
     [0.0, -1.0, 0.0]
     """
-    normal = np.linalg.inv(np.asarray(affine, float)[:3, :3])[axis]  # normal to both in-plane axes, also where the affine is sheared
+    normal = np.linalg.inv(np.asarray(affine, float)[:3, :3])[axis]  # Normal to both in-plane axes, also where the affine is sheared.
     return normal / np.linalg.norm(normal) + 0.0
 
 

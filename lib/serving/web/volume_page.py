@@ -22,10 +22,10 @@ from lib.serving.active_learning.strategies import MAX_ROUNDS, TARGET_DICE
 from lib.serving.datastore.labels import label_names, label_path
 from lib.serving.web.viewers import Grid, viewer_orientation
 
-MIN_DISTANCE_SLICES = 3  # between the worst slices that are displayed: neighbours look the same
+MIN_DISTANCE_SLICES = 3  # Between the worst slices that are displayed, because neighbours look the same.
 ORANGE, RED = (255, 165, 0), (255, 60, 40)
-CURVE_SIZE = (640, 110)  # width and height of the plot, in SVG units
-STATUSES = ("in work", "untouched", "done", "labelled")  # of a volume, in the order in which volumes are listed
+CURVE_SIZE = (640, 110)  # Width and height of the plot, in SVG units.
+STATUSES = ("in work", "untouched", "done", "labelled")  # States of a volume, in the order in which volumes are listed.
 TWO_PART_ENDINGS = (".seg.nrrd", ".nii.gz")
 
 
