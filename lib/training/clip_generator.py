@@ -29,7 +29,7 @@ class Clip:
 
     @property
     def objects(self) -> int:
-        """Return the number of targets per clip."""
+        """The number of targets in each clip."""
         return len(self.masks) // len(self.frames)
 
 

@@ -42,7 +42,7 @@ class StepLosses:
 
     @property
     def mean_loss(self) -> torch.Tensor:
-        """Return the mean loss of all calls, a scalar."""
+        """The mean loss of all calls, a scalar."""
         return torch.stack(self.losses).mean()
 
 

@@ -18,7 +18,7 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Return whether this is the process that writes files and logs."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def broadcast_from_first(self, value: bool) -> bool:

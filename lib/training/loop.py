@@ -120,7 +120,7 @@ class Training:
 
     @property
     def total(self) -> int:
-        """Return the number of completed steps in all phases."""
+        """The number of completed steps in all phases."""
         return sum(p.steps for p in self.phases[: self.phase]) + self.step
 
     def run(self) -> Path:
