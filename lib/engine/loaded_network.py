@@ -1,4 +1,4 @@
-"""A network on its device with everything that its checkpoint says about how to use it."""
+"""Load a network onto its device, with everything that its checkpoint says about how to use it."""
 
 import threading
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from lib.propagation.propagator import Propagator
 from lib.quality.estimator import QualityEstimator
 
 ZOOM_UP_TO = 512  # Pixels. Networks for larger images see small structures well without zooming.
-THIN_SLICES = 1 / 128  # Slice distance as a share of the field of view; in the training of small networks slices were no closer.
+THIN_SLICES = 1 / 128  # Slice distance as a share of the field of view: the smallest in the training of small networks.
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class LoadedNetwork:
     """A network that answers requests.
 
     Attributes:
-        name: What tells it from other networks: checkpoint and device.
-        decoder, propagator: What uses the network.
-        encoder_digest: Networks with the same one (fine-tuned decoders) share features.
-        estimator: Fitted to the checkpoint, or None.
+        name: Checkpoint and device, which tell it from other networks in keys of caches.
+        decoder, propagator: The two users of the network: one for slices with prompts, one for those between.
+        encoder_digest: Networks with the same digest (those whose decoders were fine-tuned) share features.
+        estimator: The estimator that was fitted to the checkpoint, or None.
         lock: Held while a request runs; one network answers one request at a time.
     """
 
@@ -39,7 +39,7 @@ class LoadedNetwork:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stride(self, options: Options, frames: Frames) -> int:
-        """Return every how many slices are tracked; the same for whole frames and their crops."""
+        """Return the stride: only slices whose index is a multiple of it are tracked. Crops have the stride of whole frames."""
         if options.stride or not self.decoder.zooms:
             return options.stride or 1
         volume, axis = frames.volume, frames.axis

@@ -1,4 +1,4 @@
-"""What a user can choose about a segmentation."""
+"""The options of a segmentation, and the slices that they allow."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Options:
         z_range: First and last slice to which the structure is confined, or None for all.
         components: Which connected components to keep, see `lib.imaging.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
-        stop_mm: Beyond the outermost annotated slices, tracking ends when the object has been absent for that distance; 0 = never.
+        stop_mm: Beyond the outermost annotated slices, tracking ends when the object has been absent for that distance; 0: never.
         focus: Whether networks for small images track a small structure in its surroundings only, enlarged.
         stride: Track every so many slices and interpolate the others; 0 chooses by the slice distance (networks for small images only).
-        batch: Most slices or passes that a GPU computes at once; 0 = what suits the device.
+        batch: Largest number of slices or passes that a GPU computes at once; 0 chooses it by the device.
 
     Raises:
         OptionError: An option has an unknown or impossible value.
@@ -57,7 +57,7 @@ class Options:
 
 
 def slice_range(frames: Frames, prompts: Prompts, options: Options, prompted_slices: Iterable[int]) -> tuple[int, int]:
-    """Return the first and last slice to fill, by the options and the prompts' 3D region.
+    """Return the first and last slice that may be filled, by `options.z_range` and the 3D region of the prompts.
 
     Raises:
         PromptError: The range is empty, or a slice with prompts lies outside of it.

@@ -1,4 +1,4 @@
-"""A contact sheet of a segmentation: slices with the contour of the mask and the clicks."""
+"""Draw a contact sheet of a segmentation: slices with the contour of the mask and the clicks."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lib.prompts.volume_prompts import Prompts
 
 
 def contact_sheet(frames: Frames, mask: np.ndarray, prompts: Prompts, path: str | Path, *, count: int = 16) -> Path:
-    """Draw up to `count` slices as a PNG: the annotated ones, and others spread over the mask and a little beyond.
+    """Draw up to `count` slices as a PNG: those with clicks or paintings, and others spread over the mask and a little beyond.
 
     Args:
         mask: Bool (I, J, K).

@@ -1,12 +1,12 @@
-"""Requests as OHIF, 3D Slicer and scripts send them, parsed to prompts and options.
+"""Parse requests, as OHIF, 3D Slicer and scripts send them, to prompts and options.
 
 All fields but the prompts are optional. Voxels are [i, j, k].
-    foreground, background: Lists of voxels.
+    foreground, background: Lists of voxels inside and outside of the structure.
     roi: [i0, i1, j0, j1, k0, k1]; each pair in either order, possibly outside of the volume.
     boxes: List of pairs of voxels.
     absent: List of slice indices where the structure is not.
     slice: Index of the slice that a 2D client displays.
-    mask_slices: Slices of an uploaded or saved label that are painted prompts; of an uploaded one by default all that are not empty.
+    mask_slices: Indices of the slices of an uploaded or saved label that are painted prompts; default: all slices that are not empty.
     mask_tag: Tag of the saved label, by default "final".
     device, window, axis, direction, z_range, components, largest_cc, checkpoint, focus, stop_mm, stride: See `lib.engine.options`.
 """
@@ -39,18 +39,13 @@ def parse_options(request: dict, *, propagate: bool = True) -> Options:
 
     components = "largest" if parse_bool(value("largest_cc", False)) else str(value("components", "annotated"))
     return Options(
-        checkpoint=str(value("checkpoint", "embedded")),
-        device=str(value("device", "auto")),
-        window=str(value("window", "auto")),
-        axis=str(value("axis", "auto")),
-        direction=str(value("direction", "both")),
-        z_range=_z_range(value("z_range", None)),
-        components=components,
-        propagate=propagate,
-        focus=parse_bool(value("focus", True)),
+        checkpoint=str(value("checkpoint", "embedded")), device=str(value("device", "auto")),
+        window=str(value("window", "auto")), axis=str(value("axis", "auto")),
+        direction=str(value("direction", "both")), z_range=_z_range(value("z_range", None)),
+        components=components, propagate=propagate, focus=parse_bool(value("focus", True)),
         stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
         stride=int(_number("stride", "a number of slices", value("stride", 0))),
-    )
+    )  # fmt: skip
 
 
 def parse_prompts(
@@ -60,10 +55,11 @@ def parse_prompts(
 
     Args:
         painted: Path of a label map whose non-empty slices, or those of "mask_slices", are painted prompts. Default: the request's upload.
-        saved: Mask bool (I, J, K) that is taken when nothing was uploaded.
+        saved: Mask bool (I, J, K) of the saved label, which is taken when nothing was uploaded.
 
     Raises:
         PromptError: A field is no list of numbers, or the prompts make no sense (see `make_prompts`).
+        VolumeError: The label map cannot be read or does not fit the volume.
     """
     axis = resolve_axis(volume, options.axis)
     roi = parse_roi(request, volume)
@@ -78,8 +74,7 @@ def parse_prompts(
     masks = _painted(mask, [_integer(t, "mask_slices") for t in _list(request, "mask_slices")], axis)
     return make_prompts(
         volume, positive=_points(positive, request, axis), negative=_points(negative, request, axis), boxes=boxes,
-        roi=roi, masks=masks, absent=[_integer(t, "absent") for t in _list(request, "absent")],
-        axis=axis,
+        roi=roi, masks=masks, absent=[_integer(t, "absent") for t in _list(request, "absent")], axis=axis,
     )  # fmt: skip
 
 
@@ -120,8 +115,8 @@ def _integer(value, name: str) -> int:
         raise PromptError(f"The field {name!r} must hold whole numbers; got {value!r}.") from e
 
 
-def parse_roi(request: dict, volume: Volume):
-    """Return the two corners of a request's region of interest, clipped to the volume, or None if it has none (or only zeros).
+def parse_roi(request: dict, volume: Volume) -> tuple[list[float], list[float]] | None:
+    """Return the low and high corner (i, j, k) of a request's region of interest, clipped to the volume; None without one (or only zeros).
 
     Raises:
         PromptError: It is not six numbers, or lies outside the volume.

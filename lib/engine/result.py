@@ -1,4 +1,4 @@
-"""What a segmentation gives back."""
+"""The result of a segmentation."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +12,10 @@ from lib.quality.slice_estimates import SliceEstimates
 
 
 class TrackedRange(NamedTuple):
-    """Where a structure was tracked, and a little further: the slices that its next correction may need.
+    """Slices in which a structure was tracked, as far as its next correction may need them.
 
     Attributes:
-        low, high: First and last slice.
+        low, high: First and last slice, both included.
         crop: Rows and columns, or None for whole frames.
     """
 
@@ -32,10 +32,10 @@ class Result:
         mask: Bool (I, J, K) on the volume's grid.
         axis: The slicing axis.
         annotated: Indices of the slices that were prompted.
-        estimates: How good each slice probably is; None from engines that estimate nothing.
-        seconds: Time of each stage (encode, prompt, propagate, finish, estimate).
+        estimates: Estimated quality of each slice; None from engines that estimate nothing.
+        seconds: Time in seconds of each stage (encode, prompt, propagate, finish, estimate).
         encoded_count: Number of slices that had to be encoded for this request.
-        tracked: Where the structure was tracked.
+        tracked: Where the structure was tracked; empty without propagation.
     """
 
     mask: np.ndarray

@@ -1,4 +1,4 @@
-"""The engine as a whole: from a volume and prompts to a mask."""
+"""Segment a structure: from a volume and prompts to a mask."""
 
 import logging
 import threading
@@ -34,9 +34,9 @@ SLICES_BEYOND_MASK = 48  # A correction may be tracked this many slices beyond t
 class Segmenter:
     """Loads networks when they are first needed, keeps features and results of recent requests, and answers requests.
 
-    Nothing belongs to a user or a session: the same volume and the same prompts are recognised by their content, and a change of prompts costs
-    what the change costs. Requests may come from several threads: one network runs one request at a time, features and results are
-    shared.
+    Nothing belongs to a user or a session: volumes and prompts are recognised by their content, and after a change of prompts only what
+    depends on the change is computed. Requests may come from several threads: each network runs one request at a time, and all share
+    features and results.
     """
 
     def __init__(self, feature_cache: FeatureCache | None = None, result_cache: ResultCache | None = None):
@@ -51,21 +51,21 @@ class Segmenter:
         return self._feature_cache.bytes
 
     def prompts(self, volume: Volume, options: Options, **prompts) -> Prompts:
-        """Return `make_prompts` with the slicing axis that `options` give."""
+        """Return the prompts that `make_prompts` makes of these keywords with the slicing axis of `options`."""
         return make_prompts(volume, axis=resolve_axis(volume, options.axis), **prompts)
 
     def segment(self, volume: Volume, prompts: Prompts, options: Options = Options(), progress: Callable = lambda x, **_: x) -> Result:
         """Segment one structure.
 
-        Slices with a click inside, a box or a painting say what the structure is. Slices with clicks outside only correct what
-        tracking gives there. Then every annotated slice spreads to both sides. The result depends on the prompts alone, not on what
-        was asked before.
+        Slices with a click inside, a box or a painting say what the structure is. Slices with only clicks outside correct the mask
+        that tracking gives there. Then masks are propagated from every annotated slice to both sides. The result depends on the
+        volume, the prompts and the options alone, not on earlier requests.
 
         Args:
-            progress: Wraps iterables for display and is called with the keywords desc and total, as `tqdm` is.
+            progress: Wraps an iterable for display and takes the keyword desc, as `tqdm` does. An error that it raises ends the request.
 
         Raises:
-            UserError: Prompts or options make no sense; see `lib.common.errors`.
+            UserError: The checkpoint cannot be loaded, or prompts or options make no sense; see `lib.common.errors`.
         """
         with self._prefetcher.paused():
             try:
@@ -89,7 +89,7 @@ class Segmenter:
         """Encode all slices in the background, those nearest to the slices `around` (default: the middle) first.
 
         Args:
-            tracked: Of the last result. Their crops come before whole frames.
+            tracked: `Result.tracked` of the last result. Its crops are encoded before whole frames.
         """
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         centres = list(around) or [len(frames) // 2]
@@ -110,7 +110,7 @@ class Segmenter:
             request(cropped, slices)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the background has encoded what it was asked for, and return False if that takes longer than `timeout_s`."""
+        """Wait until everything requested by `prefetch` is encoded, and return False if that takes longer than `timeout_s` seconds."""
         return self._prefetcher.wait(timeout_s)
 
     def _forget(self) -> None:
@@ -188,7 +188,7 @@ class Segmenter:
             return dict(zip(slices, run_all(decode, slices, task.features.device, task.features.threads_each), strict=True))
 
     def _split_by_crop(self, request: SegmentationTask) -> list[SegmentationTask]:
-        """Cut a request where tracking changes from one crop of the frames to another."""
+        """Return the tasks of a request, one for each range of slices that is tracked in one crop of the frames."""
         if not (request.options.propagate and request.options.focus and request.network.decoder.zooms):
             return [request]
         logits = {t: request.displayed_logits(a) for t, a in request.annotated.items()}
@@ -206,7 +206,7 @@ class Segmenter:
         """Return the task for the slices low..high of a request within a crop of the frames.
 
         Args:
-            logits: Of the annotated slices {slice: (Y, X)} in whole frames.
+            logits: Logits of the annotated slices in whole frames, {slice: (Y, X)}.
         """
         prompts, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (request.prompts_by_slice, request.annotated))
         task = replace(request, low=low, high=high, prompts_by_slice=prompts, annotated=annotated)
@@ -259,6 +259,6 @@ class Segmenter:
 
 
 def _tracked_ranges(tasks: Sequence[SegmentationTask], filled_slices: np.ndarray) -> tuple[TrackedRange, ...]:
-    """Return where each task has tracked, as far as the next correction may need it."""
+    """Return where each task has tracked, at most `SLICES_BEYOND_MASK` beyond the filled slices."""
     low, high = int(filled_slices[0]) - SLICES_BEYOND_MASK, int(filled_slices[-1]) + SLICES_BEYOND_MASK
     return tuple(TrackedRange(max(t.low, low), min(t.high, high), t.frames.crop) for t in tasks)

@@ -1,6 +1,6 @@
-"""A request on its way through the engine, and how its ranges of slices become one answer.
+"""Hold the state of a request while it is computed, and combine its ranges of slices to one result.
 
-A request is one `SegmentationTask`, or several where some slices are tracked in a crop of the frames and others are not. Each knows its
+A request is one `SegmentationTask`, or several if some slices are tracked in another crop of the frames than others. Each has its own
 slices low..high; neighbours share the annotated slice where they meet.
 """
 
@@ -29,11 +29,11 @@ class SegmentationTask:
     """Slices low..high (both included) of one request, in whole frames or a crop of them.
 
     Attributes:
-        network: What computes it.
+        network: The network that computes it.
         frames: The slices, perhaps cropped.
         progress: Wraps iterables for display.
         stopwatch: Shared by all tasks of a request.
-        features: Of `frames`.
+        features: Encoded slices of `frames`.
         prompts_by_slice: Prompts of the annotated slices.
         annotated: Model outputs for those slices.
         tracks: Model outputs for all slices.
@@ -55,11 +55,11 @@ class SegmentationTask:
 
     @property
     def scope(self) -> tuple:
-        """What results of the network depend on besides prompts."""
+        """Everything that results of the network depend on besides prompts and options of propagation."""
         return self.frames.key, self.network.name
 
     def ensure_encoded(self, slices: Iterable[int]) -> None:
-        """Encode the slices that are missing, and count them."""
+        """Encode those of the slices that are missing, and add their number to `encoded_counts`."""
         self.encoded_counts.append(self.features.ensure(slices))
 
     def displayed_logits(self, annotation: Annotation) -> torch.Tensor:
@@ -79,7 +79,7 @@ def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Pr
     for task in tasks:
         crop = task.frames.crop
         _threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])
-    for t, painted in prompts.masks.items():  # As painted, not as resampled.
+    for t, painted in prompts.masks.items():  # The painting itself, not its copy at the network's resolution.
         stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
     mask = frames.to_volume(stack)
     if prompts.roi is not None:

@@ -1,4 +1,4 @@
-"""Builds SAM 2 networks from configuration files, without Hydra's global state.
+"""Build SAM 2 networks from configuration files, without Hydra's global state.
 
 Any configuration of the `sam2` package (SAM 2, SAM 2.1, MedSAM2) or of this project works. Networks are plain `SAM2Base` objects (or, for
 comparison, the official `SAM2VideoPredictor`) with random weights.
@@ -47,9 +47,9 @@ def build(name: str, *, image_size: int | None = None, training: bool = False, *
     """Return a network with random weights, in evaluation mode unless `training`.
 
     Args:
-        name: Configuration, see `read_config`.
+        name: Configuration, see `read_config` (also for the error if there is none).
         image_size: Side of the square input in pixels, a multiple of 32. Default: the configuration's.
-        training: Whether to build it for training: without the settings for inference.
+        training: Whether to build it in training mode and without the settings for inference.
         overrides: Further top-level settings of the configuration.
     """
     config = OmegaConf.merge({} if training else _INFERENCE_SETTINGS, read_config(name), overrides)
@@ -72,8 +72,8 @@ def build_official(name: str, **overrides) -> SAM2VideoPredictor:
 def keep_decoder_in_float32(model: SAM2Base) -> SAM2Base:
     """Let the prompt encoder and mask decoder compute in full precision also under autocast, and return the same model.
 
-    In bfloat16 a click is placed to a few pixels only, and a mask's border moves: per-slice Dice is 0.998 against full precision, and 0.999
-    with an exact decoder, which is a small part of the work.
+    In bfloat16 the position of a click is only exact to a few pixels, and borders of masks move: the Dice per slice against full
+    precision is 0.998. With the decoder in float32, which is a small part of the work, it is 0.999.
     """
     forward = model._forward_sam_heads
 

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, where they lie, and how they are loaded: weights only, checked by size and SHA-256."""
+"""Find checkpoints and load them: weights only, checked by size and SHA-256."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ class Checkpoint:
     """One set of weights.
 
     Attributes:
-        name: What users call it.
+        name: The name by which users choose it.
         config: Configuration file of its network, see `lib.model.build`.
         image_size: Side of the network's square input in pixels.
         path: The local file, which need not exist.
@@ -85,7 +85,7 @@ def find(name: str | Path) -> Checkpoint:
     file of this project says its own, and the configuration of a .pt file is found by the shapes of its tensors.
 
     Raises:
-        CheckpointError: It is neither a known name nor a file.
+        CheckpointError: It is neither a known name nor a file, or the file is damaged or of an unknown architecture.
     """
     if str(name) in KNOWN:
         return KNOWN[str(name)]
@@ -122,10 +122,10 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Check that the file exists and is the published one, as far as that is known.
+    """Check that the file exists, and that it is the published one if its size or digest is known.
 
     Raises:
-        CheckpointError: The file is missing or another one.
+        CheckpointError: The file is missing or differs from the published one.
     """
     path = checkpoint.path
     if not path.is_file():
@@ -170,7 +170,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, half: bool = True, **metadata: str) -> None:
-    """Write a safetensors file that says its configuration and other `metadata`. The file appears complete or not at all.
+    """Write a safetensors file with its configuration and other `metadata`. The file appears complete or not at all.
 
     Args:
         half: Whether to write float16 instead of float32.
@@ -182,7 +182,7 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path, config: str, *, h
 
 
 def set_metadata(path: Path, **values: str) -> None:
-    """Change the metadata in a safetensors file, or in a JSON file beside another one. Files change completely or not at all."""
+    """Change metadata of a checkpoint: in its safetensors file, or in a JSON file beside a .pt file. The file is replaced atomically."""
     if path.suffix != ".safetensors":
         write_text(_metadata_file(path), json.dumps({**_read_metadata(path), **values}))
         return
@@ -192,11 +192,10 @@ def set_metadata(path: Path, **values: str) -> None:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what was calibrated for a checkpoint and written into its file, or beside it; nothing where nothing was.
+    """Return the calibrated values of a checkpoint, from its file or the JSON file beside it; what was not calibrated is left out.
 
     Returns:
-        presence_drop: How far the object score may fall before an object counts as lost (`lib.propagation.object_end`).
-        presence_gain: How much further it may fall where the mask still looks as it did.
+        presence_drop, presence_gain: `score_drop` and `appearance_gain` of `lib.propagation.object_end.ObjectEndDetector`, as text.
         slice_quality: Fitted estimator as JSON (`lib.quality.estimator.QualityEstimator`).
     """
     values = _read_metadata(checkpoint.path)

@@ -39,7 +39,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def autocast_factory(device: torch.device):
-    """Return what makes a context manager for a forward pass: bfloat16 on CUDA, full precision elsewhere."""
+    """Return a function that makes the context manager for a forward pass: bfloat16 on CUDA, full precision elsewhere."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return partial(torch.autocast, "cuda", dtype=torch.bfloat16)
     return nullcontext
@@ -68,7 +68,7 @@ def passes_at_once(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Return the memory that this process has freed to the system, which the C library of Linux does not do by itself.
+    """Give memory that this process has freed back to the system, which the C library of Linux does not do by itself.
 
     It takes some milliseconds. After encoding 300 slices it returns about 60 MB. On other systems nothing happens.
     """

@@ -66,7 +66,7 @@ def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[ClipFeatu
 
     Args:
         frames: Grey frames (B, T, H, W) in [0, 255].
-        objects: Number of objects of each clip; every clip comes that many times in the batch.
+        objects: Number of objects of each clip; features of a clip come that many times in succession.
 
     Returns:
         Features for each of the T frames.
@@ -89,7 +89,7 @@ def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mas
     """Decode the masks of one frame.
 
     Args:
-        conditioned: Features (B, C, h, w) after memory attention, or `unconditioned(...)`.
+        conditioned: Features (B, C, h, w) of the frame, from `condition` or `unconditioned`.
         prompt: {"point_coords": (B, P, 2) pixels, "point_labels": (B, P)}, or None.
         mask_logits: Earlier logits (B, 1, 4h, 4w) to start from, or None.
         multimask: Whether to choose among the three alternatives by predicted IoU instead of taking the single mask.
@@ -114,16 +114,16 @@ def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mas
 
 
 def unconditioned(model, features: ClipFeatures) -> torch.Tensor:
-    """Return the features of a frame that has no memory to look at."""
+    """Return the features (B, C, h, w) of a frame that has no memory to attend to."""
     return features.coarse + model.no_mem_embed.view(1, -1, 1, 1)
 
 
 def condition(model, features: ClipFeatures, frame: int, memories: dict) -> torch.Tensor:
-    """Return the features of a frame after memory attention.
+    """Return the features (B, C, h, w) of a frame after memory attention.
 
     Args:
         frame: Virtual time of the frame.
-        memories: SAM 2's output dictionary (cond_frame_outputs and non_cond_frame_outputs).
+        memories: SAM 2's output dictionary, see `lib.model.memory_entries.select_rows`.
     """
     return model._prepare_memory_conditioned_features(
         frame_idx=frame,
@@ -138,7 +138,7 @@ def condition(model, features: ClipFeatures, frame: int, memories: dict) -> torc
 
 
 def remember(model, features: ClipFeatures, mask_logits: torch.Tensor, pointer: torch.Tensor, present: torch.Tensor):
-    """Return the memory entry of a frame.
+    """Return the memory entry of a frame, as SAM 2 keeps it.
 
     Args:
         mask_logits: Logits (B, 1, h, w) at any resolution.

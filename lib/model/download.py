@@ -1,4 +1,4 @@
-"""Downloads published checkpoints: resumable, with a progress bar, checked before they are used."""
+"""Download published checkpoints: resumable, with a progress bar, checked before they are used."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def download(checkpoint: Checkpoint, *, timeout: float = 20.0) -> Path:
-    """Download a checkpoint if it is not there yet, and return its local path.
+    """Download a checkpoint unless its file is there already (or has no address), and return its local path.
 
     An interrupted download is resumed from its `.part` file; the final name appears only after the check.
 

@@ -1,4 +1,4 @@
-"""Features of the volumes that were used last, bounded in bytes."""
+"""Keep the features of the volumes that were used last, bounded in bytes."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ class FeatureCache:
     """Features by volume, window, axis, crop and encoder. When `limit_bytes` are exceeded, the volume that was used longest ago goes first.
 
     Attributes:
-        limit_bytes: Bytes of features to hold. The volume that was used last always stays.
+        limit_bytes: Bytes of features that `trim` leaves. The volume that was used last always stays.
         overflow: Where features go that do not fit, or None.
     """
 

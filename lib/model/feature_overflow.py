@@ -73,7 +73,7 @@ class FeatureOverflow:
             save_file({str(n): t.contiguous() for n, t in enumerate(tensors)}, temporary)
             temporary.replace(path)
             self._make_room()
-        except OSError as e:  # A full disk costs time, but the request is answered.
+        except OSError as e:  # If the disk is full, the slices are encoded again, but the request is answered.
             temporary.unlink(missing_ok=True)
             logger.warning("Could not keep features in %s: %s", self._folder, e)
 
@@ -83,7 +83,7 @@ class FeatureOverflow:
             os.utime(path)
         except FileNotFoundError:
             return None
-        except Exception as e:  # A damaged file is made again.
+        except Exception as e:  # The slice of a damaged file is encoded again.
             logger.warning("Removed %s: %s", path.name, e)
             path.unlink(missing_ok=True)
             return None

@@ -1,4 +1,4 @@
-"""Encoder output of the slices of one volume: every slice is encoded once, and what the decoder and the memory need of it is kept."""
+"""Encoder output of the slices of one volume: encode each slice once, and keep what the decoder and the memory need of it."""
 
 import hashlib
 import threading
@@ -30,7 +30,7 @@ def encoder_digest(model) -> str:
     digest = hashlib.blake2b(str(model.image_size).encode(), digest_size=16)
     for module in modules:
         for name, tensor in module.state_dict().items():
-            values = tensor.detach().float().cpu() + 0.0  # Makes -0 to 0: averaging weights that do not learn loses that sign.
+            values = tensor.detach().float().cpu() + 0.0  # This turns -0 into 0, because averaging weights in training loses that sign.
             digest.update(name.encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -38,13 +38,13 @@ def encoder_digest(model) -> str:
 class SliceFeatures:
     """Encoder output of the slices of one volume, computed when it is first needed.
 
-    A slice is resized so that its longer physical side fills the network's square (with its true aspect), the rest is padded. Where the features
-    exceed `limit_bytes`, the slices that were used longest ago go to `overflow`, or are encoded again when they are needed. Any number of
-    threads may use one object.
+    A slice is resized so that its physically longer side fills the network's square; it keeps its proportions, and the rest is padding.
+    Where the features exceed `limit_bytes`, the slices that were used longest ago go to `overflow`; without it they are encoded again
+    when they are needed. Any number of threads may use one object.
 
     Args:
         model: `SAM2Base` in evaluation mode on `device`.
-        autocast: What makes a context manager for each forward pass.
+        autocast: Function without arguments that makes a context manager for each forward pass.
         batch: Number of slices that are encoded as one batch; on a CPU it should be 1.
         key: What identifies this object's slices in `overflow`.
         keep_half: Whether features that come in full precision are kept in half precision.
@@ -72,7 +72,7 @@ class SliceFeatures:
     @property
     def thumbnails(self) -> torch.Tensor:
         """All slices in small: uint8 (T, THUMBNAIL_SIDE, THUMBNAIL_SIDE) on the device, see `Frames.thumbnails`."""
-        with self._changed:  # Several passes begin with this at once, and making them takes a while.
+        with self._changed:  # Several passes ask for them at once, and making them takes a while.
             if self._thumbnails is None:
                 self._thumbnails = torch.from_numpy(self.frames.thumbnails(THUMBNAIL_SIDE)).to(self.device)
             return self._thumbnails
@@ -88,7 +88,7 @@ class SliceFeatures:
     @property
     def slices_per_round(self) -> int:
         """Number of slices after which encoding in the background may be interrupted."""
-        return CPU_CORES if self.device.type == "cpu" else self.batch
+        return max(1, CPU_CORES // self.threads_each) if self.device.type == "cpu" else self.batch
 
     @property
     def bytes(self) -> int:
@@ -100,16 +100,16 @@ class SliceFeatures:
         return sum(t.nbytes for t in next(iter(self._slices.values()))) if self._slices else 0
 
     def missing(self, indices) -> list[int]:
-        """Return those of the slice indices that are not encoded yet, each once."""
+        """Return those of the slice indices whose features are not held here, each once."""
         return [t for t in dict.fromkeys(indices) if t not in self._slices]
 
     def ensure(self, indices) -> int:
-        """Encode those of the slices that are missing, and return how many they were. Slices that another thread is encoding are awaited."""
+        """Encode the missing ones of these slices and return how many were encoded; wait for those that another thread is encoding."""
         indices, at_once = self.missing(indices), max(self.batch, self.slices_per_round)
         return sum(self._obtain(indices[n : n + at_once])[1] for n in range(0, len(indices), at_once))
 
     def _obtain(self, indices) -> tuple[dict[int, LevelMaps], int]:
-        """Return the features of slices, whatever is forgotten meanwhile, and how many had to be encoded."""
+        """Return the features of slices, even if some are forgotten meanwhile, and how many had to be encoded."""
         indices = list(dict.fromkeys(indices))
         with self._changed:
             features = self._kept(indices)
@@ -123,7 +123,7 @@ class SliceFeatures:
     def _encode_missing(self, indices: list[int]) -> tuple[dict[int, LevelMaps], int]:
         """Do the same as `_obtain`, as one task.
 
-        Only a task that runs marks slices as being encoded. If its caller did so, workers could wait for slices whose task has no worker.
+        Only a running task marks slices as being encoded. If its caller did so, all workers could wait for slices whose task has no worker.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._in_progress.isdisjoint(indices))
@@ -210,12 +210,12 @@ class SliceFeatures:
         return [x.flatten(2).permute(2, 0, 1) for x in levels], [position], sizes
 
     def to_square(self, points_xy: np.ndarray) -> np.ndarray:
-        """Return positions (P, 2) as (x, y) in the square of pixel positions (x, y) of a slice; centres of pixels are whole numbers in both."""
+        """Return pixel positions (P, 2) of a slice, as (x, y), in the square's pixels; pixel centres are whole numbers in both."""
         scale = np.array([self.width / self.frames.size[1], self.height / self.frames.size[0]])
         return (np.asarray(points_xy, float) + 0.5) * scale - 0.5
 
     def mask_to_square(self, mask: np.ndarray) -> torch.Tensor:
-        """Return a painted slice bool (Y, X) as float32 {0, 1} (1, 1, side, side). Thin structures do not vanish."""
+        """Return a painted slice bool (Y, X) as float32 {0, 1} (1, 1, side, side). It is never empty unless `mask` is."""
         m = torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)[None, None].float()
         m = F.interpolate(m, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
         binary = (m >= 0.5).float()

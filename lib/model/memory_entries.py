@@ -1,10 +1,10 @@
-"""SAM 2's memory entries, stacked into batches with one row for each pass."""
+"""Stack SAM 2's memory entries into batches with one row for each pass."""
 
 import torch
 
 
 def memory_entry(output: dict) -> dict:
-    """Return what later steps need of the output of one step: memory features, their position codes and the object pointer."""
+    """Return the part of a step's output that later steps need: memory features, their position codes and the object pointer."""
     return {k: output[k] for k in ("maskmem_features", "maskmem_pos_enc", "obj_ptr")}
 
 
@@ -19,7 +19,7 @@ def stack_entries(entries: list[dict]) -> dict:
 
 
 def select_rows(memories: dict, rows: list[int]) -> dict:
-    """Return the memories of some passes.
+    """Return the memories of only some passes.
 
     Args:
         memories: SAM 2's output dictionary, {"cond_frame_outputs": {time: entry}, "non_cond_frame_outputs": {time: entry}}.

@@ -1,4 +1,4 @@
-"""Encodes the slices of volumes in the background, while an annotator looks at them."""
+"""Encode the slices of volumes in the background, while an annotator looks at them."""
 
 import logging
 import threading
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """One background thread for all volumes. It serves the latest request first and stands still while a click is being answered.
+    """One background thread for all volumes. It serves the latest request first and pauses while a click is being answered.
 
-    The thread ends when there is nothing to do, and before the program ends: a thread that is cut off in the middle of a network takes the
-    whole process down with an error.
+    The thread ends when there is nothing to do, and before the program ends, because a thread that is stopped while a network computes
+    makes the whole process fail.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Prefetcher:
 
     @contextmanager
     def paused(self):
-        """Stand still within this context."""
+        """Return a context in which the background begins with no further slices; those that are being encoded get done."""
         with self._condition:
             self._clicks_in_progress += 1
         try:
@@ -69,14 +69,14 @@ class Prefetcher:
         try:
             encoded = features.ensure(slices[: features.slices_per_round])
             rest = slices[features.slices_per_round :]
-            if encoded and not rest:  # Once for a volume: the next request would have to ask the system for the memory again.
+            if encoded and not rest:  # Not after each round, which would have to ask the system for the memory again.
                 release_memory()
-        except Exception:  # A click that needs the slice will tell what is wrong.
+        except Exception:  # A click that needs the slice will raise the same error.
             if main_thread.is_alive():
                 logger.exception("Encoding in the background failed")
             rest = []
         with self._condition:
-            if self._requests and self._requests[0][0] is features:
+            if self._requests and self._requests[0][1] is slices:  # Otherwise a newer request came meanwhile.
                 self._requests[0] = features, rest
                 if not rest:
                     self._requests.popleft()

@@ -9,7 +9,7 @@ from lib.model.features import SliceFeatures
 from lib.prompts.volume_prompts import SlicePrompt
 
 ABSENT_LOGIT = -1024.0  # SAM 2's mask logit for "the object is not on this frame".
-FAR_END_TIME = 10**6  # Virtual time of a gap's far end, beyond the reach of object pointers that look into the past only.
+FAR_END_TIME = 10**6  # Virtual time of a gap's far end: the future, whose object pointers SAM 2 does not use.
 NO_MEMORIES: dict = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
 
 
@@ -18,7 +18,7 @@ class Sam2Network:
 
     Args:
         model: `SAM2Base` in evaluation mode on its device.
-        autocast: What makes a context manager that is entered for each call.
+        autocast: Function without arguments that makes the context manager for each call.
     """
 
     def __init__(self, model, autocast: Callable):
@@ -26,7 +26,7 @@ class Sam2Network:
 
     @property
     def mask_side(self) -> int:
-        """Side in pixels of the masks that the decoder draws."""
+        """Side in pixels of the masks that the decoder returns."""
         return self.model.image_size // 4
 
     @property
@@ -37,8 +37,9 @@ class Sam2Network:
 
     @torch.inference_mode()
     def decode(
-        self, features: SliceFeatures, slices: Sequence[int], *, prompt: SlicePrompt | None = None, start_logits: torch.Tensor | None = None,
-        memories: dict | None = None, time: int = 0, remember: bool = False, adjust_scores: Callable | None = None,
+        self, features: SliceFeatures, slices: Sequence[int], *, prompt: SlicePrompt | None = None,
+        start_logits: torch.Tensor | None = None, memories: dict | None = None, time: int = 0, remember: bool = False,
+        adjust_scores: Callable | None = None,
     ) -> dict:  # fmt: skip
         """Decode a batch of slices at the same virtual time, by one call of SAM 2's `track_step`.
 
@@ -60,7 +61,9 @@ class Sam2Network:
             maps, positions, sizes = features.gather(slices)
             points = None if prompt is None else self._points(features, prompt)
             output, heads_output, _, _ = self.model._track_step(
-                time, memories is None, maps, positions, sizes, points, None, memories or NO_MEMORIES, 2 * FAR_END_TIME, False, start_logits,
+                frame_idx=time, is_init_cond_frame=memories is None, current_vision_feats=maps, current_vision_pos_embeds=positions,
+                feat_sizes=sizes, point_inputs=points, mask_inputs=None, output_dict=memories or NO_MEMORIES, num_frames=2 * FAR_END_TIME,
+                track_in_reverse=False, prev_sam_mask_logits=start_logits,
             )  # fmt: skip
             candidates, _, ious, low_res, high_res, pointer, score = heads_output
             if adjust_scores is not None:
@@ -76,13 +79,14 @@ class Sam2Network:
 
     @torch.inference_mode()
     def take_painted(self, features: SliceFeatures, t: int, mask) -> dict:
-        """Take slice `t` as painted, bool (Y, X), by SAM 2's own way for mask prompts. Returns the same as `decode`."""
+        """Take slice `t` as painted, bool (Y, X), as SAM 2 takes mask prompts. Return the same as `decode`, but no "candidates"."""
         with self.autocast():
             maps, positions, sizes = features.gather([t])
-            square = features.mask_to_square(mask)
             output, heads_output, _, _ = self.model._track_step(
-                0, True, maps, positions, sizes, None, square, NO_MEMORIES, 2 * FAR_END_TIME, False, None
-            )
+                frame_idx=0, is_init_cond_frame=True, current_vision_feats=maps, current_vision_pos_embeds=positions, feat_sizes=sizes,
+                point_inputs=None, mask_inputs=features.mask_to_square(mask), output_dict=NO_MEMORIES, num_frames=2 * FAR_END_TIME,
+                track_in_reverse=False, prev_sam_mask_logits=None,
+            )  # fmt: skip
             _, _, _, low_res, _, pointer, score = heads_output
             output.update(pred_masks=low_res, obj_ptr=pointer, object_score_logits=score.float(), iou=torch.ones(1))
         return output
@@ -92,7 +96,7 @@ class Sam2Network:
         """Return the memory entry of a prompted slice, encoded as the official predictor does before it propagates.
 
         Args:
-            output: Of `decode` or `take_painted` for slice `t`.
+            output: The output of `decode` or `take_painted` for slice `t`.
             slice_logits: Logits (Y, X) of the slice's own pixels to encode instead of the output's.
         """
         side = self.model.image_size

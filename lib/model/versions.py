@@ -1,4 +1,4 @@
-"""Fine-tuned versions of checkpoints. All are kept, one for each base checkpoint is served, and those that were no better lie aside."""
+"""Keep fine-tuned versions of checkpoints. One version of each base checkpoint is served; those that were no better lie aside."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class Versions:
         """Add a checkpoint, and return its new path.
 
         Args:
-            info: What to write beside it.
+            info: Further fields of the JSON file beside it.
             better: Whether it is served from now on; otherwise it is kept under aside/.
         """
         (self.folder / "aside").mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Worker threads on which networks are computed on a CPU.
+"""Compute networks on a CPU by a pool of worker threads.
 
 Every slice to encode, every prompt and every pass through a gap is one task, and a task is always computed alone, by one worker with a
-fixed number of threads. What comes out therefore does not depend on what else the machine computes at the time: the same prompts give the same
-mask. Several workers with one thread each are also the quickest way to compute a small network, whose single operations are too short to
-be shared between threads.
+fixed number of threads. The result therefore does not depend on what else the machine computes at the time: the same prompts give the
+same mask. Several workers with one thread each are also the quickest way to compute a small network, whose single operations are too
+short to be shared between threads.
 """
 
 import os
@@ -14,7 +14,7 @@ from contextvars import copy_context
 
 import torch
 
-CPU_CORES = torch.get_num_threads()  # Those that this process may use: all, unless OMP_NUM_THREADS says fewer.
+CPU_CORES = torch.get_num_threads()  # The cores that this process may use: all, unless OMP_NUM_THREADS says fewer.
 SMALL_IMAGE_SIZE = 512  # Pixels. Networks for larger images have operations that are worth sharing between threads.
 
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -33,15 +33,15 @@ def threads_per_task(image_size: int) -> int:
 def run_all(function: Callable, items: Iterable, device: torch.device, threads_each: int = 1) -> list:
     """Return [function(item) for item in items].
 
-    On a CPU the items are computed side by side by the worker threads, each alone; a GPU computes one after the other in the calling
-    thread. A call from within a worker computes its items in that worker.
+    If `device` is a CPU, worker threads compute the items side by side, each alone; on a GPU the calling thread computes one after the
+    other. A call from within a worker computes its items in that worker.
 
     Args:
         items: What to compute, the longest first if they differ much.
-        threads_each: Number of threads of a worker; workers together have `CPU_CORES` threads.
+        threads_each: Threads of each worker. Each such number has a pool of its own, whose workers together have `CPU_CORES` threads.
 
     Raises:
-        Exception: Whatever `function` raises first; items that have not begun by then are not begun.
+        Exception: The error that `function` raised first; items that have not begun by then are not begun.
     """
     items = list(items)
     if device.type != "cpu" or getattr(_this_thread, "is_worker", False):
@@ -68,13 +68,13 @@ def _pool(threads_each: int) -> ThreadPoolExecutor:
             all_started = threading.Barrier(count)
             for task in [pool.submit(all_started.wait) for _ in range(count)]:
                 task.result()
-            torch.set_num_threads(before)  # For threads that begin later.
+            torch.set_num_threads(before)  # A thread that begins later takes the number that was set last in any thread.
             _pools[threads_each] = pool
         return _pools[threads_each]
 
 
 def _start_worker(threads: int) -> None:
-    torch.get_num_threads()  # PyTorch sets up a thread when it is first asked, with the number that was set last in any thread.
+    torch.get_num_threads()  # Asked first, because PyTorch then sets up the thread with the number that was set last in any thread.
     torch.set_num_threads(threads)
     _this_thread.is_worker = True
 

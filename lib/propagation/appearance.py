@@ -1,4 +1,4 @@
-"""Does what lies under a mask still look like what was annotated? By intensity alone, compared with what lies around it.
+"""Judge by intensities whether what lies under a mask still looks like what was annotated, compared with what lies around it.
 
 The network's object score says little where a network is small. An annotated slice shows which intensities are inside the structure
 and which are around it. A mask on another slice that holds the former and is surrounded by the latter is probably right; one that holds
@@ -24,7 +24,7 @@ def intensity_likelihood(image: torch.Tensor, mask: torch.Tensor, valid: torch.T
         valid: Bool (h, w), False where the image is padding.
 
     Returns:
-        Float (32,) in [0, 1]; 0.5 says nothing.
+        Float (32,) in [0, 1]; 0.5 means that a bin is as frequent inside as around.
     """
     if not mask.any():
         return torch.full((_BINS,), 0.5, device=image.device)

@@ -1,4 +1,4 @@
-"""What passes give, made into one result for all slices: interpolation between tracked slices, blending of two directions."""
+"""Combine the outputs of passes into one result for all slices: interpolate between tracked slices, and blend two directions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,12 @@ from lib.propagation.tracks import ABSENT_SCORE, Tracks
 
 BLENDED_LOGIT_LIMIT = 10.0  # Logits are clamped before blending, so that one direction's "absent" does not overrule the other.
 
-# Of a pass, in its order: logits (L, h, w), predicted IoU (L,), object score (L,).
+# The outputs for the L slices of a pass, in its order: logits (L, h, w), predicted IoU (L,), object score (L,).
 PassOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def fill_pass(gap_pass: GapPass, steps: Sequence[tuple], start: tuple) -> PassOutputs:
-    """Return the outputs of a pass for all its slices: those between tracked slices by linear interpolation, those that it did not
-    reach as absent.
+    """Return the outputs of a pass for all its slices: interpolated linearly between tracked slices, absent where it did not arrive.
 
     Args:
         steps: (logits (h, w), predicted IoU, object score) of the tracked slices that the pass has reached.
@@ -43,7 +42,7 @@ def fill_pass(gap_pass: GapPass, steps: Sequence[tuple], start: tuple) -> PassOu
 def blend_into(tracks: Tracks, outputs: Mapping[GapPass, PassOutputs]) -> None:
     """Write the outputs of all passes into `tracks`; where two go through one gap, they are blended.
 
-    A direction counts by its nearness and by how sure it is of its mask (predicted IoU times probability of presence).
+    Each direction is weighted by its nearness and by how sure it is of its mask (predicted IoU times probability of presence).
     """
     for gap_pass, (logits, iou, score) in outputs.items():
         index, other = gap_pass.slices, opposite_pass(gap_pass, list(outputs))

@@ -1,4 +1,4 @@
-"""Gaps between annotated slices, and the passes of the network that fill them."""
+"""Plan the passes that fill the gaps between annotated slices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,9 @@ def plan_passes(
     annotated as empty, and a gap between two empty slices stays empty.
 
     Args:
+        annotated: At least one annotation, by slice index.
         forward, backward: Whether to pass towards higher and towards lower slice indices.
+        stride: See `GapPass`.
     """
     order = sorted(annotated)
     first, last = order[0], order[-1]

@@ -1,4 +1,4 @@
-"""Where does a tracked object end? The network's object score and the appearance of what it follows decide."""
+"""Decide where a tracked object ends, by the network's object score and the appearance of what is tracked."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -9,20 +9,20 @@ import torch
 from lib.model.features import SliceFeatures
 from lib.propagation.appearance import inside_outside_contrast, intensity_likelihood, shrink_masks
 
-SURE_STEPS = 2  # Steps beside an annotated slice in which the object is surely there; their mean score is the standard of comparison.
+SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
 
 
 class ObjectEndDetector:
     """Judges the steps of a batch of passes.
 
-    The object counts as lost where its score falls by more than `score_drop` below the mean score of the first steps, or by more than
-    that plus `appearance_gain` times `appearance.inside_outside_contrast` where the mask still looks as the annotated slice does.
+    The object counts as lost where its score is not positive, or lies at least `score_drop` + `appearance_gain` * contrast below the mean
+    of the first steps. The contrast (`appearance.inside_outside_contrast`) is high where the mask looks as the annotated slice does.
 
     Args:
-        features: Of the volume.
-        score_drop: How far the object score may fall; 0 leaves the decision to the score alone, as in SAM 2.
+        features: Encoded slices of the frames in which the object is tracked.
+        score_drop: How far the object score may fall; 0 leaves the decision to the sign of the score, as in SAM 2.
         appearance_gain: How much further it may fall where the appearance is unchanged.
-        starts: For each pass the annotated slice where it begins and that slice's logits (h, w).
+        starts: For each pass the index of the annotated slice where it begins, and that slice's logits (h, w).
     """
 
     def __init__(self, features: SliceFeatures, score_drop: float, appearance_gain: float, starts: Sequence[tuple[int, torch.Tensor]]):
@@ -42,12 +42,12 @@ class ObjectEndDetector:
         return selection
 
     def observe(self, step: int, scores: torch.Tensor) -> None:
-        """Take note of the scores (B,) of a step (1, 2, ...)."""
+        """Take note of the object scores (B,) of a step (1, 2, ...) of the passes."""
         if step <= SURE_STEPS:
             self._first_scores = self._first_scores + scores / SURE_STEPS
 
     def score_adjustment(self, step: int, slices: list[int]) -> Callable | None:
-        """Return what maps the scores (B,) and logits (B, h, w) of a step to the scores that count; None leaves them as they are."""
+        """Return a function that maps scores (B,) and logits (B, h, w) of a step to the scores that count, or None if they stay."""
         return partial(self._adjust, slices) if self._score_drop and step > SURE_STEPS else None
 
     def _adjust(self, slices: list[int], scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

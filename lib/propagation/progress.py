@@ -1,11 +1,11 @@
-"""A progress bar that several threads move."""
+"""Share one progress bar between several threads."""
 
 import threading
 from collections.abc import Callable
 
 
 class SharedProgress:
-    """Moves a progress bar for whichever thread has done a step. What the bar raises (to cancel the work), it raises to all threads.
+    """A progress bar that any thread may advance. An error that the bar raises (to cancel the work) is raised in all threads.
 
     Args:
         progress: Wraps an iterable for display, as `tqdm` does.
@@ -31,6 +31,6 @@ class SharedProgress:
                 raise
 
     def finish(self) -> None:
-        """Move to the end, where fewer steps were needed."""
+        """Move to the end, because fewer steps may have been needed. No other thread may use the bar any more."""
         for _ in self._steps:
             pass

@@ -1,7 +1,6 @@
-"""From the prompts of one slice to an `Annotation`: the mask that the user sees there, and the memory that passes look at."""
+"""Decode the prompts of one slice to an `Annotation`: the mask that the user sees there, and the memory that passes attend to."""
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 
@@ -12,11 +11,11 @@ from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
 from lib.propagation.zoom import START_LOGIT_LIMIT, click_agreement, refine_zoomed
 
-RECENT_BYTES = 64 << 20  # Of decodings that are kept, because clicks on a slice come one after the other.
+RECENT_BYTES = 64 << 20  # Bytes of recent decodings to keep, because clicks on a slice come one after the other.
 
 
 class PromptDecoder:
-    """Decodes the prompts of slices. Its only state are the last few decodings, which save time and change no result.
+    """Decodes the prompts of slices. Its only state is a cache of recent decodings, which saves time and changes no result.
 
     Args:
         network: The network.
@@ -31,8 +30,8 @@ class PromptDecoder:
     def annotate(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> Annotation:
         """Decode slice `t` from its prompt alone, without memory.
 
-        Several clicks are given all at once, again on the mask that this gives, and one after the other. The answer that agrees with most of
-        the clicks counts, among equals the one of the highest predicted IoU.
+        Several clicks are decoded in three ways: all at once; all at once, starting from the resulting mask; and one after the other. The
+        result that agrees with most of the clicks is taken, and among equals the one with the highest predicted IoU.
         """
         if prompt.mask is not None:
             return self._painted(features, t, prompt)
@@ -52,7 +51,7 @@ class PromptDecoder:
 
         Args:
             slice_logits: Logits (Y, X) of the pixels of these frames.
-            key: Of the annotation where the mask was decoded.
+            key: Key of the annotation where the mask was decoded.
         """
         if prompt.mask is not None:
             return self._painted(features, t, prompt)
@@ -62,25 +61,25 @@ class PromptDecoder:
         return self._annotation(features, t, output, key, slice_logits)
 
     @torch.inference_mode()
-    def correct(self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: Mapping[int, Annotation], tracks: Tracks) -> Annotation:
-        """Decode clicks on a slice that has a tracked mask already; they correct that mask.
+    def correct(self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: dict[int, Annotation], tracks: Tracks) -> Annotation:
+        """Decode slice `t`, which has a tracked mask already; the clicks on it correct that mask.
 
         Args:
             annotated: The annotations that `tracks` came from, by slice.
-            tracks: What is displayed.
+            tracks: The displayed result, with the mask to correct.
         """
         start = tracks.logits[t][None, None]
         nearest = min(annotated, key=lambda s: abs(s - t))
-        memories = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}
+        memories, time = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}, abs(nearest - t)
         for n in range(1, len(prompt.labels) + 1):
             clicks = SlicePrompt(prompt.points[:n], prompt.labels[:n])
-            output = self.network.decode(features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=abs(nearest - t))
+            output = self.network.decode(features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=time)
             start = output["pred_masks"]
         displayed = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
         return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed))
 
     def _decode_displayed(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> tuple[dict, torch.Tensor | None]:
-        """Return the network's output for a prompt, and the logits (Y, X) of the slice where zooming gave better ones."""
+        """Return the network's output for a prompt, and the logits (Y, X) of the slice if zooming gave better ones, else None."""
         key = "displayed", features.frames.key, t, prompt.key
         result = self._recent.get(key)
         if result is None:
@@ -97,10 +96,10 @@ class PromptDecoder:
             return at_once
         again = self.network.decode(features, [t], prompt=prompt, start_logits=_limited(at_once["pred_masks"]))
 
-        def rank(output: dict) -> tuple[float, float]:
+        def agreement_and_iou(output: dict) -> tuple[float, float]:
             return click_agreement(prompt, features.to_slices(output["pred_masks"][0])[0]), float(output["iou"][0])
 
-        return max((at_once, again, self._decode_in_turn(features, t, prompt)), key=rank)
+        return max((at_once, again, self._decode_in_turn(features, t, prompt)), key=agreement_and_iou)
 
     def _decode_in_turn(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:
         """Return the output for clicks that are given one after the other, each with the mask of those before."""

@@ -1,10 +1,11 @@
-"""SAM 2's memory carried from annotated slices through a volume, in both directions.
+"""Carry SAM 2's memory from annotated slices through a volume, in both directions.
 
-The network is used unchanged, but otherwise than by the official video predictor. Every gap between two neighbouring annotated slices is filled
-by passes of its own that know only the memories of its two ends. The result is therefore a function of the prompts alone, whatever
-was asked before, and a correction costs no more than the two gaps beside it. A pass moves away from its near end in virtual time 1, 2,
-...; gaps between two annotated slices are passed from both ends and blended (`lib.propagation.blending`). On a GPU passes go through
-the network as batches, on a CPU each is computed alone by a worker (`lib.model.worker_pool`).
+The network is unchanged, but it is used in another way than by the official video predictor. Every gap between two neighbouring
+annotated slices is filled by passes of its own that know only the memories of its two ends. The result therefore depends on the
+prompts alone, not on what was asked before, and a correction costs no more than the two gaps beside it. A pass moves away from its
+near end in virtual time 1, 2, ...; gaps between two annotated slices are passed from both ends and blended
+(`lib.propagation.blending`). On a GPU passes go through the network as batches, on a CPU each is computed alone by a worker
+(`lib.model.worker_pool`).
 """
 
 import math
@@ -24,7 +25,7 @@ from lib.propagation.progress import SharedProgress
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
 
-SLICES_AHEAD = 2  # Steps for which a GPU encodes slices at once.
+SLICES_AHEAD = 2  # Number of steps of a pass for which a GPU encodes the slices at once.
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,10 @@ class PropagationTask:
     """Slices low..high (both included) of one structure, to be filled from those that are annotated.
 
     Attributes:
-        features: Of the frames, or of the crop of them, to track in.
+        features: Encoded slices of the frames, or of the crop of them, to track in.
         annotated: At least one annotation by slice, all within low..high. A slice annotated as empty stops tracking there.
-        scope: What results depend on besides annotations (volume, crop, network); needed only with a result cache.
-        ensure_encoded: Called with slice indices shortly before they are needed; None encodes them.
+        scope: Everything that results depend on besides annotations (volume, crop, network); needed only with a result cache.
+        ensure_encoded: Encodes slices of given indices shortly before they are needed; None means `features.ensure`.
     """
 
     features: SliceFeatures
@@ -54,14 +55,14 @@ class Propagator:
 
     Args:
         network: The network.
-        score_drop, appearance_gain: Of the network's checkpoint, see `ObjectEndDetector` and `lib.training.object_end_calibration`.
+        score_drop, appearance_gain: Calibrated limits of the network's checkpoint, see `ObjectEndDetector`.
     """
 
     def __init__(self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0):
         self.network, self.score_drop, self.appearance_gain = network, score_drop, appearance_gain
 
     def propagate(self, features: SliceFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
-        """Fill the slices low..high of one structure; see `propagate_all`."""
+        """Fill the slices low..high of one structure; see `propagate_all`, which takes the same `options`."""
         return self.propagate_all([PropagationTask(features, annotated, low, high)], **options)[0]
 
     @torch.inference_mode()
@@ -69,16 +70,16 @@ class Propagator:
         self, tasks: Sequence[PropagationTask], *, forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1,
         batch: int = 32, cache: ResultCache | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
-        """Fill the slices of several tasks (structures, or crops of one) together.
+        """Fill the slices of at least one task (structures, or crops of one), all on one device and volume.
 
         Args:
             forward, backward: Whether to track towards higher and towards lower slice indices.
             stop_mm: A pass beyond the outermost annotated slice ends when the object has been absent for that distance (and for three
                 tracked slices); 0 never ends it.
             stride: Only slices whose index is a multiple of it go through the network; those between are interpolated.
-            batch: Most passes that go through the network as one batch; on a CPU it should be 1.
-            cache: Known outputs of passes.
-            progress: Wraps an iterable for display.
+            batch: Largest number of passes that go through the network as one batch; on a CPU it should be 1.
+            cache: Holds known outputs of passes, and gets the new ones.
+            progress: Wraps an iterable for display; an error that it raises ends all passes.
 
         Returns:
             The outputs for all slices of the volume, for each task.
@@ -103,7 +104,7 @@ class Propagator:
             blend_into(tracks[-1], {p: outputs[task, p] for p in passes})
         return tracks
 
-    @torch.inference_mode()  # It belongs to a thread, and this one may be a worker.
+    @torch.inference_mode()  # The mode belongs to a thread, and this one may be a worker.
     def _run_batch(self, batch: list[TaskPass], patience: int, bar: SharedProgress) -> dict[TaskPass, PassOutputs]:
         """Take passes of one kind (outer or inner) through the same frames, the longest first, and return their outputs."""
         features, ensure_encoded = batch[0][0].features, batch[0][0].ensure_encoded or batch[0][0].features.ensure

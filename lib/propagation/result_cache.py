@@ -1,4 +1,4 @@
-"""Results of the network by everything they depend on: the only state between two requests."""
+"""Keep results of the network by everything they depend on."""
 
 import threading
 from collections import OrderedDict
@@ -9,8 +9,8 @@ DEFAULT_LIMIT_BYTES = 512 << 20
 class ResultCache:
     """Results by key. When `limit_bytes` are exceeded, the one that was used longest ago goes first.
 
-    A key holds everything a result depends on (volume, crop, network, prompts), so a second click finds what the first one left, whoever
-    made it. Any number of threads may use one object.
+    A key holds everything a result depends on (volume, crop, network, prompts). A second click therefore finds the results of the first
+    one, whoever made it. Any number of threads may use one object.
     """
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES):

@@ -17,8 +17,8 @@ class Annotation:
         logits: Mask logits (1, 1, h, w) at stride 4 of the network's square.
         iou: Predicted IoU in [0, 1].
         object_score: Logit of the probability that the object is on this slice.
-        memory: Memory entry that passes from this slice look at.
-        key: What tells it from other annotations of the same volume and network: everything that it depends on.
+        memory: Memory entry that passes from this slice attend to.
+        key: Everything that it depends on besides volume, crop and network; tells it from other annotations.
         slice_logits: Logits (Y, X) of the slice's own pixels where they are known better than by `logits`, else None.
     """
 
@@ -67,7 +67,7 @@ class Tracks:
         """Return the outputs for `total` slices of which only the annotated ones are known.
 
         Args:
-            absent_iou: How sure it is, as predicted IoU, that the object is on none of the other slices.
+            absent_iou: Predicted IoU of the other slices, where the object counts as absent.
         """
         shape = next(iter(annotated.values())).logits.shape[-2:]
         tracks = cls(

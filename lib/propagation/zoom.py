@@ -1,4 +1,4 @@
-"""The surroundings of a small structure, enlarged to the network's whole square.
+"""Enlarge the surroundings of a small structure to the network's whole square.
 
 A structure of 20 pixels in a slice of 512 is five cells of the mask that a network for 256 pixels draws. Cut out and enlarged it is
 drawn much finer. A prompted slice is decoded again in such a crop (`refine_zoomed`), and the structure is tracked in one
@@ -31,7 +31,7 @@ class CropSize(NamedTuple):
     shares: tuple[float, ...]
 
 
-# Margins of 1.6 and 2.2 gave the same on generated slices, with 2.0 and 2.8 tracking did.
+# On generated slices, margins of 1.6 and 2.2 refine as well as 1.8, and a margin of 2.8 tracks as well as 2.0.
 REFINING = CropSize(1.8, (0.19, 0.22, 0.26, 0.31, 0.37, 0.44, 0.52, 0.61, 0.7))
 TRACKING = CropSize(2.0, (0.25, 0.35, 0.5, 0.7))
 
@@ -51,13 +51,13 @@ def refine_zoomed(decoder, features: SliceFeatures, t: int, prompt: SlicePrompt,
     """Decode slice `t` again in the enlarged surroundings of the structure.
 
     The result is averaged with the first decoding and counts only if it agrees with the clicks as well as that did. One click may mean a
-    part or the whole, and a small network hardly knows which of its alternatives is better: of those, and their averages with
-    the first decoding, the one whose border is most clearly an edge of the image is taken. Several clicks are tried as
-    corrections of what was displayed before the last of them, too.
+    part or the whole, and a small network hardly knows which of its alternatives is better. Of these and their averages with the
+    first decoding, the one whose border is most clearly an edge of the image is taken. Several clicks are also tried as corrections
+    of the mask that was displayed before the last of them.
 
     Args:
         decoder: `PromptDecoder` whose network and earlier results are used.
-        logits: Of the first decoding, (1, 1, h, w).
+        logits: Logits (1, 1, h, w) of the first decoding.
 
     Returns:
         Logits (Y, X) of the slice, or None where zooming brings nothing.
@@ -102,9 +102,9 @@ def tracking_crops(
 ) -> list[tuple[int, int, Crop | None]]:
     """Choose where the structure is tracked in the slices low..high.
 
-    The first click alone decides, so that the features of its crop are there for all that follows, and so that what was tracked
-    stays valid. Only where the ends of a gap do not lie well within that crop, the surroundings of all annotated slices are taken. They
-    are taken everywhere if they are less than half as large: then the first click alone had displayed too much.
+    The first click alone decides, so that all later requests find the features of its crop encoded, and results of tracking in it
+    stay valid. Only where the ends of a gap do not lie well within that crop, the surroundings of all annotated slices are taken. If
+    they are less than half as large, they are taken everywhere, because the first click alone had displayed too much.
 
     Args:
         first: The first prompt and what it displays.

@@ -1,4 +1,4 @@
-"""The loop of an annotation session with a simulated annotator: annotate a slice, propagate, choose the next slice."""
+"""Simulate an annotation session: annotate a slice, propagate, choose the next slice, and so on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from lib.quality.next_slice import RoundState, Strategy
 
 @dataclass(frozen=True, eq=False)
 class AnnotationRound:
-    """What one more annotated slice gave.
+    """The result of one more annotated slice.
 
     Attributes:
         slice: Index of the slice that was annotated in this round.
-        prompts: All prompts so far.
-        state: What the engine answered.
-        dice: Volume Dice of the answer.
+        prompts: All prompts so far, as keywords of `make_prompts`.
+        state: The state of the structure after this round.
+        dice: Dice of the whole mask against the reference.
     """
 
     slice: int
@@ -35,11 +35,11 @@ def annotation_rounds(
     """Yield the rounds of a session, as in He et al. 2024 (section 2.3).
 
     Args:
-        segment: The engine.
+        segment: Segments with all prompts so far.
         reference: Mask bool (T, Y, X), not empty.
         choose: Returns the next slice, or None to stop; see `lib.quality.next_slice`.
-        annotate: The simulated annotator.
-        count: Most slices to annotate.
+        annotate: The simulated annotator, which returns the prompts of one slice.
+        count: Largest number of slices to annotate.
         first_slice: Where to start; default: the slice with the largest reference.
     """
     prompts: dict = {}
@@ -60,7 +60,7 @@ def annotation_rounds(
 
 
 def merge_prompts(first: dict, second: dict) -> dict:
-    """Return the prompts of both, as keywords of `make_prompts`."""
+    """Return the prompts of both, which are keywords of `make_prompts`; on a slice that both paint, the second counts."""
     merged = dict(first)
     for name, values in second.items():
         merged[name] = {**merged.get(name, {}), **values} if isinstance(values, dict) else [*merged.get(name, []), *values]

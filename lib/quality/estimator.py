@@ -1,4 +1,4 @@
-"""The IoU that is expected of a slice's mask: by an estimate that was fitted to a checkpoint, or by the network's own outputs."""
+"""Estimate the IoU of a slice's mask, by boosted trees that were fitted to a checkpoint or by the network's own outputs."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy as np
 
 from lib.quality.signals import SIGNALS
 
-# Whether more of a signal can only be good (1) or only be bad (-1) where there is a mask, whatever a sample of volumes says. This
+# Where there is a mask, a larger signal may only raise (1) or only lower (-1) the estimate, whatever the fitted volumes say. This
 # changes nothing on volumes like those fitted on, and helps on others (correlation on phantoms 0.52 -> 0.55, with a mask 0.59 -> 0.68).
 _MONOTONE = {
     "predicted_iou": 1, "presence": 1, "distance": -1, "nearness": 1, "change": -1, "area_ratio": -1, "overlap": 1, "worst_iou": 1,
@@ -20,7 +20,7 @@ _TREES = 150
 
 
 def predicted_quality(predicted_iou: np.ndarray, presence: np.ndarray, has_mask: np.ndarray, agreement: np.ndarray) -> np.ndarray:
-    """Return the IoU (T,) expected without anything fitted, from the network's own outputs and from what its two directions say.
+    """Return the expected IoU (T,) without a fitted estimator: from the network's own outputs and the agreement of the two directions.
 
     Where there is a mask, it is right if the object is there, and then as good as predicted, but no better than the directions
     agree. Where there is none, it is right if the object is not there.
@@ -29,7 +29,7 @@ def predicted_quality(predicted_iou: np.ndarray, presence: np.ndarray, has_mask:
         predicted_iou: The decoder's estimate (T,).
         presence: Probability (T,) that the object is on the slice.
         has_mask: Bool (T,).
-        agreement: Dice (T,) of the two directions, NaN where there are not two.
+        agreement: Dice (T,) of the two directions, NaN where there is only one.
     """
     with_mask = np.fmin(presence * np.clip(predicted_iou, 0, 1), agreement / (2 - agreement))
     return np.where(has_mask, with_mask, 1 - presence)
@@ -60,12 +60,12 @@ class BoostedTrees:
         Args:
             x: Signals (N, S).
             y: Values (N,).
-            monotone: By column, 1 where more of a signal may not mean less and -1 where it may not mean more.
+            monotone: For some columns, 1 if the value must not fall and -1 if it must not rise as the signal grows.
         """
         settings = {
-            "objective": "regression", "learning_rate": 0.07, "max_depth": 3, "num_leaves": 8, "min_data_in_leaf": max(1, min(200, len(x) // 20)),
-            "bagging_fraction": 0.7, "bagging_freq": 1, "feature_fraction_bynode": 0.5, "seed": seed, "deterministic": True,
-            "force_col_wise": True, "num_threads": 1, "verbose": -1,
+            "objective": "regression", "learning_rate": 0.07, "max_depth": 3, "num_leaves": 8,
+            "min_data_in_leaf": max(1, min(200, len(x) // 20)), "bagging_fraction": 0.7, "bagging_freq": 1, "feature_fraction_bynode": 0.5,
+            "seed": seed, "deterministic": True, "force_col_wise": True, "num_threads": 1, "verbose": -1,
         }  # fmt: skip
         if monotone:
             settings |= {"monotone_constraints": [monotone.get(n, 0) for n in range(x.shape[1])]}
@@ -97,7 +97,7 @@ class QualityEstimator:
 
     @classmethod
     def fit(cls, signals: np.ndarray, has_mask: np.ndarray, iou: np.ndarray) -> "QualityEstimator":
-        """Fit to slices whose true IoU (T,) is known."""
+        """Fit to slices whose true IoU (T,) is known; some must have a mask and some none. See `predict` for the arguments."""
         monotone = {n: _MONOTONE[name] for n, name in enumerate(SIGNALS) if name in _MONOTONE}
         with_mask = BoostedTrees.fit(signals[has_mask], iou[has_mask], monotone)
         return cls(with_mask, BoostedTrees.fit(signals[~has_mask], iou[~has_mask]))
@@ -108,7 +108,7 @@ class QualityEstimator:
 
     @classmethod
     def from_json(cls, text: str) -> "QualityEstimator | None":
-        """Return the estimator of a text, or None if another release fitted it to other signals."""
+        """Return the estimator of a text from `to_json`, or None if it was fitted to other signals, as by another release."""
         content = json.loads(text)
         if tuple(content.get("signals", ())) != SIGNALS:
             return None

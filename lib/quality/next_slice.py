@@ -1,7 +1,7 @@
-"""Which slice should be annotated next? Strategies with a reference and without, on what one round of segmentation leaves behind.
+"""Choose the slice to annotate next, by strategies with a reference and without one.
 
-All work on frames (T, Y, X) along the slicing axis. Annotated slices are never chosen, and slices close to one only when no other is
-left: what is wrong there, a click on the annotated slice corrects.
+All strategies work on frames (T, Y, X) along the slicing axis. Annotated slices are never chosen, and slices close to one only when no
+other is left, because a click on the annotated slice corrects what is wrong there.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from lib.imaging.masks import deepest_pixel, slice_areas
 from lib.quality.signals import mask_source
 from lib.quality.slice_estimates import SliceEstimates
 
-MARGIN_SLICES, MARGIN_MM = 2, 5.0
+MARGIN_SLICES, MARGIN_MM = 2, 5.0  # A slice within either distance of an annotated one is close to it.
 EQUAL_DICE = 0.005  # Estimates this close together count as equal.
 
 
@@ -26,10 +26,10 @@ class RoundState:
 
     Attributes:
         frames: The slices.
-        reference: Mask bool (T, Y, X) to compare with, or None.
-        estimates: What the engine estimates for each slice; None for engines that estimate nothing.
+        reference: Mask bool (T, Y, X) to compare with, or None; only `oracle` needs it.
+        estimates: Estimates for each slice, which `estimator`, `wrong_voxels` and proposals need; None for engines without estimates.
         mask: The engine's answer, bool (T, Y, X).
-        annotated: Indices of the annotated slices.
+        annotated: Indices of the annotated slices, at least one.
         dice_shift: Added to the expected Dice of slices that are not annotated, see `learned_dice_shift`.
     """
 
@@ -55,14 +55,14 @@ class RoundState:
 
     @property
     def expected_wrong_pixels(self) -> np.ndarray:
-        """Pixels (T,) expected to be wrong: as many missed as in excess where there is a mask, else a mask as large as the last one."""
+        """Number of pixels (T,) expected to be wrong: 2 * area * (1 - Dice); without a mask, the last mask's area * (1 - Dice)."""
         last_area = self.area[mask_source(self.area > 0, sorted(self.annotated))]
         error = 1 - self.expected_dice
         return np.where(self.area > 0, 2 * self.area * error, last_area * error)
 
     @property
     def expected_volume_dice(self) -> float:
-        """Dice in [0, 1] that is expected of the volume, if mask and structure are about equally large."""
+        """Dice in [0, 1] that is expected of the whole mask, if mask and structure are about equally large."""
         total = float(self.area.sum())
         return max(0.0, 1 - float(self.expected_wrong_pixels.sum()) / (2 * total)) if total else 0.0
 
@@ -79,13 +79,13 @@ class RoundState:
         return int(slices[0]), int(slices[-1])
 
 
-Strategy = Callable[[RoundState], int | None]
+Strategy = Callable[[RoundState], int | None]  # Returns the slice to annotate next, or None if there is none.
 
 
 def slice_errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Dice and number of wrong pixels (T,) of each slice of two masks bool (T, Y, X).
+    """Return the Dice (T,) and the number of wrong pixels (T,) of each slice of two masks bool (T, Y, X).
 
-    Every slice counts; both empty is Dice 1, one empty is 0 (He et al. 2024).
+    Every slice counts; the Dice is 1 if both are empty and 0 if one is (He et al. 2024).
     """
     return metrics.slice_dice(mask, reference, 0), (mask ^ reference).sum((1, 2))
 
@@ -102,19 +102,19 @@ def pick_worst_slice(dice: np.ndarray, wrong_pixels: np.ndarray, allowed: np.nda
 
 
 def oracle(state: RoundState) -> int | None:
-    """Choose the lowest Dice with the reference (He et al. 2024); None when every slice is right."""
+    """Choose the slice of lowest Dice against the reference (He et al. 2024), or None when every slice is right."""
     dice, wrong_pixels = slice_errors(state.mask, state.reference)
     allowed = state.candidates()
     return pick_worst_slice(dice, wrong_pixels, allowed[wrong_pixels[allowed] > 0])
 
 
 def estimator(state: RoundState) -> int | None:
-    """Choose the lowest expected Dice, and among equals the most pixels expected to be wrong."""
+    """Choose the slice of lowest expected Dice, and among equals the one with the most pixels expected to be wrong."""
     return pick_worst_slice(state.expected_dice, state.expected_wrong_pixels, state.candidates(), EQUAL_DICE)
 
 
 def wrong_voxels(state: RoundState) -> int | None:
-    """Choose the most pixels expected to be wrong."""
+    """Choose the slice with the most pixels expected to be wrong."""
     return pick_worst_slice(-state.expected_wrong_pixels, state.expected_wrong_pixels, state.candidates())
 
 
@@ -134,12 +134,12 @@ def uniform(state: RoundState) -> int | None:
 
 
 def largest_area(state: RoundState) -> int | None:
-    """Choose the largest mask."""
+    """Choose the slice with the largest mask."""
     return pick_worst_slice(-state.area, state.area, state.candidates())
 
 
 def random(state: RoundState, seed: int = 0) -> int | None:
-    """Choose any slice; the same one for the same annotations and seed."""
+    """Choose a slice at random; it is the same for the same annotations and seed."""
     allowed = state.candidates()
     rng = np.random.default_rng([seed, *sorted(state.annotated)])
     return int(rng.choice(allowed)) if len(allowed) else None
@@ -154,7 +154,7 @@ class Proposal:
 
     Attributes:
         slice: Index along the slicing axis.
-        expected_dice: Of the mask on that slice.
+        expected_dice: Expected Dice in [0, 1] of the mask on that slice.
         prompt: "click", "box" or "absent".
         point: Voxel (i, j, k) on the slice where to look, or None.
         reason: A sentence for the annotator.
@@ -168,7 +168,7 @@ class Proposal:
 
 
 def propose_next_slice(state: RoundState, choose: Strategy = estimator) -> Proposal | None:
-    """Return the next slice and what to do there, or None if no slice is left."""
+    """Return the next slice and what to do there, or None if no slice is left. The state must have estimates."""
     t = choose(state)
     if t is None:
         return None
@@ -186,7 +186,7 @@ def propose_next_slice(state: RoundState, choose: Strategy = estimator) -> Propo
 
 
 def learned_dice_shift(expected: list[float], true: list[float]) -> float:
-    """Return the mean error of earlier expectations in this volume, shrunk towards 0: what corrections say about the estimates."""
+    """Return the mean of true minus expected Dice over earlier corrections of this volume, shrunk towards 0 where they are few."""
     return float(np.subtract(true, expected).sum() / (len(true) + 2)) if true else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What is known about the mask of a slice without a reference: signals that tracking and the image give."""
+"""Compute signals of tracking and of the image that tell how good the mask of a slice is without a reference."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def compute_signals(
 ) -> np.ndarray:  # fmt: skip
     """Return the signals of each slice: float (T, len(SIGNALS)).
 
-    Distances count in sizes of the structure (the square root of its mean annotated area), so that a lesion and a liver compare.
+    Distances are divided by the structure's size (the square root of its mean annotated area), so that a lesion and a liver compare.
 
     Args:
         masks: Bool (T, h, w) at any resolution.
@@ -57,7 +57,7 @@ def compute_signals(
         agreement: Dice (T,) of the two passes between annotated slices, else NaN.
         likeness: How much more the inside of the slice's mask (see `mask_source`) looks like the annotated structure than its
             surroundings do, (T,) in [-1, 1].
-        correlation: Of the image there with that of the slice where the mask comes from, (T,) in [-1, 1].
+        correlation: Correlation of the image with that of the slice where the mask comes from, (T,) in [-1, 1].
     """
     total = len(masks)
     t, annotated = np.arange(total), np.asarray(sorted(annotated))
@@ -77,8 +77,8 @@ def compute_signals(
         worst_iou[k], worst_likeness[k] = min(worst_iou[k], worst_iou[inner]), min(worst_likeness[k], worst_likeness[inner])
         if area_mm2[k] == 0:
             least_correlation[k] = min(least_correlation[k], least_correlation[inner])
-    beyond = np.exp(-2 * np.abs(t - source) * slice_mm / size_mm)  # 1 where there is a mask, falling with the distance to the last one.
-    stop = np.minimum(area_mm2[source] / max(float(area_mm2[annotated].max()), 1e-6), 4)  # How large the mask was where it ended.
+    mask_nearness = np.exp(-2 * np.abs(t - source) * slice_mm / size_mm)  # 1 where there is a mask.
+    end_area = np.minimum(area_mm2[source] / max(float(area_mm2[annotated].max()), 1e-6), 4)  # How large the mask was where it ended.
     reach = np.minimum(np.abs(source - nearest) * slice_mm / size_mm, 3)
     area_ratio = np.abs(np.log((area_mm2 + 1) / (area_mm2[nearest] + 1)))
     presence_logit = np.clip(np.log(np.clip(presence, 1e-6, 1) / np.clip(1 - presence, 1e-6, 1)), -6, 6)
@@ -86,6 +86,7 @@ def compute_signals(
     return np.stack([
         np.clip(predicted_iou, 0, 1), presence_logit / 6, np.minimum(distance, 4), np.exp(-2 * distance), np.minimum(change, 4),
         np.minimum(area_ratio, 4), overlap, worst_iou, np.where(has_two_passes, np.nan_to_num(agreement), 0.7), has_two_passes,
-        likeness, worst_likeness, least_correlation, beyond, stop, stop * beyond,
-        np.maximum(least_correlation, 0) * beyond, np.maximum(worst_likeness, 0) * beyond, reach, np.exp(-reach) * beyond,
+        likeness, worst_likeness, least_correlation, mask_nearness, end_area, end_area * mask_nearness,
+        np.maximum(least_correlation, 0) * mask_nearness, np.maximum(worst_likeness, 0) * mask_nearness,
+        reach, np.exp(-reach) * mask_nearness,
     ], 1).astype(float)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How good each slice of a segmentation probably is, from what the network and the image say."""
+"""Estimate how good each slice of a segmentation is, from the outputs of the network and from the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lib.propagation.tracks import Tracks
 from lib.quality.estimator import QualityEstimator, predicted_quality
 from lib.quality.signals import compute_signals, mask_source, nearest_annotated
 
-_SLICES_AT_ONCE = 32  # Comparing slices takes many times their memory.
+_SLICES_AT_ONCE = 32  # Comparing slices takes many times the memory of the slices.
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +48,15 @@ def estimate_slices(
     features: SliceFeatures, thumbnails: torch.Tensor, has_mask: np.ndarray, annotated: Sequence[int], tracks: Tracks,
     estimator: QualityEstimator | None,
 ) -> SliceEstimates:  # fmt: skip
-    """Estimate neighbouring slices.
+    """Return the estimates for T consecutive slices of a volume.
 
     Args:
-        features: Of the frames in which the structure was tracked.
-        thumbnails: uint8 (T, h, w) of the slices, see `SliceFeatures`.
+        features: Encoded slices of the frames in which the structure was tracked.
+        thumbnails: uint8 (T, h, w) of the T slices, see `SliceFeatures.thumbnails`.
         has_mask: Bool (T,), whether the final mask of a slice is not empty.
-        annotated: Indices of the prompted slices among the T.
+        annotated: Indices of the prompted slices among the T, from 0 to T - 1; at least one.
         tracks: Outputs for the T slices.
-        estimator: Fitted to the network's checkpoint; None estimates by the network's own outputs.
+        estimator: The estimator of the network's checkpoint; None estimates by the network's own outputs.
     """
     annotated = sorted(annotated)
     masks = appearance.shrink_masks(tracks.logits) & torch.from_numpy(has_mask).to(tracks.logits.device)[:, None, None]

@@ -53,6 +53,20 @@ def test_it_stands_still_while_a_request_runs():
     assert prefetcher.wait(5) and slices.done == [1, 2, 3]
 
 
+def test_a_request_that_comes_while_slices_of_the_same_volume_are_encoded_is_kept():
+    prefetcher, slices = Prefetcher(), Slices()
+    encode = slices.ensure
+
+    def ensure_and_request(indices):
+        if 1 in indices:
+            prefetcher.request(slices, [7, 8, 9])
+        return encode(indices)
+
+    slices.ensure = ensure_and_request
+    prefetcher.request(slices, [1, 2, 3, 4])
+    assert prefetcher.wait(5) and slices.done == [1, 2, 7, 8, 9]
+
+
 def test_a_failure_does_not_end_the_thread():
     prefetcher, slices = Prefetcher(), Slices()
     prefetcher.request(Slices(fail=True), [1, 2])
