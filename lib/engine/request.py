@@ -14,6 +14,7 @@ All fields but the prompts are optional. Voxels are [i, j, k].
 import json
 import math
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,8 @@ def _list(request: dict, name: str) -> list:
     if v is None or v == "":
         return []
     if isinstance(v, str):
-        try:
+        with suppress(json.JSONDecodeError):  # Other text stays text, which is refused below.
             v = json.loads(v)
-        except json.JSONDecodeError as e:
-            raise PromptError(f"The field {name!r} is not a list: {v!r}.") from e
     if not isinstance(v, (list, tuple)):
         raise PromptError(f"The field {name!r} is not a list: {v!r}.")
     return list(v)
@@ -188,8 +187,8 @@ def _z_range(value) -> tuple[int, int] | None:
 def _number(name: str, what: str, value) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise OptionError(f"{name} must be {what}; got {value!r}.") from e
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
     if not math.isfinite(number):
         raise OptionError(f"{name} must be {what}; got {value!r}.")
     return number

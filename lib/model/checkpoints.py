@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.common.atomic_files import write_text
 from lib.common.errors import CheckpointError
-from lib.model.build import build, keep_decoder_in_float32, read_config
+from lib.model.build import CONFIG_DIRS, build, keep_decoder_in_float32, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def find(name: str | Path) -> Checkpoint:
     file of this project says its own, and the configuration of a .pt file is found by the shapes of its tensors.
 
     Raises:
-        CheckpointError: It is neither a known name nor a file, or the file is damaged or of an unknown architecture.
+        CheckpointError: It is neither a known name nor a file, the file is damaged, or its configuration or image size is unknown.
     """
     if str(name) in KNOWN:
         return KNOWN[str(name)]
@@ -100,6 +100,8 @@ def find(name: str | Path) -> Checkpoint:
         size = size or next((k.image_size for k in KNOWN.values() if k.config == config), 0)
     if not config:
         config = _config_by_shape(read_weights(path))
+    if not (str(size or 1024).isdecimal() and any((folder / config).is_file() for folder in CONFIG_DIRS)):
+        raise CheckpointError(f"{path.name} needs a configuration and an image size like @sam2.1/sam2.1_hiera_s.yaml@512 after its path.")
     return Checkpoint(path.stem, config, int(size or 1024), path)
 
 

@@ -4,8 +4,7 @@ The network is unchanged, but it is used in another way than by the official vid
 annotated slices is filled by passes of its own that know only the memories of its two ends. The result therefore depends on the
 prompts alone, not on what was asked before, and a correction costs no more than the two gaps beside it. A pass moves away from its
 near end in virtual time 1, 2, ...; gaps between two annotated slices are passed from both ends and blended
-(`lib.propagation.blending`). On a GPU passes go through the network as batches, on a CPU each is computed alone by a worker
-(`lib.model.worker_pool`).
+(`lib.propagation.blending`). On a GPU passes go through the network as batches, on a CPU each is computed alone by a worker.
 """
 
 import math

@@ -66,6 +66,12 @@ def test_truncated_safetensors_is_refused(tmp_path):
         checkpoints.load(checkpoints.find(f"{path}@sam2_hiera_nano_256.yaml@256"))
 
 
+@pytest.mark.parametrize("rest", ["@nothing.yaml", "@sam2.1/sam2.1_hiera_t.yaml@large", "@sam2.1/sam2.1_hiera_t.yaml@512.5"])
+def test_an_unknown_configuration_or_size_is_refused(rest):
+    with pytest.raises(CheckpointError, match="configuration"):
+        checkpoints.find(f"{checkpoints.EMBEDDED}{rest}")
+
+
 def test_unknown_and_missing_checkpoints_say_what_to_do():
     with pytest.raises(CheckpointError, match="tiny"):
         checkpoints.find("enormous")
