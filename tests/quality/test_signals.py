@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from lib.quality.signals import SIGNALS, compute_signals, mask_source, neighbours_outward
-
-
-def squares(*sides):
-    """A slice of 20 x 20 with a centred square for each side."""
-    out = np.zeros((len(sides), 20, 20), bool)
-    for mask, side in zip(out, sides, strict=True):
-        low = 10 - side // 2
-        mask[low : low + side, low : low + side] = True
-    return out
+from tests.quality.test_next_slice import squares
 
 
 def signals(masks, annotated, **changes):
