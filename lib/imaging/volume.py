@@ -3,11 +3,42 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from lib.common.errors import VolumeError
 from lib.imaging import geometry
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """The frame of a DICOM object that a slice of a volume was read from.
+
+    Attributes:
+        path: DICOM file.
+        sop_instance_uid: SOPInstanceUID of the object in that file.
+        number: Number of the frame in the object, from 1; 1 for objects with a single frame.
+    """
+
+    path: Path
+    sop_instance_uid: str
+    number: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxel grid of an image, without its voxels.
+
+    Attributes:
+        shape: Number of voxels (I, J, K).
+        affine: (4, 4), from voxel indices (i, j, k) to positions in mm RAS.
+        planar: Whether the file contains a single 2D image; K is then 1.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    planar: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +50,16 @@ class Volume:
         affine: (4, 4), from voxel indices (i, j, k) to positions in mm RAS.
         name: Name for messages and titles.
         planar: Whether the file contained a single 2D image; K is then 1.
+        source_frames: For a volume that was read from DICOM, the frame of each slice k, in this order; otherwise empty.
+        warnings: Sentences about what the reader had to assume, for the user.
     """
 
     array: np.ndarray
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     name: str = "volume"
     planar: bool = False
+    source_frames: tuple[SourceFrame, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.array.ndim != 3 or 0 in self.array.shape:
@@ -36,6 +71,11 @@ class Volume:
     def shape(self) -> tuple[int, int, int]:
         """Number of voxels (I, J, K)."""
         return self.array.shape
+
+    @property
+    def grid(self) -> Grid:
+        """The voxel grid without the voxels."""
+        return Grid(self.shape, self.affine, self.planar)
 
     @cached_property
     def spacing_mm(self) -> np.ndarray:
@@ -53,7 +93,10 @@ class Volume:
         return digest.hexdigest()
 
 
-def make_volume(array, affine=None, *, name="volume", channel: int | None = None) -> Volume:
+def make_volume(
+    array, affine=None, *, name="volume", channel: int | None = None,
+    source_frames: tuple[SourceFrame, ...] = (), warnings: tuple[str, ...] = (),
+) -> Volume:  # fmt: skip
     """Return a `Volume` made from the content of any image file.
 
     A 2D image becomes one slice; trailing axes of length one are removed; RGB(A) becomes luminance; complex values become
@@ -62,6 +105,7 @@ def make_volume(array, affine=None, *, name="volume", channel: int | None = None
     Args:
         array: (I, J), (I, J, K) or (I, J, K, C), with real, complex or RGB(A) values.
         channel: Index of the channel or time point to use; needed if C is greater than 1.
+        source_frames, warnings: See `Volume`.
 
     Raises:
         VolumeError: There are no voxels, no finite value, too many axes, or several channels and none is chosen.
@@ -99,4 +143,5 @@ def make_volume(array, affine=None, *, name="volume", channel: int | None = None
             raise VolumeError(f"{name} holds no finite value.")
         if not finite.all():
             array = np.where(finite, array, array[finite].min())
-    return Volume(array, np.eye(4) if affine is None else np.asarray(affine, float), name, planar)
+    affine = np.eye(4) if affine is None else np.asarray(affine, float)
+    return Volume(array, affine, name, planar, source_frames, warnings)
