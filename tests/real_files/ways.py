@@ -1,0 +1,333 @@
+"""The ways in which users bring an image to the product: the command line, a studies folder, and a DICOM store."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import requests
+from real_files.cases import BALL, Case, Grid, Verdict, ball_on, judge, judge_mask, read_as_client, refusal, worst
+
+from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for
+from tests.serving.processes import free_port
+from tests.serving.test_server import slicer_client
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 300
+SHEARED_ENDINGS = (".nii.gz", ".nrrd", ".mha", ".seg.nrrd")
+SUBMIT, AGAIN = "submitting the mask", "downloading the label"
+ON_SLICE_MM = 0.01  # How far a frame of a DICOM SEG may lie from a source slice.
+
+
+class CommandLine:
+    """`main.py segment` with a click on a voxel, or with a label map."""
+
+    def __init__(self, folder: Path, cases: list[Case]):
+        self._folder = folder
+
+    def close(self) -> None:
+        pass
+
+    def ask(self, case: Case) -> Verdict:
+        """Segment the ball and judge the mask, in each format if the voxels are sheared."""
+        return worst([self._segment(case, ending) for ending in (SHEARED_ENDINGS if case.is_sheared else SHEARED_ENDINGS[:1])])
+
+    def _segment(self, case: Case, ending: str) -> Verdict:
+        out = self._folder / f"{case.name}{ending}"
+        prompt = ["--mask", str(case.mask)] if case.mask else ["--point", ",".join(map(str, case.click_ijk))]
+        command = [sys.executable, str(ROOT / "main.py"), "segment", str(case.image), *prompt, "-o", str(out), *case.arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return Verdict("crash", f"no answer within {TIMEOUT_S} s")
+        lines = done.stderr.strip().splitlines() or [""]
+        if "Traceback" in done.stderr or done.returncode not in (0, 2):
+            return Verdict("crash", f"status {done.returncode}, {lines[-1]}")
+        if done.returncode == 2:
+            return refusal(lines[-1].removeprefix("error: "))
+        return judge_mask(case, out)
+
+
+class _Server:
+    """A MONAI Label server with the client of 3D Slicer's plugin. Its caches and files lie in a folder."""
+
+    def __init__(self, folder: Path, studies: str, processes: list):
+        self.folder, self._processes = folder, processes
+        for name in ("DICOMWEB_CACHE_PATH", "DATASTORE_CACHE_PATH", "SESSION_PATH"):
+            os.environ[f"MONAI_LABEL_{name}"] = str(folder / name.lower())
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        port = free_port()
+        conf = [(name, str(folder / name)) for name in ("rounds", "versions")] + [("labels", BALL)]
+        self._log = folder / "server.log"
+        processes.append(start_monailabel(studies, "127.0.0.1", port, conf, self._log))
+        self.address = f"http://127.0.0.1:{port}"
+        wait_for(f"{self.address}/info/", processes[-1], log=self._log)
+        (folder / "downloads").mkdir()
+        self.client = slicer_client()(self.address, tmpdir=str(folder / "downloads"), client_id="real files")
+
+    def close(self) -> None:
+        stop(self._processes)
+
+    def infos(self) -> dict[str, dict]:
+        """Return the info of each image that the server lists."""
+        return {image: entry["image"].get("info", {}) for image, entry in self.client.datastore()["objects"].items()}
+
+    def download(self, image: str, name: str | None) -> Path:
+        """Download an image as 3D Slicer's plugin does, under the name that *Next Sample* gives it."""
+        answer = requests.get(f"{self.address}/datastore/image", params={"image": image}, timeout=TIMEOUT_S)
+        if not answer.ok:
+            raise RuntimeError(f"Status: {answer.status_code}; Response: {answer.text}")
+        name = name or re.findall('filename="?([^";]+)', answer.headers.get("content-disposition", ""))[0]
+        path = Path(tempfile.mkdtemp(dir=self.folder / "downloads")) / Path(name).name
+        path.write_bytes(answer.content)
+        return path
+
+    def ask(self, case: Case, image: str, info: dict, stored=None) -> Verdict | None:
+        """Segment the ball of an image, submit the mask as final label, and judge the mask and the label that is downloaded again.
+
+        Args:
+            stored: Function that judges what a DICOM store got; takes the case and what is expected.
+
+        Returns:
+            None if this is one of several volumes of a case and does not hold the ball.
+        """
+        self._step = "image"
+        try:
+            return self._ask(case, image, info, stored)
+        except Exception as e:
+            verdict = verdict_of(e)
+        if verdict.kind == "refused" and self._step in (SUBMIT, AGAIN):  # What the server made itself must fit.
+            return Verdict("wrong", f"{self._step}: {verdict.text}")
+        return Verdict(verdict.kind, f"{verdict.text} [{self._step}]")
+
+    def _ask(self, case: Case, image: str, info: dict, stored) -> Verdict | None:
+        file = self.download(image, info.get("name"))
+        remark = ""
+        try:
+            grid = read_as_client(file)
+            if grid.reader != "ITK":
+                remark = "ITK cannot read the downloaded image"
+        except Exception as e:
+            return Verdict("wrong", f"the client cannot read the downloaded image {file.name}: {str(e).strip().splitlines()[-1]}")
+        expected = None
+        if "#" in image and not case.is_empty:  # One volume of several may hold a part of the ball.
+            inside = ball_on(case, grid.affine, grid.array.shape)
+            if len(inside) < 20:
+                return None
+            volume = len(inside) * abs(np.linalg.det(grid.affine[:3, :3]))
+            expected = grid.affine[:3, :3] @ inside.mean(0) + grid.affine[:3, 3], volume
+        verdicts, value = [], 1
+        if case.mask:
+            labels, value = _value_at(case, read_as_client(case.mask))
+            rows = [{"name": BALL if v == value else f"other {v}", "idx": v} for v in labels]
+            self._step = "label"
+            self.client.save_label(image, str(case.mask), "original", {"label_info": rows})
+            verdicts.append(judge_mask(case, Path(self.client.download_label(image, "original")), value=value))
+            k = int(voxel_at(grid, case.centre_lps_mm)[2])
+            prompts = {"foreground": [], "mask_slices": [k], "mask_tag": "original"}
+        else:
+            click = voxel_at(grid, case.centre_lps_mm if expected is None else expected[0])
+            if (click < 0).any() or (click >= grid.array.shape[:3]).any():
+                return Verdict("wrong", f"the ball's centre lies outside the downloaded image (voxel {click.tolist()})")
+            prompts = {"foreground": [click.tolist()]}
+        params = {**prompts, "background": [], "label": BALL, "result_extension": ".nrrd", "result_dtype": "uint8"}
+        self._step = "mask"
+        mask, _ = self.client.infer("sam2", image, params)
+        verdicts.append(judge_mask(case, Path(mask), expected=expected))
+        if verdicts[-1].kind == "right" and not (case.is_empty and not read_as_client(Path(mask)).array.any()):
+            self._step = SUBMIT
+            self.client.save_label(image, mask, "final", {"label_info": [{"name": BALL, "idx": 1}]})
+            if stored:
+                verdicts.append(stored(case, expected))
+            self._step = AGAIN
+            verdicts.append(judge_mask(case, Path(self.client.download_label(image, "final")), expected=expected))
+        verdict = worst(verdicts)
+        return Verdict(verdict.kind, f"{verdict.text}; {remark}") if remark else verdict
+
+    def ask_all(self, case: Case, images: dict[str, dict], plain_id: str, stored=None) -> Verdict:
+        """Judge a case that the server lists under any number of ids; if under none, or as several volumes, ask for its plain id as well."""
+        verdicts = {image: self.ask(case, image, info, stored) for image, info in images.items()}
+        found = [v for v in verdicts.values() if v is not None]
+        if plain_id not in images and (not found or len(images) > 1 or any("#" in i for i in images)):
+            found.append(self._refusal_of(plain_id))
+        verdict = worst(found)
+        right = [f"{i.rpartition('#')[2]}" for i, v in verdicts.items() if v is not None and v.kind == "right" and "#" in i]
+        return Verdict(verdict.kind, f"{verdict.text} [right as volume {', '.join(right)}]") if right else verdict
+
+    def _refusal_of(self, image: str) -> Verdict:
+        try:
+            self.download(image, None)
+        except Exception as e:
+            verdict = verdict_of(e)
+            return Verdict("wrong", f"not listed: {verdict.text}") if "no such image" in verdict.text.lower() else verdict
+        return Verdict("wrong", f"{image} can be downloaded, but is not listed")
+
+
+class StudiesFolder(_Server):
+    """A folder with the images of all cases. A single file lies in it directly, other images each in a folder of their own."""
+
+    def __init__(self, folder: Path, cases: list[Case]):
+        self._prefixes = {case.name: f"c{n:03d}_" for n, case in enumerate(cases)}
+        studies = folder / "studies"
+        studies.mkdir()
+        for case in cases:
+            files, name = case.files(), self._prefixes[case.name] + case.name
+            if len(files) == 1 and case.image.is_file():
+                ending = case.image.name[case.image.name.index(".") :]
+                shutil.copy(case.image, studies / f"{name}{ending}")
+            else:
+                base = case.image if case.image.is_dir() else case.image.parent
+                for file in files:
+                    target = studies / name / file.relative_to(base)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, target)
+        super().__init__(folder, str(studies), [])
+
+    def ask(self, case: Case, image: str | None = None, info: dict | None = None, stored=None) -> Verdict | None:
+        """Judge one image, or all that the server lists for a case."""
+        if image is not None:
+            return super().ask(case, image, info, stored)
+        prefix = self._prefixes[case.name]
+        images = {i: info for i, info in self.infos().items() if i.startswith(prefix)}
+        return self.ask_all(case, images, prefix + case.name)
+
+
+class DicomStore(_Server):
+    """An Orthanc with the series of all DICOM cases."""
+
+    def __init__(self, folder: Path, cases: list[Case]):
+        (folder / "nothing").mkdir()
+        processes: list = []
+        store = start_orthanc(processes, folder / "nothing", free_port())
+        if store is None:
+            raise SystemExit("Orthanc with its DICOMweb plugin is not installed; choose other --ways.")
+        self._orthanc = store["dicomweb"].removesuffix("/dicom-web")
+        self._series, self._not_stored = {}, {}
+        for case in cases:
+            if case.is_dicom:
+                self._upload(case)
+        super().__init__(folder, store["dicomweb"], processes)
+
+    def _upload(self, case: Case) -> None:
+        for file in case.files():
+            if file.name.upper() == "DICOMDIR":
+                continue
+            answer = requests.post(f"{self._orthanc}/instances", data=file.read_bytes(), timeout=TIMEOUT_S)
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+            if not answer.ok:
+                self._not_stored[case.name] = f"Orthanc does not take {file.name}"
+            elif "Rows" in dataset:
+                self._series[case.name] = dataset.StudyInstanceUID, dataset.SeriesInstanceUID
+
+    def ask(self, case: Case, image: str | None = None, info: dict | None = None, stored=None) -> Verdict | None:
+        """Judge one image, or all that the server lists for a case."""
+        if image is not None:
+            return super().ask(case, image, info, stored)
+        if not case.is_dicom:
+            return Verdict("not asked", "no DICOM")
+        if case.name in self._not_stored:
+            return Verdict("not asked", self._not_stored[case.name])
+        series = self._series[case.name][1]
+        try:
+            self.download(series, None)
+        except Exception as e:  # A series with several volumes is listed as such only after it was asked for.
+            verdict = verdict_of(e)
+            if verdict.kind != "refused":
+                return verdict
+        images = {i: info for i, info in self.infos().items() if i.partition("#")[0] == series}
+        return self.ask_all(case, images, series, self._judge_stored)
+
+    def _judge_stored(self, case: Case, expected) -> Verdict:
+        """Judge the newest DICOM SEG of the case's study by its frames' own positions."""
+        study, series = self._series[case.name]
+        query = {"Level": "Instance", "Query": {"StudyInstanceUID": study, "Modality": "SEG"}}
+        found = requests.post(f"{self._orthanc}/tools/find", json=query, timeout=TIMEOUT_S).json()
+        if not found:
+            return Verdict("wrong", "no SEG arrived in the store")
+        times = {i: requests.get(f"{self._orthanc}/instances/{i}/metadata/ReceptionDate", timeout=30).text for i in found}
+        newest = max(found, key=times.get)
+        content = requests.get(f"{self._orthanc}/instances/{newest}/file", timeout=TIMEOUT_S).content
+        return judge_segmentation(case, hd.seg.segread(BytesIO(content)), _slice_positions(case), expected)
+
+
+def judge_segmentation(case: Case, segmentation, source_positions: np.ndarray, expected=None) -> Verdict:
+    """Judge a DICOM SEG by the positions of its frames, each of which must lie on a source slice.
+
+    Args:
+        source_positions: ImagePositionPatient (N, 3) of the source's frames.
+    """
+    frames = segmentation.pixel_array
+    frames = frames[None] if frames.ndim == 2 else frames
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    total, weighted, farthest, positions = 0, np.zeros(3), 0.0, []
+    for frame, groups in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        def group(name, groups=groups):
+            return (getattr(groups, name, None) or getattr(shared, name))[0]
+
+        position = np.array(group("PlanePositionSequence").ImagePositionPatient, float)
+        orientation = np.array(group("PlaneOrientationSequence").ImageOrientationPatient, float)
+        row_mm, column_mm = map(float, group("PixelMeasuresSequence").PixelSpacing)
+        rows, columns = np.nonzero(frame)
+        points = position + columns[:, None] * column_mm * orientation[:3] + rows[:, None] * row_mm * orientation[3:]
+        total, weighted = total + len(points), weighted + points.sum(0)
+        farthest = max(farthest, np.linalg.norm(source_positions - position, axis=1).min())
+        positions.append(position)
+        area = row_mm * column_mm
+    if not total:
+        return Verdict("wrong", "the stored SEG is empty")
+    if farthest > ON_SLICE_MM:
+        return Verdict("wrong", f"a frame of the stored SEG lies {farthest:.2f} mm beside the source slices")
+    if BALL not in [s.SegmentLabel for s in segmentation.SegmentSequence]:
+        return Verdict("wrong", "the segment of the stored SEG has another name")
+    normal = np.cross(orientation[:3], orientation[3:])
+    heights = np.unique(np.round(source_positions @ normal, 3))
+    step = np.median(np.diff(heights)) if len(heights) > 1 else 1.0
+    return judge(case, weighted / total, total * area * step, expected=expected)
+
+
+def _slice_positions(case: Case) -> np.ndarray:
+    """Return the ImagePositionPatient (N, 3) of all frames of a case."""
+    positions = []
+    for file in case.files():
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        groups = getattr(dataset, "PerFrameFunctionalGroupsSequence", None)
+        if groups is not None:
+            positions += [g.PlanePositionSequence[0].ImagePositionPatient for g in groups if "PlanePositionSequence" in g]
+        elif getattr(dataset, "ImagePositionPatient", None) and "Rows" in dataset:
+            positions.append(dataset.ImagePositionPatient)
+    return np.array(positions or [[0, 0, 0]], float)
+
+
+def voxel_at(grid: Grid, lps_mm) -> np.ndarray:
+    """Return the voxel (3,) nearest to a point, as 3D Slicer rounds it."""
+    return np.rint(np.linalg.solve(grid.affine[:3, :3], np.asarray(lps_mm) - grid.affine[:3, 3])).astype(int)
+
+
+def _value_at(case: Case, labels: Grid) -> tuple[list[int], int]:
+    """Return the values of a label map and the one at the ball's centre, both as whole numbers."""
+    array = labels.array[:, :, :, 0] if labels.array.ndim > 3 else labels.array
+    voxel = voxel_at(labels, case.centre_lps_mm).clip(0, np.array(array.shape) - 1)
+    return [int(v) for v in np.unique(np.rint(array)) if v], int(np.rint(array[tuple(voxel)]))
+
+
+def verdict_of(error: Exception) -> Verdict:
+    """Return the verdict for what a client raised."""
+    found = re.search(r"Status: (\d+); Response: (.*)", getattr(error, "msg", str(error)), re.S)
+    if not found:
+        return Verdict("crash", f"{type(error).__name__}: {error}"[:300])
+    status, text = int(found[1]), found[2].strip()
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["detail"]
+    return refusal(str(text)) if 400 <= status < 500 else Verdict("crash", f"status {status}: {text}"[:300])
+
+
+WAYS = {"cli": CommandLine, "folder": StudiesFolder, "orthanc": DicomStore}
