@@ -31,7 +31,7 @@ MAY_REFUSE = {
     "dcm_mf_echoes", "dcm_phases", "dcm_mf_phases", "dcm_mf_orientations", "dcm_no_position", "dcm_empty_ipp", "dcm_zero_iop",
     "dcm_ct_multiframe_plain", "lab_layers", "lab_layers_plain",
 }  # fmt: skip
-MUST_BE_RIGHT = """
+_MUST_BE_RIGHT = """
     plain nocodes disagree21 disagree11 disagree12 micron sheared nan_inter nan_slope zero_dims3 quaternion zero_dims not_gzip rgb complex
     vector5d int64 uint64 float64 nifti2 big_endian pair pair_img nan_background one_slice coronal_slice cine2d one_timepoint em micro
     anisotropic many outlier zero_one dbl_max pad2000 pad3024 pad32768
@@ -40,7 +40,8 @@ MUST_BE_RIGHT = """
     dcm_no_preamble dcm_no_preamble_explicit dcm_signed_offset dcm_tilt dcm_mf_tilt dcm_mf_ascending dcm_mf_descending dcm_mf_no_spacing
     dcm_descending dcm_sagittal dcm_subfolders dcm_pet dcm_implicit dcm_deflated dcm_big_endian_dcm dcm_rle dcm_jpeg2000 dcm_jpeg_lossless
     dcm_jpeg_ls
-""".split()
+"""
+MUST_BE_RIGHT = frozenset(_MUST_BE_RIGHT.split())
 # Frame 24 of these interleaved echoes lies where slice 12 lies, so the ball is not where a plain stack of the frames has it.
 CENTRES_LPS_MM = {"dcm_mf_echoes": (11.0, 49.4, -22.0)}
 
