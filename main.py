@@ -57,8 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     c = add("segment", _segment, "segment one structure of one image", [
         "python main.py segment ct.nii.gz --point 80,62,40 -o liver.nii.gz --preview liver.png",
         "python main.py segment series_folder --box 60,40,20,100,90,20 --negative 80,80,20 -o out.seg.nrrd",
+        "python main.py segment series_folder#2 --point 80,62,40 -o second_phase.nrrd",
     ])  # fmt: skip
-    c.add_argument("image", help="NIfTI, NRRD, MHA, DICOM file or folder of one DICOM series")
+    c.add_argument("image", help="NIfTI, NRRD, MHA, DICOM file or folder; #n at the end names the n-th of several volumes")
     c.add_argument("--point", action="append", default=[], metavar="i,j,k", help="voxel inside (repeatable)")
     c.add_argument("--negative", action="append", default=[], metavar="i,j,k", help="voxel outside (repeatable)")
     c.add_argument("--box", action="append", default=[], metavar="i,j,k,i,j,k", help="two corners on one slice (repeatable)")
@@ -74,12 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--direction", default="both", help="both, forward or backward")
     c.add_argument("--z-range", metavar="low,high", help="first and last slice")
     c.add_argument("--components", default="annotated", help="annotated, largest or all")
-    c.add_argument("--channel", type=int, help="of a 4D image")
+    c.add_argument("--channel", type=int, help="of a 4D image, from 0")
+    c.add_argument("--spacing", metavar="i,j,k", help="voxel size in mm, for DICOM files that do not state it")
 
     from lib.evaluation import command_line as evaluation
     from lib.training import command_line as training
 
-    c = add("evaluate", _evaluate, "repeat the papers' evaluations on labelled volumes", evaluation.EVALUATE_EXAMPLES)
+    c = add("evaluate", _evaluate, "measure methods on labelled volumes by the papers' and other protocols", evaluation.EVALUATE_EXAMPLES)
     evaluation.add_evaluate_arguments(c)
     c = add("batch", _batch, "segment all images of a folder from prompts in files", evaluation.BATCH_EXAMPLES)
     evaluation.add_batch_arguments(c)
@@ -134,10 +136,13 @@ def _segment(options) -> None:
 
     from lib.engine.request import parse_options, parse_prompts
     from lib.engine.segmenter import Segmenter
+    from lib.imaging.geometry import has_shear
     from lib.imaging.readers import read_volume
     from lib.imaging.writers import write_mask
 
-    volume = read_volume(options.image, channel=options.channel)
+    volume = read_volume(options.image, channel=options.channel, spacing_mm=_parse_spacing(options.spacing))
+    for warning in volume.warnings:
+        logging.warning(warning)
     names = ("checkpoint", "device", "window", "axis", "direction", "z_range", "components")
     engine_options = parse_options({name: getattr(options, name) for name in names})
     boxes = [_parse_numbers(b, 6) for b in options.box]
@@ -152,6 +157,8 @@ def _segment(options) -> None:
     prompts = parse_prompts(request, volume, engine_options, painted=options.mask)
     result = Segmenter().segment(volume, prompts, engine_options, partial(tqdm, leave=False))
     path = write_mask(result.mask, volume, options.out)
+    if has_shear(volume.affine) and str(path).lower().endswith((".nii", ".nii.gz")):
+        logging.warning("The axes of %s are not perpendicular: 3D Slicer reads such masks as .nrrd, but not as NIfTI.", volume.name)
     logging.info("%d voxels on %s; seconds: %s", result.mask.sum(), path, {k: round(v, 2) for k, v in result.seconds.items()})
     if options.preview:
         from lib.engine.preview import contact_sheet
@@ -167,7 +174,9 @@ def _evaluate(options) -> int:
     from lib.evaluation.command_line import run_evaluate
 
     classes = {"app": ("lib.evaluation.methods.app", "AppMethod"), "official": ("benchmarks.peers", "OfficialMethod"),
-               "builtin": ("benchmarks.peers", "BuiltinMethod")}  # fmt: skip
+               "builtin": ("benchmarks.peers", "BuiltinMethod"),
+               "classical": ("lib.evaluation.methods.classical", "ClassicalMethod"),
+               "fill": ("lib.evaluation.methods.fill", "FillMethod")}  # fmt: skip
     return run_evaluate(options, {k: lambda m=m, n=n: getattr(import_module(m), n) for k, (m, n) in classes.items()})
 
 
@@ -258,6 +267,16 @@ def _find_cases(folder: str) -> list:
     from lib.imaging.datasets import find_cases
 
     return find_cases(folder)
+
+
+def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
+    """Return three voxel sizes in mm, or None without a text; PromptError unless all are above 0."""
+    from lib.common.errors import PromptError
+
+    sizes = tuple(_parse_numbers(text, 3)) if text else None
+    if sizes and not all(0 < s < float("inf") for s in sizes):
+        raise PromptError(f"The spacing {text!r} must be three numbers above 0.")
+    return sizes
 
 
 def _parse_numbers(text: str, count: int) -> list[float]:

@@ -15,9 +15,24 @@ def spacing(affine: np.ndarray) -> np.ndarray:
 
 
 def is_valid_affine(affine: np.ndarray) -> bool:
-    """Return whether an affine is a finite, invertible 4x4 matrix."""
+    """Return whether an affine is a finite 4x4 matrix whose axes have a length and do not lie in one plane, in any unit."""
     affine = np.asarray(affine, float)
-    return affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return False
+    sizes = spacing(affine)
+    return bool(sizes.min() > 1e-12 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
+
+
+def has_shear(affine: np.ndarray, tolerance: float = 1e-4) -> bool:
+    """Return whether the axes of an affine are not perpendicular: the cosine of an angle between two is above `tolerance`.
+
+    ITK refuses NIfTI files with more shear than about 2e-4.
+
+    >>> has_shear(np.diag([-1.0, 2, 3, 1])), has_shear(np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    (False, True)
+    """
+    directions = np.asarray(affine, float)[:3, :3] / spacing(affine)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > tolerance)
 
 
 def ras_from_itk(origin, spacing_mm, direction) -> np.ndarray:
@@ -31,15 +46,11 @@ def ras_from_itk(origin, spacing_mm, direction) -> np.ndarray:
 def itk_from_ras(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the origin (3,), spacing (3,) and direction (9,) in LPS of a 4x4 RAS affine, as ITK needs them.
 
-    ITK accepts only orthonormal directions; the direction of a sheared affine is replaced by the nearest orthonormal matrix.
+    The direction of a sheared affine is not orthonormal. ITK and SimpleITK carry it exactly in NRRD and MetaImage files.
     """
     lps = LPS_FROM_RAS @ np.asarray(affine, float)
     sizes = spacing(lps)
-    direction = lps[:3, :3] / sizes
-    if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-4):
-        u, _, vt = np.linalg.svd(direction)
-        direction = u @ vt
-    return lps[:3, 3], sizes, direction.ravel()
+    return lps[:3, 3], sizes, (lps[:3, :3] / sizes).ravel()
 
 
 def to_mm(affine: np.ndarray, ijk) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Write masks on the grid of their volume as NIfTI, NRRD, MHA or 3D Slicer's .seg.nrrd."""
+"""Write masks on the grid of their volume as NIfTI, NRRD, MHA or 3D Slicer's .seg.nrrd, and volumes as NRRD.
+
+The affine is written exactly, also if it is sheared, as that of a CT with a tilted gantry is. ITK, and thus 3D Slicer, reads such NRRD and
+MHA files and refuses such NIfTI files.
+"""
 
 import io
 import os
@@ -64,6 +68,25 @@ def write_mask(
     return path
 
 
+def write_image(volume: Volume, path: str | Path) -> Path:
+    """Write the voxels of a volume as an uncompressed NRRD file with its affine, and return the path; the file is replaced atomically.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
+        _write_raw(array, _nrrd_header(volume, compress=False), temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
 def mask_extension(name: str) -> str:
     """Return the ending of a file name that chooses the format.
 
@@ -90,15 +113,7 @@ def _write_itk(mask, volume, path, compress) -> None:
 
 def _write_nrrd(mask, volume, path, compress, segment_name: str | None) -> None:
     """Write a NRRD file; with the name of a segment, write a segmentation like those of 3D Slicer."""
-    lps = geometry.LPS_FROM_RAS @ volume.affine
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": lps[:3, :3].T,
-        "space origin": lps[:3, 3],
-        "kinds": ["domain"] * 3,
-        "encoding": "gzip" if compress else "raw",
-    }
-    name = b""
+    header, name = _nrrd_header(volume, compress), b""
     if segment_name is not None:
         name = segment_name.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace")
         filled = [np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -119,8 +134,20 @@ def _write_nrrd(mask, volume, path, compress, segment_name: str | None) -> None:
             file.write(name)
 
 
+def _nrrd_header(volume: Volume, compress: bool) -> dict:
+    """Return the fields of a NRRD header that say where the voxels lie and how they are stored."""
+    lps = geometry.LPS_FROM_RAS @ volume.affine
+    return {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "encoding": "gzip" if compress else "raw",
+    }
+
+
 def _write_raw(mask, header, path) -> None:
-    """Write an uncompressed NRRD file slice by slice; pynrrd would make a copy of the whole mask.
+    """Write an uncompressed NRRD file slice by slice; pynrrd would make a copy of the whole array.
 
     Empty slices are skipped: most are empty, and the gaps that `seek` and `truncate` leave in the file read as zeros.
     """

@@ -26,14 +26,21 @@ def test_conversion_of_one_affine_to_itk():
     assert direction.tolist() == [-1, 0, 0, 0, -1, 0, 0, 0, 1]
 
 
-def test_a_sheared_affine_gets_the_nearest_orthonormal_direction():
+def test_a_sheared_affine_is_converted_exactly():
     affine = np.eye(4)
     affine[0, 1] = 0.2
-    _, sizes, direction = geometry.itk_from_ras(affine)
-    matrix = direction.reshape(3, 3)
-    np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(matrix, np.diag([-1, -1, 1]), atol=0.11)
+    origin, sizes, direction = geometry.itk_from_ras(affine)
     np.testing.assert_allclose(sizes, [1, np.hypot(1, 0.2), 1])
+    np.testing.assert_allclose(geometry.ras_from_itk(origin, sizes, direction), affine)
+
+
+@pytest.mark.parametrize(("affine", "valid"), [
+    (np.diag([8e-6, 8e-6, 4e-5, 1]), True),  # voxels of some nanometres, as in electron microscopy
+    (np.diag([1, 0, 1, 1]), False), (np.diag([1, np.nan, 1, 1]), False),
+    (np.array([[1, 1, 0, 0], [0, 1e-5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), False),  # The first two axes nearly coincide.
+])  # fmt: skip
+def test_validity_of_affines_in_any_unit(affine, valid):
+    assert geometry.is_valid_affine(affine) is valid
 
 
 def test_to_mm():

@@ -6,17 +6,30 @@ import tempfile
 
 import numpy as np
 
+from lib.common.errors import OptionError
 from lib.engine.request import parse_bool
 from lib.engine.result import Result
+from lib.imaging.geometry import has_shear
 from lib.imaging.volume import Volume
 from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.labels import structure_name
 
 
-def requested_extension(request: dict) -> str:
-    """Return the file extension of the mask; an unknown one raises UserError, before any work is done."""
-    extension = str(request.get("result_extension") or ".nii.gz")
-    return mask_extension("mask" + (extension if extension.startswith(".") else "." + extension))
+def requested_extension(request: dict, volume: Volume) -> str:
+    """Return the file extension of the mask: the one that a request names, or else .nii.gz, or .nrrd where NIfTI will not do.
+
+    Raises:
+        UserError: The extension is unknown, or ITK, and so 3D Slicer, would refuse the file.
+    """
+    name, is_sheared = request.get("result_extension"), has_shear(volume.affine)
+    extension = str(name or (".nrrd" if is_sheared else ".nii.gz"))
+    ending = mask_extension("mask" + (extension if extension.startswith(".") else "." + extension))
+    if is_sheared and ending in (".nii", ".nii.gz"):
+        raise OptionError(
+            f"The axes of {volume.name} are not perpendicular (a tilted gantry, for example), and viewers refuse such NIfTI files: "
+            "ask for the result_extension .nrrd."
+        )
+    return ending
 
 
 def write_result(result: Result, volume: Volume, request: dict, extension: str) -> str:
@@ -49,6 +62,7 @@ def json_answer(result: Result, volume: Volume, checkpoint: str, request: dict) 
         "direction_agreement": numbers(result.estimates.agreement),
         "expected_iou": numbers(result.estimates.expected_iou),
         "voxels": voxels,
-        "millilitres": round(float(voxels * np.prod(volume.spacing_mm) / 1000), 3),
+        "millilitres": round(float(voxels * abs(np.linalg.det(volume.affine[:3, :3])) / 1000), 3),
         "checkpoint": checkpoint,
+        "warnings": list(volume.warnings),
     }

@@ -122,12 +122,12 @@ class Sam2Task(InferTask):
         start, stopwatch = time.perf_counter(), Stopwatch()
         if not request.get("image"):
             raise HTTPException(404, "There is no such image in the datastore.")
-        extension = requested_extension(request)
         chosen = request.get("checkpoint") or AUTO
         checkpoint, reported_checkpoint = self._catalog.resolve(str(chosen[0] if isinstance(chosen, list) else chosen))
         options = parse_options({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._propagates)
         with stopwatch("load"):
             volume = self._volumes.get(str(request["image"]))
+        extension = requested_extension(request, volume)
         prompts = self._prompts(request, volume, options)
         result = self._segmenter.segment(volume, prompts, options, _progress)
         with stopwatch("write"):

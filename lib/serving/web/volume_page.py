@@ -15,7 +15,8 @@ from PIL import Image
 from scipy import ndimage
 
 from lib.imaging.frames import Frames, fitted_size
-from lib.imaging.readers import NIFTI_ENDINGS, READ_ERRORS, nifti_header, read_mask
+from lib.imaging.formats.nifti import NIFTI_ENDINGS, nifti_header
+from lib.imaging.readers import READ_ERRORS, read_mask
 from lib.imaging.volume import Volume
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import MAX_ROUNDS, TARGET_DICE
