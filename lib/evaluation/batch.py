@@ -14,9 +14,11 @@ from lib.engine.options import Options
 from lib.engine.request import parse_prompts
 from lib.engine.segmenter import Segmenter
 from lib.evaluation.distribute import Executor, Worker, report_case
-from lib.imaging.datasets import ENDINGS, Case, image_name
+from lib.imaging.datasets import Case, image_name
 from lib.imaging.frames import resolve_axis
 from lib.imaging.readers import read_mask, read_volume
+from lib.imaging.studies import StudiesFolder
+from lib.imaging.study_files import LABEL_ENDINGS
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_mask
 from lib.prompts.volume_prompts import Prompts, make_prompts
@@ -36,9 +38,10 @@ def find_cases_with_prompts(studies: str | Path, prompts: str | Path) -> list[Ca
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
     prompt_files = {image_name(p) if p.suffix != ".json" else p.stem: p for p in sorted(prompts.iterdir()) if _is_prompt_file(p)}
-    images = {p: image_name(p) for p in sorted(studies.iterdir()) if p.name.lower().endswith(ENDINGS)}
+    images = StudiesFolder(studies).list_images().images
     # With one folder for both, an image must not count as its own label map.
-    cases = [Case(name, p, prompt_files[name], {}) for p, name in images.items() if prompt_files.get(name, p) != p]
+    named = [i for i in sorted(images) if i in prompt_files and prompt_files[i].resolve() != images[i].path]
+    cases = [Case(i, images[i].reader_path(), prompt_files[i], {}) for i in named]
     if not cases:
         raise UserError(f"No image in {studies} has prompts in {prompts}: NAME.json or a label map NAME.nii.gz is needed for each.")
     return cases
@@ -111,4 +114,4 @@ def _prompts_from_mask(volume: Volume, mask: np.ndarray, axis: int) -> Prompts:
 
 
 def _is_prompt_file(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".json" or path.name.lower().endswith(ENDINGS)) and path.name != "dataset.json"
+    return path.is_file() and (path.suffix == ".json" or path.name.lower().endswith(LABEL_ENDINGS)) and path.name != "dataset.json"

@@ -8,8 +8,8 @@ import numpy as np
 
 from lib.common.errors import UserError
 from lib.imaging.readers import read_mask, read_volume
-
-ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
+from lib.imaging.studies import StudiesFolder, image_of_label
+from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, LABEL_ENDINGS, split_ending
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,21 @@ def image_name(path: str | Path) -> str:
     >>> image_name("1.2.826.0.1.nii.gz"), image_name("a/case_1.seg.nrrd"), image_name("folder/series.7")
     ('1.2.826.0.1', 'case_1', 'series.7')
     """
-    name = Path(path).name
-    return next((name[: -len(e)] for e in ENDINGS if name.lower().endswith(e)), name)
+    return split_ending(Path(path).name, (*LABEL_ENDINGS, *IMAGE_ENDINGS, *DICOM_ENDINGS))[0]
 
 
-def case_from_files(image: str | Path, label: str | Path) -> Case:
+def case_from_files(image: str | Path, label: str | Path, name: str = "") -> Case:
     """Return the case of an image and its label map, whose structures are named after their values ("label_1").
+
+    Args:
+        name: Name of the case; "" for the name of the image without its ending.
 
     Raises:
         UserError: One of the files cannot be read, or the label map does not fit the image.
     """
     image, label = Path(image), Path(label)
     values = np.unique(read_mask(label, read_volume(image)))
-    return Case(image_name(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
+    return Case(name or image_name(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
 
 
 def find_cases(folder: str | Path) -> list[Case]:
@@ -77,9 +79,10 @@ def find_cases(folder: str | Path) -> list[Case]:
         if not cases:
             raise UserError(f"{folder}/dataset.json lists no training case.")
         return cases
-    labels = sorted(p for p in (folder / "labels" / "final").glob("*") if p.name.lower().endswith(ENDINGS))
-    images = {image_name(p): p for p in sorted(folder.glob("*")) if p.name.lower().endswith(ENDINGS)}
-    cases = [case_from_files(images[image_name(p)], p) for p in labels if image_name(p) in images]
+    images = StudiesFolder(folder).list_images().images if folder.is_dir() else {}
+    labels = sorted(p for p in (folder / "labels" / "final").glob("[!.]*") if p.name.lower().endswith(LABEL_ENDINGS))
+    names = {p: image_of_label(p.name, images)[0] for p in labels}
+    cases = [case_from_files(images[name].reader_path(), p, name) for p, name in names.items() if name in images]
     if not cases:
         raise UserError(f"{folder} holds neither a dataset.json (Decathlon layout) nor labels/final with labels of its images.")
     return cases

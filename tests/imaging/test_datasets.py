@@ -8,6 +8,9 @@ import pytest
 
 from lib.common.errors import UserError, VolumeError
 from lib.imaging.datasets import Case, case_from_files, find_cases, read_cases
+from lib.imaging.readers import read_volume
+from lib.imaging.writers import write_mask
+from tests.imaging.real_cases import save_dicom, series
 
 LABELS = {"0": "background", "1": "liver", "3": "spleen"}
 
@@ -57,6 +60,19 @@ def test_a_datastore_gives_the_images_with_final_labels(datastore):
     a, b = find_cases(datastore)
     assert a == Case("a", datastore / "a.nii.gz", datastore / "labels/final/a.nii.gz", {1: "label_1", 3: "label_3"})
     assert (b.name, b.labels) == ("b", {2: "label_2"})
+
+
+def test_labels_belong_to_images_as_the_server_lists_them(tmp_path):
+    """The images are those of a studies folder with subfolders and DICOM; a label of 3D Slicer has an ending of two words."""
+    save(tmp_path / "p/b.nii.gz", 7)
+    save_dicom(series(), tmp_path / "ct")
+    save(tmp_path / "labels/final/p_b.nii.gz", 1)
+    volume = read_volume(tmp_path / "ct")
+    write_mask(np.ones(volume.shape, np.uint8), volume, tmp_path / "labels/final/ct.seg.nrrd")
+    cases = find_cases(tmp_path)
+    assert [(c.name, c.image, c.labels) for c in cases] == [
+        ("ct", tmp_path / "ct", {1: "label_1"}), ("p_b", tmp_path / "p/b.nii.gz", {1: "label_1"})
+    ]  # fmt: skip
 
 
 def test_a_dataset_json_takes_precedence_over_labels_of_the_datastore(datastore):
