@@ -137,7 +137,8 @@ def make_volume(
         raise VolumeError(f"{name} holds {array.dtype} values; numbers are needed.")
     if array.dtype.kind == "f":
         if array.dtype.itemsize != 4:
-            array = array.astype(np.float32)
+            with np.errstate(over="ignore"):  # Values beyond the range become infinite, and thus the lowest finite value.
+                array = array.astype(np.float32)
         finite = np.isfinite(array)
         if not finite.any():
             raise VolumeError(f"{name} holds no finite value.")

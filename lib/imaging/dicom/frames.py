@@ -1,5 +1,6 @@
 """What the headers of DICOM files say about each of their frames: where it lies, how large its pixels are, and what it belongs to."""
 
+import filecmp
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,10 +66,13 @@ def read_headers(path: Path | Sequence[Path]) -> list[FrameHeader]:
 
     Files that are not DICOM, DICOMDIR, and DICOM objects that are no images are left out. Headers with unusable values have a `problem`.
     """
-    frames = []
+    frames, files = [], {}
     for file in dicom_files(path):
         dataset = read_dataset(file, stop_before_pixels=True)
         if dataset is None or not is_image(dataset):
+            continue
+        known = files.setdefault(str(dataset.get("SOPInstanceUID", file)), file)
+        if known != file and filecmp.cmp(known, file, shallow=False):  # a second copy of the same file
             continue
         series, problem = _series(dataset), ""
         try:
@@ -166,6 +170,8 @@ def _frames(file: Path, dataset: Dataset, series: tuple[float, str, str]) -> lis
     own = dataset.get("PerFrameFunctionalGroupsSequence")
     if count < 1 or (own is not None and len(own) != count):
         raise VolumeError(f"{file.name} claims {count} frames but describes {len(own or [])}: it is incomplete.")
+    if "MOSAIC" in str(dataset.get("ImageType", "")):
+        raise VolumeError(f"{file.name} is a Siemens mosaic, which shows all slices in one picture: convert the series to NIfTI (dcm2niix).")
     columns, rows = int(dataset.Columns), int(dataset.Rows)
     check_size((columns, rows, count), file.name)
     uid, number = str(dataset.get("SOPInstanceUID", file.name)), numbers(dataset, "InstanceNumber", 1, file.name)
@@ -221,6 +227,8 @@ def _stacked_position(dataset: Dataset, index: int, count: int, first, direction
     if offsets is not None:
         return first + normal * (offsets[index] - offsets[0])
     distance, slices = numbers(dataset, "SpacingBetweenSlices", 1, name), dataset.get("SliceVector")
+    if slices is None and dataset.get("NumberOfSlices") == count:
+        slices = range(1, count + 1)
     if distance is not None and slices is not None and np.size(slices) == count:
         return first + normal * distance[0] * (int(np.ravel(slices)[index]) - 1)
     return None

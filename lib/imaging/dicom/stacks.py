@@ -5,7 +5,7 @@ Where the voxels lie comes from ImagePositionPatient of every slice, so the shea
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ def find_stacks(path: Path | Sequence[Path], spacing_mm: Sequence[float] | None 
     echoes, phases and the like.
 
     Args:
-        spacing_mm: Distances (3,) of voxels along i, j and k for frames whose files do not state them.
+        spacing_mm: Distances (3,) of voxels along i, j and k for frames whose files do not state them; what files state counts.
 
     Raises:
         DICOM_ERRORS: A file is damaged.
@@ -138,7 +138,9 @@ def _stack(group: list[FrameHeader], spacing_mm, mark: str = "") -> Stack:
             raise _Uneven(f"The slices differ in size: {group[0].name} has {_pixels(group[0])} pixels, {frame.name} {_pixels(frame)}.")
     columns, rows = group[0].size
     warnings: tuple[str, ...] = ()
-    if all(f.position_mm is None for f in group) or (spacing_mm is not None and any(f.position_mm is None for f in group)):
+    if spacing_mm is not None and all(f.pixel_mm is None for f in group):
+        group = [replace(f, pixel_mm=np.asarray(spacing_mm[:2], float)) for f in group]
+    if all(f.position_mm is None for f in group):
         frames, affine, warnings = _without_positions(group, spacing_mm)
     else:
         frames, affine = _with_positions(group)
@@ -150,10 +152,12 @@ def _stack(group: list[FrameHeader], spacing_mm, mark: str = "") -> Stack:
 def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.ndarray]:
     """Return frames in the order of their positions, and the affine (4, 4) in mm LPS, or raise _Uneven."""
     for frame in group:
-        for value, keyword in ((frame.position_mm, "ImagePositionPatient"), (frame.directions, "ImageOrientationPatient"),
-                               (frame.pixel_mm, "PixelSpacing")):  # fmt: skip
+        for value, keyword in ((frame.position_mm, "ImagePositionPatient"), (frame.directions, "ImageOrientationPatient")):
             if value is None:
                 raise _Uneven(f"{frame.name} does not say where it lies ({keyword} is missing): repair or remove it.")
+        if frame.pixel_mm is None:
+            raise _Uneven(f"{frame.name} does not say how large its pixels are (PixelSpacing is missing): repair it, or state the voxel "
+                          "size, for example --spacing 1,1,2.5.")  # fmt: skip
         if np.abs(frame.pixel_mm / group[0].pixel_mm - 1).max() > _SAME_PIXELS:
             raise _Uneven(
                 f"The slices differ in pixel size: {group[0].name} has {_mm(group[0].pixel_mm)} mm, {frame.name} {_mm(frame.pixel_mm)} mm."

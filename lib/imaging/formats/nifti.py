@@ -56,7 +56,7 @@ def read_nifti(path: Path, channel: int | None = None, *, as_label: bool = False
             array = np.asarray(data).reshape(shape, order="F")
         else:
             array = np.asarray(data, np.float32).reshape(shape, order="F")
-    return make_volume(array, _affine(header), name=path.name, channel=channel)
+    return make_volume(array, _affine(header, path.name), name=path.name, channel=channel)
 
 
 def read_nifti_grid(path: Path) -> Grid:
@@ -65,7 +65,7 @@ def read_nifti_grid(path: Path) -> Grid:
     shape = _without_length_one(header.get_data_shape())
     if len(shape) < 2 or 0 in shape:
         raise VolumeError(f"{path.name} has no voxels (shape {shape}).")
-    return Grid(tuple(int(n) for n in (*shape, 1)[:3]), _affine(header), planar=len(shape) == 2)
+    return Grid(tuple(int(n) for n in (*shape, 1)[:3]), _affine(header, path.name), planar=len(shape) == 2)
 
 
 def nifti_header(path: str | Path) -> nib.Nifti1Header:
@@ -92,6 +92,8 @@ def nifti_header(path: str | Path) -> nib.Nifti1Header:
             if 3 < count < 8:  # Some writers leave trailing lengths at 0.
                 header["dim"][4 : count + 1] = np.where(header["dim"][4 : count + 1] == 0, 1, header["dim"][4 : count + 1])
             return (header_class if is_single else pair_class)(header.binaryblock, endianness=header.endianness)
+    if len(block) >= 348 and nib.AnalyzeHeader.may_contain_header(block[:348]) and _part(Path(path), ".hdr") != _part(Path(path), ".img"):
+        raise VolumeError(f"{Path(path).name} is an Analyze 7.5 file, which does not tell left from right: convert it to NIfTI.")
     raise nib.filebasedimages.ImageFileError("no NIfTI header")
 
 
@@ -113,13 +115,9 @@ def _part(path: Path, kind: str) -> Path:
 
 def _open(path: Path) -> BinaryIO:
     """Open a file, through gzip if its first bytes say so: endings are often wrong."""
-    file = open(path, "rb")
-    is_compressed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    if not is_compressed:
-        return file
-    file.close()
-    return gzip.open(path, "rb")
+    with open(path, "rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    return (gzip.open if is_compressed else open)(path, "rb")
 
 
 def _without_length_one(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -136,8 +134,30 @@ def _check_label(header, name: str) -> None:
         raise VolumeError(f"The header of {name} scales its values (by {slope:g}, plus {inter:g}): save the label map without scaling.")
 
 
-def _affine(header) -> np.ndarray:
-    """Return the affine (4, 4) in mm RAS: ITK's, or nibabel's where ITK refuses the header."""
+def _affine(header, name: str) -> np.ndarray:
+    """Return the affine (4, 4) in mm RAS: ITK's, or nibabel's where ITK refuses the header.
+
+    Raises:
+        VolumeError: The sform is sheared and the qform lies elsewhere: ITK shows the qform without a word, other viewers the sform.
+    """
+    affine = _itk_affine(header)
+    mm_per_unit = np.diag([_MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)] * 3 + [1])
+    if affine is None:
+        return mm_per_unit @ header.get_best_affine()
+    sform = mm_per_unit @ header.get_sform()
+    if header["sform_code"] > 0 and geometry.is_valid_affine(sform) and geometry.has_shear(sform, 1e-3):
+        last_voxel = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
+        offset_mm = np.linalg.norm(geometry.to_mm(sform, last_voxel) - geometry.to_mm(affine, last_voxel))
+        if offset_mm > 0.5 * geometry.spacing(affine).min():
+            raise VolumeError(
+                f"The sform of {name} is sheared, and its qform lies up to {offset_mm:.3g} mm elsewhere, so viewers show the image at "
+                "different places: resample it to perpendicular axes, or set the qform code to 0."
+            )
+    return affine
+
+
+def _itk_affine(header) -> np.ndarray | None:
+    """Return the affine (4, 4) in mm RAS that ITK reads from a header, or None if it refuses it."""
     small = nib.Nifti1Header()  # The same geometry with a single voxel, so ITK meets none of the file's other contents.
     small.set_data_dtype(np.uint8)
     small.set_data_shape((1, 1, 1))
@@ -154,7 +174,6 @@ def _affine(header) -> np.ndarray:
         reader.SetImageIO("NiftiImageIO")
         try:
             reader.ReadImageInformation()
-            return geometry.ras_from_itk(reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection())
         except RuntimeError:
-            affine = header.get_best_affine()
-    return np.diag([_MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)] * 3 + [1]) @ affine
+            return None
+    return geometry.ras_from_itk(reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection())
