@@ -285,3 +285,21 @@ def dicom_file(ds: Dataset, path: Path, **options) -> Path:
 
 def read_back(path: Path) -> Dataset:
     return pydicom.dcmread(path, force=True)
+
+
+def frame_points(segmentation: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each frame of a DICOM SEG its position (3,) and the positions (N, 3) of its filled pixels, in mm LPS.
+
+    Only what the frames say of themselves counts.
+    """
+    frames = segmentation.pixel_array
+    shared, found = segmentation.SharedFunctionalGroupsSequence[0], []
+    for plane, own in zip(frames[None] if frames.ndim == 2 else frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        place, turn, measures = (
+            (own.get(name) or shared.get(name))[0] for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        )
+        position, cosines = np.array(place.ImagePositionPatient, float), np.array(turn.ImageOrientationPatient, float)
+        row_mm, column_mm = map(float, measures.PixelSpacing)
+        rows, columns = np.nonzero(plane)
+        found.append((position, position + columns[:, None] * column_mm * cosines[:3] + rows[:, None] * row_mm * cosines[3:]))
+    return found
