@@ -8,6 +8,7 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
+from lib.common.errors import VolumeError
 from lib.serving.datastore.labels import saved_label
 from lib.serving.datastore.sessions import UploadSessions
 from lib.serving.inference.tasks import VolumeCache
@@ -37,9 +38,22 @@ class PrefetchMixin:
     """Starts to read and encode a volume in the background when it is proposed by *Next Sample* or uploaded as a session."""
 
     def next_sample(self, request):
-        answer = super().next_sample(request)
-        self.open_ahead(answer.get("path"))
-        return answer
+        """Answer as MONAI Label does, but go on to another image if the chosen one cannot be read.
+
+        Raises:
+            VolumeError: The datastore offers an image again that could not be read.
+        """
+        failures = set()
+        while True:
+            try:
+                answer = super().next_sample(request)
+                self.open_ahead(answer.get("path"))
+                return answer
+            except VolumeError as e:
+                if str(e) in failures:
+                    raise
+                failures.add(str(e))
+                logger.warning("Next Sample goes on to another image: %s", e)
 
     def _load_sessions(self, load=False):
         if not load:

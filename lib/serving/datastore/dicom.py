@@ -3,31 +3,48 @@
 import logging
 import os
 import shutil
+import tempfile
+import threading
 import time
 import uuid
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import pydicom
 import requests
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.convert import binary_to_image
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces import app as monailabel_app
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.interfaces.exception import MONAILabelException
 from urllib3.util import Retry
 
-from lib.common.errors import UserError
-from lib.serving.datastore.checks import checked_file_name, read_upload
-from lib.serving.datastore.folder import FolderDatastore
+from lib.common.atomic_files import write_text
+from lib.common.errors import UserError, VolumeError
+from lib.imaging.dicom.frames import DICOM_ERRORS
+from lib.imaging.dicom.reading import choose_stack
+from lib.imaging.dicom.segmentations import read_segmentation
+from lib.imaging.dicom.stacks import find_stacks
+from lib.imaging.readers import read_grid, read_volume
+from lib.imaging.volume import Grid
+from lib.imaging.writers import write_image
+from lib.serving.datastore.checks import checked_file_name
+from lib.serving.datastore.dicom_labels import read_label, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation
+from lib.serving.datastore.folder import FolderDatastore, file_entry
+from lib.serving.datastore.studies import StudiesDatastore
 
 STORE_TIMEOUT_S = 60  # Default of how long the DICOM store may stay silent.
 FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
 PARTIAL_SUFFIX = ".part"  # Ending of the folder of a series while it is being downloaded.
 PARTIAL_MAX_AGE_S = 86400  # Older partial downloads were left behind by a killed server.
+STACK_COUNT = ".stack_count"  # File beside the DICOM files of a series that holds several volumes; its text is their number.
+IMAGE_ENDING = ".nrrd"  # Of cached images; such a file holds any affine, also that of a tilted gantry.
+SEARCH_FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 logger = logging.getLogger(__name__)
 
@@ -36,101 +53,242 @@ class DatastoreMixin:
     """Makes a `MONAILabelApp` use the datastores of this package; to be listed before it in the bases of the app."""
 
     def init_datastore(self):
-        """Return a `FolderDatastore` or a `CachedDicomDatastore`, depending on the app's studies."""
-        monailabel_app.LocalDatastore, monailabel_app.DICOMWebDatastore = FolderDatastore, CachedDicomDatastore
+        """Return a `StudiesDatastore` or a `CachedDicomDatastore`, depending on the app's studies."""
+        monailabel_app.LocalDatastore, monailabel_app.DICOMWebDatastore = StudiesDatastore, CachedDicomDatastore
         CachedDicomDatastore.timeout_s = float(self.conf.get("store_seconds", STORE_TIMEOUT_S))
+        if SEARCH_FILTER not in settings.model_fields_set:  # MONAI Label's default is CT alone.
+            setattr(settings, SEARCH_FILTER, {})
+            os.environ[SEARCH_FILTER] = "{}"  # for the processes that score and train
         return super().init_datastore()
 
-
-class _ConfirmedLabelDatastore(FolderDatastore):
-    """A folder that keeps a final label only if the DICOM store has confirmed it; MONAI Label trusts any answer of status 200."""
-
-    def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Save a label, or raise RequestException for a final one without the UID of its series in the DICOM store."""
-        if label_tag == FINAL and not label_info.get("SeriesInstanceUID"):
-            raise requests.RequestException("The DICOM store's answer names no series that it keeps.")
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+    def _download_dcmqi_tools(self):
+        """Do nothing, because DICOM SEG is written without them."""
 
 
-class CachedDicomDatastore(DICOMWebDatastore, _ConfirmedLabelDatastore):
-    """A DICOM store with a local cache. A label that the store did not accept stays in the cache under the tag `UNSENT`."""
+class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
+    """A DICOM store with a local cache.
+
+    The id of an image is the SeriesInstanceUID; where a series holds several volumes, this is known once it was asked for, and the ids
+    are then `UID#1`, `UID#2` and so on. A label that the store did not accept stays in the cache under the tag `UNSENT`.
+
+    Methods that need the store raise requests.RequestException if it fails, and ImageNotFoundException for series that it does not have.
+    """
 
     timeout_s: float = STORE_TIMEOUT_S
 
-    def __init__(self, client, *args, **kwargs):
+    def __init__(self, client, search_filter, *args, **kwargs):
         session = client._session
         session.request = partial(session.request, timeout=self.timeout_s)  # Without it, a silent store would block a thread forever.
         client.set_http_retry_params(retry=False)  # The client would retry for half a minute.
         for scheme in ("http://", "https://"):  # Instead, a connection is tried twice. No request that may change the store is repeated.
             session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=Retry(1, backoff_factor=0.3)))
-        super().__init__(client, *args, **kwargs)
-        for folder in Path(self._datastore.image_path()).glob(f".*{PARTIAL_SUFFIX}"):
+        self._search = DicomSearch(client, search_filter)
+        self._series_locks: dict[str, threading.Lock] = {}  # A series is downloaded and converted by one thread.
+        self._refused: set[str] = set()  # Images that could not be read.
+        super().__init__(client, search_filter, *args, **kwargs)
+        for folder in self._images.glob(f".*{PARTIAL_SUFFIX}"):
             if time.time() - folder.stat().st_mtime > PARTIAL_MAX_AGE_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def _images(self) -> Path:
+        """The folder of cached images: a folder of DICOM files for each series, and a file for each image."""
+        return Path(self._datastore.image_path())
+
+    def list_images(self):
+        """Return the ids of all images in the store."""
+        counts = {file.parent.name: int(file.read_text()) for file in self._images.glob(f"*/{STACK_COUNT}")}
+        return [image for series in self._search.image_series() for image in _image_ids(series, counts.get(series, 1))]
+
+    def get_labeled_images(self, label_tag=None, labels=None):
+        """Return the ids of the images that have a segmentation in the store."""
+        segmentations = self._newest_segmentations()
+        return [image for image in self.list_images() if image in segmentations]
+
+    def get_unlabeled_images(self, label_tag=None, labels=None):
+        """Return the ids of the images that have no segmentation in the store, without those that could not be read."""
+        segmentations = self._newest_segmentations()
+        return [image for image in self.list_images() if image not in segmentations and image not in self._refused]
+
+    def json(self):
+        """Return MONAI Label's listing of images and labels, also of images that are not in the cache."""
+        content = super().json()
+        try:
+            for image in self.list_images():
+                content["objects"].setdefault(image, ImageLabelModel(image=DataModel(ext=IMAGE_ENDING)).model_dump())
+        except requests.RequestException as e:
+            logger.warning("Only cached images are listed, because the DICOM store does not answer: %s", e)
+        return content
+
     def get_image_uri(self, image_id):
-        """Return the path of an image in the cache; download it before if it is missing."""
-        self._download(checked_file_name(image_id), Path(self._datastore.image_path()))
-        return super().get_image_uri(image_id)
+        """Return the path of an image in the cache; download and convert it before if it is missing.
 
-    def get_label_uri(self, label_id, label_tag, image_id=""):
-        """Return the path of a label in the cache; download a final one before if it is missing."""
-        if checked_file_name(label_tag) == FINAL:
-            self._download(checked_file_name(label_id), Path(self._datastore.label_path(FINAL)))
-        return super().get_label_uri(label_id, label_tag, image_id)
+        Raises:
+            VolumeError: The series is no volume, or holds several and the id does not say which.
+        """
+        image_id = checked_file_name(image_id)
+        file = self._images / f"{image_id}{IMAGE_ENDING}"
+        with self._series_locks.setdefault(_series_uid(image_id), threading.Lock()):
+            entry = self._datastore.objects.get(image_id)
+            is_cached = entry is not None and entry.image.ext == IMAGE_ENDING and "SeriesInstanceUID" in entry.image.info
+            if not (is_cached and file.exists()):
+                self._convert(image_id, file)
+        return str(file.resolve())
 
-    def _download(self, series: str, cache: Path) -> None:
-        """Download a series into the folder `cache` unless it is there; raise ImageNotFoundException if the store does not have it.
+    def _convert(self, image_id: str, file: Path) -> None:
+        """Read the DICOM files of an image, write it to `file` and list it; raise VolumeError if they are no volume."""
+        series = self._download(_series_uid(image_id), self._images)
+        try:
+            volume = read_volume(series.with_name(image_id))
+        except VolumeError:
+            self._refused.add(image_id)
+            if series.name == image_id:
+                with suppress(*DICOM_ERRORS):
+                    if (count := len(find_stacks(series))) > 1:
+                        write_text(series / STACK_COUNT, str(count))
+            raise
+        self._refused.discard(image_id)
+        write_image(volume, file)
+        info = {**self._search.series_info(series.name), "warnings": list(volume.warnings)}
+        with self._changing() as change:
+            previous = change.model.objects.get(image_id)
+            labels, known = (previous.labels, previous.image.info) if previous else ({}, {})
+            if previous and previous.image.ext != IMAGE_ENDING:  # Earlier versions of the app cached NIfTI files.
+                change.obsolete_files.append(self._images / self._filename(image_id, previous.image.ext))
+            image = file_entry(file.name, IMAGE_ENDING, {**known, **info})
+            change.model.objects[image_id] = ImageLabelModel(image=image, labels=labels)
 
-        The series appears in the folder only when it is complete, because MONAI Label would take half a series for the whole of it.
+    def _download(self, series: str, cache: Path) -> Path:
+        """Return the folder of a series in the folder `cache`; download it before if it is missing.
+
+        The series appears there only when it is complete, because half a series could be taken for the whole of it.
         """
         destination = cache / series
         if destination.is_dir() and any(destination.iterdir()):
-            return
+            return destination
+        study = self._search.series_info(series)["StudyInstanceUID"]
         incomplete = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
         try:
-            dicom_web_download_series(None, series, str(incomplete), self._client, self._fetch_by_frame)
-            with suppress(OSError):  # Another thread may have been faster.
+            dicom_web_download_series(study, series, str(incomplete), self._client)
+            with suppress(OSError):  # Another server may have been faster.
                 os.replace(incomplete, destination)
-        except LookupError as e:
-            raise ImageNotFoundException(f"There is no series {series} in the DICOM store.") from e
+        except OSError:  # Also the exceptions of requests are of this kind.
+            raise
+        except DICOM_ERRORS as e:
+            raise VolumeError(f"The series {series} could not be fetched: its objects in the DICOM store are damaged.") from e
         finally:
             shutil.rmtree(incomplete, ignore_errors=True)
+        return destination
 
-    def save_label(self, image_id, label_filename, label_tag, label_info, label_id=""):
-        """Save a label and send a final one to the DICOM store as DICOM SEG.
+    def get_label_uri(self, label_id, label_tag, image_id=""):
+        """Return the path of a label in the cache, or "" if there is none. A final one may have to be fetched from the store.
+
+        Args:
+            label_id: Id of the image, or SeriesInstanceUID of a segmentation in the store.
+        """
+        label_id, tag = checked_file_name(label_id), checked_file_name(label_tag)
+        path = LocalDatastore.get_label_uri(self, label_id, tag)
+        if path or tag != FINAL:
+            return path
+        for image, segmentation in self._newest_segmentations().items():
+            if label_id in (image, segmentation.series_uid):
+                return self._fetch_segmentation(image, segmentation)
+        return ""
+
+    def _newest_segmentations(self) -> dict[str, StoredSegmentation]:
+        """Return the newest segmentation in the store of each image that has one."""
+        ids: dict[str, list[str]] = {}
+        for image in self.list_images():
+            ids.setdefault(_series_uid(image), []).append(image)
+        newest = {}
+        for segmentation in self._search.segmentations():
+            images = ids.get(segmentation.image_series_uid, [])
+            if len(images) > 1:  # The volume that holds most of the frames.
+                stacks = find_stacks(self._images / segmentation.image_series_uid)
+                shares = [sum((f.sop_instance_uid, f.number) in segmentation.frames for f in stack.frames) for stack in stacks]
+                images = [images[shares.index(max(shares))]] if len(shares) == len(images) and any(shares) else []
+            newest |= dict.fromkeys(images, segmentation)
+        return newest
+
+    def _fetch_segmentation(self, image: str, segmentation: StoredSegmentation) -> str:
+        """Return the path of the final label of an image, made from a segmentation in the store unless that is in the cache.
 
         Raises:
-            HTTPException: 502, the DICOM store did not accept a final label.
-            UserError: A final label is empty, or the file is damaged.
+            VolumeError: The segmentation does not fit the image.
         """
-        info = dict(label_info or {})
-        if checked_file_name(label_tag) != FINAL:
-            return super().save_label(image_id, label_filename, label_tag, info)
-        converted, advice = None, "Submit it again later."
-        try:
+        label = self._datastore.label(image, FINAL)
+        path = LocalDatastore.get_label_uri(self, image, FINAL)
+        if label and label.info.get("SeriesInstanceUID") == segmentation.series_uid and os.path.exists(path):
+            return path
+        self.get_image_uri(image)
+        stack = choose_stack(self._download(_series_uid(image), self._images).with_name(image))
+        labels, names = read_segmentation(self._download(segmentation.series_uid, Path(self._datastore.label_path(FINAL))), stack)
+        rows = [{"name": name, "idx": value} for value, name in names.items()]
+        with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
+            file = write_labels(labels, Grid(stack.shape, stack.affine), Path(folder, "label.nrrd"))
+            info = {**self._search.series_info(segmentation.series_uid), "label_info": rows}
+            FolderDatastore.save_label(self, image, str(file), FINAL, info)
+        return LocalDatastore.get_label_uri(self, image, FINAL)
+
+    def _download_labeled_data(self):
+        """Bring the cache's final labels to the state of the store: fetch new ones and remove those that it no longer has."""
+        self._search.forget_segmentations()
+        segmentations = self._newest_segmentations()
+        for image in set(LocalDatastore.get_labeled_images(self)) - set(segmentations):
+            logger.info("The label of %s is no longer in the DICOM store: removing it from the cache.", image)
+            self.remove_label(image, FINAL)
+        for image, segmentation in segmentations.items():
+            try:
+                self._fetch_segmentation(image, segmentation)
+            except (UserError, MONAILabelException) as e:
+                logger.warning("The label of %s is left out: %s", image, e)
+
+    def save_label(self, image_id, label_filename, label_tag, label_info, label_id=""):
+        """Save a label that fits its image, and send a final one to the DICOM store as DICOM SEG.
+
+        Raises:
+            VolumeError: The label does not fit or is damaged, or a final one is empty. Nothing is saved or sent.
+            HTTPException: 502, the DICOM store did not accept a final label.
+        """
+        image_id, tag, info = checked_file_name(image_id), checked_file_name(label_tag), dict(label_info or {})
+        image = read_grid(self.get_image_uri(image_id))
+        labels = read_label(label_filename, image)
+        with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
             if str(label_filename).endswith(".bin"):
-                label_filename = converted = binary_to_image(self.get_image_uri(image_id), label_filename)
-            volume = read_upload(label_filename)
-            if volume is not None and not volume.array.any():
-                raise UserError("The label is empty, which DICOM SEG cannot express: delete the label in the DICOM store instead.")
-            if volume is not None and info.get("label_info"):
-                info["label_info"] = _rows_by_value(info["label_info"], volume.array)
-            self.get_image_uri(image_id)
+                label_filename = str(write_labels(labels, image, Path(folder, "label.nrrd")))
+            if tag != FINAL:
+                return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
+            stack = choose_stack(self._download(_series_uid(image_id), self._images).with_name(image_id))
+            segmentation = write_labels_as_segmentation(labels, stack, info.get("label_info"), Path(folder, "label.dcm"))
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
-            advice = f"The server keeps it under the tag {UNSENT}; submit it again later."
-            saved_id = super().save_label(image_id, label_filename, label_tag, info)
-        except requests.RequestException as e:
-            logger.warning("Label of %s not sent: %s", image_id, e)
-            raise HTTPException(502, f"The DICOM store did not take the label. {advice}") from e
-        finally:
-            if converted:
-                Path(converted).unlink(missing_ok=True)
+            try:
+                info["SeriesInstanceUID"] = self._send(segmentation)
+            except requests.RequestException as e:
+                logger.warning("Label of %s not sent: %s", image_id, e)
+                advice = f"The server keeps it under the tag {UNSENT}; submit it again later."
+                raise HTTPException(502, f"The DICOM store did not take the label. {advice}") from e
+            self._search.forget_segmentations()
+            known = self.get_image_info(image_id)
+            info |= {field: known.get(field) for field in ("Modality", "PatientID", "StudyInstanceUID")}
+            FolderDatastore.save_label(self, image_id, label_filename, FINAL, info)
         self.remove_label(image_id, UNSENT)
-        return saved_id
+        return image_id
+
+    def _send(self, file: Path) -> str:
+        """Send a DICOM file to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept."""
+        dataset = pydicom.dcmread(file)
+        answer = self._client.store_instances([dataset])
+        kept = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []}
+        if dataset.SOPInstanceUID not in kept:
+            raise requests.RequestException("The DICOM store's answer does not name the segmentation as kept.")
+        return str(dataset.SeriesInstanceUID)
 
 
-def _rows_by_value(label_info: list[dict], labels: np.ndarray) -> list[dict]:
-    """Return one row for each value in ascending order, because MONAI Label assigns the n-th row to the n-th value, whatever its "idx"."""
-    rows = {int(row.get("idx", n)): row for n, row in enumerate(label_info, 1)}
-    return [rows.get(int(v), {"name": f"segment {int(v)}", "idx": int(v)}) for v in np.unique(labels) if v]
+def _series_uid(image_id: str) -> str:
+    """Return the SeriesInstanceUID in the id of an image."""
+    return image_id.partition("#")[0]
+
+
+def _image_ids(series: str, count: int) -> list[str]:
+    """Return the ids of the images in a series with so many volumes."""
+    return [series] if count == 1 else [f"{series}#{n}" for n in range(1, count + 1)]

@@ -20,6 +20,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.serving import observability
+from lib.serving.datastore import dicom_labels
 from lib.serving.inference.request_queue import CLIENT_GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
@@ -27,6 +28,9 @@ from lib.serving.web.http_errors import clear_errors
 REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file")  # Set by the server, never taken from params.
 DISCONNECT_CHECK_S = 0.3  # How often a waiting request checks whether its client is still connected.
+
+# MONAI Label's own conversions know neither tilted nor multi-frame series.
+infer.binary_to_image, infer.nifti_to_dicom_seg = dicom_labels.binary_to_image, dicom_labels.nifti_to_dicom_seg
 
 router = APIRouter(tags=["Infer"])
 
@@ -55,7 +59,10 @@ async def run(
         while not (await asyncio.wait({task}, timeout=DISCONNECT_CHECK_S))[0]:
             if await request.is_disconnected():
                 raise HTTPException(499, "The client has gone.")
-        return task.result()
+        result = task.result()
+        if output == infer.ResultType.dicom_seg:
+            background_tasks.add_task(os.unlink, result.path)
+        return result
     except QueueFull as e:
         raise HTTPException(429 if e.is_client_limit else 503, str(e), headers={"Retry-After": "5"}) from e
     finally:

@@ -14,18 +14,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import requests
-from fastapi import HTTPException
-from monailabel.datastore import dicom as monai_dicom
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.common.errors import UserError
-from lib.imaging.volume import Volume
-from lib.samples import sample_data
-from lib.serving.datastore import dicom as dicom_module
 from lib.serving.datastore import transaction
-from lib.serving.datastore.dicom import UNSENT, CachedDicomDatastore
-from lib.serving.datastore.folder import TEMPORARY, FolderDatastore
+from lib.serving.datastore.folder import TEMPORARY
+from lib.serving.datastore.studies import StudiesDatastore
 
 JSON_NAME = "datastore_v2.json"
 
@@ -51,9 +45,9 @@ def label(tmp_path):
     return lambda value, ending=".nii.gz": write_volume(tmp_path / "uploads" / f"label_{value}{ending}", value)
 
 
-def open_store(studies, **options) -> FolderDatastore:
+def open_store(studies, **options) -> StudiesDatastore:
     """Return a datastore on a folder, as a new server would open it."""
-    return FolderDatastore(str(studies), extensions=("*.nii.gz", "*.nii"), **options)
+    return StudiesDatastore(str(studies), **options)
 
 
 def saved_values(store, image="a", tag="final") -> tuple[int, int]:
@@ -244,87 +238,3 @@ def test_files_renamed_into_an_observed_folder_are_noticed(studies, label):
     finally:
         store._observer.stop()
         store._observer.join()
-
-
-class FakeClient:
-    """A DICOMweb client whose store has one series."""
-
-    base_url = "http://store"
-
-    def __init__(self):
-        self._session = requests.Session()
-
-    def set_http_retry_params(self, **_):
-        pass
-
-    def search_for_series(self, **_):
-        return [{}]
-
-
-@pytest.fixture
-def dicom(tmp_path, monkeypatch):
-    """Yield a datastore with the series "1.2". If its `fails_after` is a number, the download of a series fails after so many slices."""
-    volume = Volume(np.arange(16 * 16 * 6, dtype=np.int16).reshape(16, 16, 6), np.diag([-2.0, -2.0, 5.0, 1.0]), "ct")
-    sample_data.write_dicom(volume, tmp_path / "series", modality="CT", description="ct")
-
-    def download(_, series, folder, *__):
-        os.makedirs(folder)
-        for count, file in enumerate(sorted((tmp_path / "series").iterdir())):
-            if count == store.fails_after:
-                raise requests.ConnectionError("closed")
-            shutil.copy(file, folder)
-
-    monkeypatch.setattr(dicom_module, "dicom_web_download_series", download)
-    dicom_file = next((tmp_path / "series").iterdir())
-    monkeypatch.setattr(monai_dicom, "nifti_to_dicom_seg", lambda *_: shutil.copy(dicom_file, tmp_path / "seg.dcm"))
-    store = CachedDicomDatastore(FakeClient(), {}, str(tmp_path / "cache"))
-    store.fails_after = None
-    yield store
-    store._observer.stop()
-    store._observer.join()
-
-
-def test_an_incomplete_series_does_not_stay_in_the_cache(dicom):
-    dicom.fails_after = 3
-    with pytest.raises(requests.ConnectionError):
-        dicom.get_image_uri("1.2")
-    dicom.fails_after = None
-    assert nib.load(dicom.get_image_uri("1.2")).shape == (16, 16, 6)
-    assert len(os.listdir(Path(dicom._datastore.image_path(), "1.2"))) == 6
-
-
-@pytest.mark.parametrize("answer", [requests.ConnectionError("closed"), ""], ids=["down", "says that nothing was stored"])
-def test_a_label_that_the_dicom_store_did_not_accept_is_kept(dicom, tmp_path, monkeypatch, answer):
-    def upload(*_):
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    mask = nib.load(dicom.get_image_uri("1.2"))
-    nib.save(nib.Nifti1Image(np.full(mask.shape, 7, np.uint8), mask.affine), tmp_path / "label.nii.gz")
-    monkeypatch.setattr(monai_dicom, "dicom_web_upload_dcm", upload)
-    with pytest.raises(HTTPException, match="unsent") as e:
-        dicom.save_label("1.2", str(tmp_path / "label.nii.gz"), "final", {"value": 7})
-    assert e.value.status_code == 502
-    assert saved_values(dicom, "1.2", UNSENT) == (7, 7) and set(dicom.get_labels_by_image_id("1.2")) == {UNSENT}
-    monkeypatch.setattr(monai_dicom, "dicom_web_upload_dcm", lambda *_: "1.2.3")
-    dicom.save_label("1.2", str(tmp_path / "label.nii.gz"), "final", {"value": 7})
-    assert set(dicom.get_labels_by_image_id("1.2")) == {"final"} and dicom.get_label_info("1.2", "final")["SeriesInstanceUID"] == "1.2.3"
-
-
-def test_empty_labels_cannot_become_dicom_seg(dicom, tmp_path):
-    pixels = tmp_path / "label.bin"  # OHIF sends raw pixels.
-    pixels.write_bytes(bytes(16 * 16 * 6))
-    with pytest.raises(UserError, match="empty"):
-        dicom.save_label("1.2", str(pixels), "final", {})
-    assert not dicom.get_labels_by_image_id("1.2")
-
-
-@pytest.mark.parametrize("series", ["../../uploads", "/etc"])
-def test_series_ids_that_are_paths_are_refused(dicom, series):
-    for attempt in (
-        lambda: dicom.get_image_uri(series), lambda: dicom.get_label_uri(series, "final"),
-        lambda: dicom.save_label(series, "x", "final", {}),
-    ):  # fmt: skip
-        with pytest.raises(UserError):
-            attempt()

@@ -1,0 +1,305 @@
+"""Tests of the datastore for a DICOM store, with a store within the test's process."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import SimpleITK as sitk
+from fastapi import HTTPException
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from lib.common.errors import UserError, VolumeError
+from lib.imaging.dicom.segmentations import read_segmentation, write_segmentation
+from lib.imaging.dicom.stacks import find_stacks
+from lib.imaging.readers import read_grid, read_mask, read_volume
+from lib.imaging.volume import Grid
+from lib.imaging.writers import write_mask
+from lib.serving.app import PrefetchMixin
+from lib.serving.datastore import dicom_labels
+from lib.serving.datastore.dicom import UNSENT, CachedDicomDatastore
+from lib.serving.datastore.folder import FolderDatastore
+from lib.serving.datastore.labels import label_names
+from lib.serving.training import usable_cases
+from tests.imaging.dicom.series import SHAPE, positions_mm, write_multi_frame, write_single_frames
+from tests.serving.datastore.fake_store import FakeStore
+
+TILT_MM = 0.8
+NAMES = {2: "肝臟", 7: "Größe"}
+LABEL_INFO = {"label_info": [{"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "idx": 2}]}
+
+
+@pytest.fixture
+def store():
+    return FakeStore()
+
+
+@pytest.fixture
+def open_datastore(store, tmp_path):
+    """Yield a function that opens the datastore, as a new server would do it."""
+    opened = []
+
+    def open_datastore() -> CachedDicomDatastore:
+        opened.append(CachedDicomDatastore(store, {}, str(tmp_path / "cache")))
+        return opened[-1]
+
+    yield open_datastore
+    for datastore in opened:
+        datastore._observer.stop()
+        datastore._observer.join()
+
+
+@pytest.fixture
+def series(store, tmp_path):
+    """Return the SeriesInstanceUID of a tilted series in the store."""
+    write_single_frames(tmp_path / "tilted", TILT_MM, PatientName="王^小東", SpecificCharacterSet="ISO_IR 192", PatientID="7")
+    return store.add(tmp_path / "tilted")
+
+
+@pytest.fixture
+def datastore(open_datastore, series):
+    return open_datastore()
+
+
+@pytest.fixture
+def echoes(store, tmp_path):
+    """Return the SeriesInstanceUID of a series with two volumes."""
+    write_multi_frame(tmp_path / "echoes", SeriesInstanceUID="1.2.3.5")
+    return store.add(tmp_path / "echoes")
+
+
+@pytest.fixture
+def gap(store, tmp_path):
+    """Return the SeriesInstanceUID of a series that lacks a slice; in lists it comes before the others."""
+    write_single_frames(tmp_path / "gap", SeriesInstanceUID="1.2.3.0")
+    (tmp_path / "gap" / "1.dcm").unlink()
+    uid = store.add(tmp_path / "gap")
+    store.objects.sort(key=lambda ds: ds.SeriesInstanceUID)
+    return uid
+
+
+def make_labels(value=2) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.int32)
+    labels[1:5, 2:4, 1:3] = value
+    return labels
+
+
+def upload(datastore, image, labels, tmp_path, ending=".nrrd") -> str:
+    """Write a label map on the grid of an image, and return its path."""
+    return str(write_mask(labels, read_grid(datastore.get_image_uri(image)), tmp_path / f"label{ending}"))
+
+
+def downloaded(datastore, image, tag="final") -> np.ndarray:
+    """Return the label that clients get, checked against the image that they get."""
+    return read_mask(datastore.get_label_uri(image, tag), read_volume(datastore.get_image_uri(image)))
+
+
+def test_the_cached_image_lies_where_its_slices_are(datastore, series):
+    path = datastore.get_image_uri(series)
+    image = sitk.ReadImage(path)  # as 3D Slicer reads it
+    corners = [image.TransformIndexToPhysicalPoint((0, 0, k)) for k in range(SHAPE[2])]
+    assert np.abs(corners - positions_mm(TILT_MM)).max() < 0.01
+    assert (sitk.GetArrayFromImage(image)[:, 0, 0] == 10 * np.arange(SHAPE[2])).all()
+    info = datastore.get_image_info(series)
+    assert info["StudyInstanceUID"] == "1.2.3.1" and info["Modality"] == "CT" and datastore.list_images() == [series]
+
+
+def test_volumes_of_one_series_are_images_of_their_own(open_datastore, store, echoes, tmp_path):
+    datastore = open_datastore()
+    assert datastore.list_images() == [echoes]
+    with pytest.raises(VolumeError, match=f"{echoes}#1 .*{echoes}#2 "):
+        datastore.get_image_uri(echoes)
+    assert datastore.list_images() == open_datastore().list_images() == [f"{echoes}#1", f"{echoes}#2"]
+    for n, image in enumerate(datastore.list_images()):
+        assert (read_volume(datastore.get_image_uri(image)).array[0, 0] == 10 * np.arange(SHAPE[2]) + n).all()
+    with pytest.raises(VolumeError):
+        datastore.get_image_uri(f"{echoes}#3")
+    datastore.save_label(f"{echoes}#2", upload(datastore, f"{echoes}#2", make_labels(), tmp_path), "final", LABEL_INFO)
+    frames = {g.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber % 2
+              for g in store.segmentations()[0].PerFrameFunctionalGroupsSequence}  # fmt: skip
+    assert frames == {0}, "The frames of the second echo have even numbers."
+    other = open_datastore()
+    assert other.get_labeled_images() == [f"{echoes}#2"] and other.get_unlabeled_images() == [f"{echoes}#1"]
+
+
+def test_series_without_images_are_not_listed(datastore, store, series, tmp_path):
+    write_single_frames(tmp_path / "sr", SeriesInstanceUID="1.2.3.7")
+    store.add(tmp_path / "sr")
+    for ds in store.objects[-SHAPE[2] :]:
+        ds.Modality = "RTSTRUCT"
+    assert datastore.list_images() == [series] and list(datastore.json()["objects"]) == [series]
+
+
+def test_a_series_that_is_no_volume_answers_with_the_reason(open_datastore, store, gap, series):
+    datastore = open_datastore()
+    for _ in range(2):
+        with pytest.raises(VolumeError, match="not evenly spaced"):
+            datastore.get_image_uri(gap)
+    with pytest.raises(VolumeError, match="not evenly spaced"):
+        datastore.save_label(gap, "x.nrrd", "final", {})
+    assert datastore.list_images() == [gap, series] and datastore.get_unlabeled_images() == [series]
+    with pytest.raises(ImageNotFoundException):
+        datastore.get_image_uri("1.9")
+
+
+def test_next_sample_goes_on_to_an_image_that_can_be_read(open_datastore, gap, series):
+    datastore = open_datastore()
+
+    class MonaiApp:
+        def next_sample(self, request):
+            image = datastore.get_unlabeled_images()[0]
+            return {"id": image, "path": datastore.get_image_uri(image)}
+
+    class App(PrefetchMixin, MonaiApp):
+        def open_ahead(self, path):
+            pass
+
+    assert App().next_sample({})["id"] == series
+
+
+def test_an_incomplete_series_does_not_stay_in_the_cache(datastore, store, series):
+    store.fails_after = 3
+    with pytest.raises(requests.ConnectionError):
+        datastore.get_image_uri(series)
+    store.fails_after = None
+    assert read_grid(datastore.get_image_uri(series)).shape == SHAPE
+
+
+def test_a_final_label_becomes_a_segmentation_with_the_names_of_its_values(datastore, store, series, tmp_path):
+    labels = make_labels()
+    labels[8, 8, 5] = 7
+    datastore.save_label(series, upload(datastore, series, labels, tmp_path), "final", LABEL_INFO)
+    seg = store.segmentations()[0]
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == [NAMES[2], NAMES[7]]
+    assert seg.PatientName == "王^小東" and seg.StudyInstanceUID == "1.2.3.1"
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        position = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        assert np.abs(positions_mm(TILT_MM) - position).max(1).min() < 0.01
+    assert (downloaded(datastore, series) == labels).all() and label_names(datastore, series, "final") == NAMES
+    info = datastore.get_label_info(series, "final")
+    assert info["SeriesInstanceUID"] == seg.SeriesInstanceUID and info["StudyInstanceUID"] == "1.2.3.1"
+    assert set(datastore.get_labels_by_image_id(series)) == {"final"} and datastore.get_unlabeled_images() == []
+
+
+def test_the_only_name_belongs_to_the_only_value(datastore, store, series, tmp_path):
+    datastore.save_label(series, upload(datastore, series, make_labels(1), tmp_path), "final", {"label_info": [{"name": "liver", "idx": 3}]})
+    assert store.segmentations()[0].SegmentSequence[0].SegmentLabel == "liver"
+
+
+def test_bare_voxels_of_ohif(datastore, series, tmp_path):
+    pixels = tmp_path / "label.bin"
+    pixels.write_bytes(make_labels().astype(np.uint8).tobytes("F"))
+    datastore.save_label(series, str(pixels), "final", {})
+    assert (downloaded(datastore, series) == make_labels()).all()
+    sitk.ReadImage(datastore.get_label_uri(series, "final"))  # also with sheared axes
+
+
+def shifted(path: Path, datastore, series) -> Path:
+    grid = read_grid(datastore.get_image_uri(series))
+    affine = grid.affine.copy()
+    affine[:3, 3] += (0, 0, 12.5)
+    return write_mask(make_labels(), Grid(grid.shape, affine), path / "label.nrrd")
+
+
+def cropped(path: Path, datastore, series) -> Path:
+    grid = read_grid(datastore.get_image_uri(series))
+    return write_mask(make_labels()[:, :, :-1], Grid((*SHAPE[:2], SHAPE[2] - 1), grid.affine), path / "label.nrrd")
+
+
+def short(path: Path, datastore, series) -> Path:
+    (path / "label.bin").write_bytes(bytes(np.prod(SHAPE) - 1))
+    return path / "label.bin"
+
+
+def damaged(path: Path, datastore, series) -> Path:
+    file = Path(upload(datastore, series, make_labels(), path))
+    file.write_bytes(file.read_bytes()[:-20])
+    return file
+
+
+@pytest.mark.parametrize("tag", ["final", "original"])
+@pytest.mark.parametrize("make, message", [
+    (shifted, "The label lies elsewhere than the image .by 12.5 mm"), (cropped, "The label has shape"), (short, "voxels"), (damaged, "The label"),
+], ids=["elsewhere", "cropped", "short", "damaged"])  # fmt: skip
+def test_labels_that_do_not_fit_are_refused(datastore, store, series, tmp_path, make, message, tag):
+    file = make(tmp_path, datastore, series)
+    with pytest.raises(VolumeError, match=message):  # The server answers with status 422.
+        datastore.save_label(series, str(file), tag, {})
+    assert not store.segmentations() and not datastore.get_labels_by_image_id(series)
+
+
+def test_empty_labels_cannot_become_dicom_seg(datastore, series, tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        datastore.save_label(series, upload(datastore, series, make_labels(0), tmp_path), "final", {})
+    assert not datastore.get_labels_by_image_id(series)
+
+
+@pytest.mark.parametrize("is_down", [True, False], ids=["down", "says that nothing was stored"])
+def test_a_label_that_the_dicom_store_did_not_accept_is_kept(datastore, store, series, tmp_path, is_down):
+    file = upload(datastore, series, make_labels(), tmp_path)
+    store.failure, store.keeps = requests.ConnectionError("closed") if is_down else None, False
+    with pytest.raises(HTTPException, match="unsent") as e:
+        datastore.save_label(series, file, "final", LABEL_INFO)
+    assert e.value.status_code == 502
+    assert (downloaded(datastore, series, UNSENT) == make_labels()).all() and set(datastore.get_labels_by_image_id(series)) == {UNSENT}
+    store.failure, store.keeps = None, True
+    datastore.save_label(series, file, "final", LABEL_INFO)
+    assert set(datastore.get_labels_by_image_id(series)) == {"final"}
+
+
+def test_segmentations_of_the_store_become_labels(datastore, store, series, tmp_path):
+    stack = find_stacks(tmp_path / "tilted")[0]
+    for value, name, year in ((2, "neu", "2026"), (7, "alt", "2020")):
+        path = write_segmentation(make_labels(value), stack, {value: name}, tmp_path / f"{name}.dcm")
+        store.add(path)
+        store.objects[-1].ContentDate = f"{year}0101"
+    newest = store.segmentations()[0].SeriesInstanceUID
+    assert datastore.get_labeled_images() == [series]
+    assert (read_mask(datastore.get_label_uri(newest, "final"), read_volume(datastore.get_image_uri(series))) == make_labels(1)).all()
+    assert (downloaded(datastore, series) == make_labels(1)).all() and label_names(datastore, series, "final") == {1: "neu"}
+    assert [case.image.name for case in usable_cases(datastore)] == [f"{series}.nrrd"]
+    store.objects = [ds for ds in store.objects if ds.Modality != "SEG"]
+    assert usable_cases(datastore) == [] and not datastore.get_label_uri(series, "final")
+
+
+def test_a_segmentation_that_does_not_fit_is_left_out_of_training(datastore, store, series, tmp_path):
+    write_single_frames(tmp_path / "elsewhere", 0.0)
+    path = write_segmentation(make_labels(), find_stacks(tmp_path / "elsewhere")[0], NAMES, tmp_path / "seg.dcm")
+    store.add(path)
+    for groups in store.objects[-1].PerFrameFunctionalGroupsSequence:
+        groups.PlanePositionSequence[0].ImagePositionPatient = [500.0, 0.0, 0.0]
+    with pytest.raises(VolumeError, match="another image"):
+        datastore.get_label_uri(series, "final")
+    assert usable_cases(datastore) == []
+
+
+def test_an_answer_as_dicom_seg(datastore, series, tmp_path):
+    """As MONAI Label's route asks for it: with the path of the image in the cache without its ending."""
+    file = upload(datastore, series, make_labels(1), tmp_path)
+    image = datastore.get_image_uri(series).removesuffix(".nrrd")
+    path = dicom_labels.nifti_to_dicom_seg(image, file, LABEL_INFO["label_info"][:1], use_itk=True)
+    labels, names = read_segmentation(path, find_stacks(tmp_path / "tilted")[0])
+    assert (labels == make_labels(1)).all() and names == {1: "Größe"}
+    Path(path).unlink()
+
+
+def test_an_image_converted_by_an_earlier_version_is_replaced_and_keeps_its_labels(datastore, series, tmp_path):
+    old = Path(datastore._datastore.image_path(), f"{series}.nii.gz")
+    nib.save(nib.Nifti1Image(make_labels().astype(np.int16), np.eye(4)), old)
+    with datastore._changing() as change:
+        change.model.objects[series] = ImageLabelModel(image=DataModel(ext=".nii.gz", info={"SeriesInstanceUID": series}))
+    FolderDatastore.save_label(datastore, series, str(old), "original", {})
+    assert datastore.get_image_uri(series).endswith(".nrrd") and set(datastore.get_labels_by_image_id(series)) == {"original"}
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("name", ["../../uploads", "/etc"])
+def test_series_ids_that_are_paths_are_refused(datastore, name):
+    for attempt in (
+        lambda: datastore.get_image_uri(name), lambda: datastore.get_label_uri(name, "final"),
+        lambda: datastore.save_label(name, "x", "final", {}),
+    ):  # fmt: skip
+        with pytest.raises(UserError):
+            attempt()
