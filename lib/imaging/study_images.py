@@ -9,9 +9,9 @@ from pathlib import Path
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.reading import read_stack
 from lib.imaging.dicom.stacks import Stack, find_stacks
-from lib.imaging.readers import READ_ERRORS, read_volume
+from lib.imaging.readers import READ_ERRORS, read_grid, read_volume
 from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, FolderScan, split_ending
-from lib.imaging.volume import Volume
+from lib.imaging.volume import Grid, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,10 @@ class StudyImage:
     files: tuple[Path, ...]
     version: str
     stack: Stack | None = None
+
+    def grid(self) -> Grid:
+        """Return the voxel grid of the image; raise VolumeError if it cannot be read."""
+        return read_grid(self.path) if self.stack is None else Grid(self.stack.shape, self.stack.affine)
 
     def read(self, name: str) -> Volume:
         """Return the volume, which messages call `name`; raise VolumeError if it cannot be read."""

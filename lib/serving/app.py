@@ -59,7 +59,7 @@ class PrefetchMixin:
         if not load:
             return None
         path, expiry_s = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
-        return UploadSessions(path, expiry_s, self.open_ahead, lambda name: self.records.forget(name))
+        return UploadSessions(path, expiry_s, self._infers["sam2"].read, self.open_ahead, lambda name: self.records.forget(name))
 
     def open_ahead(self, path: str | None) -> threading.Thread | None:
         """Read an image and encode its slices in a thread. A failure is only logged, because its first request will report it."""

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from lib.common.errors import UserError, VolumeError
-from lib.imaging.readers import ITK_ENDINGS, NIFTI_ENDINGS, read_volume
-from lib.imaging.volume import Volume
+from lib.imaging.readers import read_volume
 from lib.serving.web.request_checks import is_name
+
+IMAGE_UPLOAD_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")  # Formats whose images are single files.
 
 
 def checked_file_name(id_or_tag) -> str:
@@ -16,17 +17,15 @@ def checked_file_name(id_or_tag) -> str:
     return text
 
 
-def read_upload(path: str | Path) -> Volume | None:
-    """Return the volume in an uploaded file, or None if the file holds something else than a volume.
+def check_image_file(path: str | Path, name: str) -> None:
+    """Raise VolumeError with the reader's sentence if an uploaded file or folder, which it calls `name`, cannot be read as a volume.
 
-    Raises:
-        UserError: The file is damaged or incomplete.
+    An image with several channels passes, because the option `channel` of a server may choose among them.
     """
-    if not str(path).lower().endswith((*NIFTI_ENDINGS, *ITK_ENDINGS)):
-        return None
     try:
-        return read_volume(path)
+        read_volume(path)
     except VolumeError as e:
-        if not e.__cause__:  # The file was read without an error but is not one volume; it may have four dimensions.
-            return None
-        raise UserError("The file is damaged or incomplete and was not saved; what was there before stays.") from e
+        try:
+            read_volume(path, channel=0)
+        except VolumeError:
+            raise VolumeError(str(e).replace(Path(path).name, name)) from e

@@ -1,4 +1,4 @@
-"""A folder of images and labels: MONAI Label's datastore, made safe against kills, full disks and other servers on the same folder.
+"""A folder with labels of images: MONAI Label's datastore, made safe against kills, full disks and other servers on the same folder.
 
 Every change is made under the folder's lock, to the state that the JSON file has at that moment, so that no server loses the changes of
 another one. New files are written completely beside their places, then the JSON file is replaced, then the files are moved. Until then, a
@@ -18,7 +18,9 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from lib.serving.datastore.checks import checked_file_name, read_upload
+from lib.common.errors import UserError
+from lib.imaging.studies import Listing, image_of_label
+from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.transaction import Change, sync_folder
 
 LOCK_TIMEOUT_S = 60  # How long a change waits for the changes of other threads and servers.
@@ -30,9 +32,14 @@ logger = logging.getLogger(__name__)
 class FolderDatastore(LocalDatastore):
     """A folder of images and labels that any number of threads and servers may use at the same time. Reading never waits.
 
-    Methods that change the folder raise UserError for ids and tags that cannot be file names and for damaged files, ImageNotFoundException
-    for unknown images, and OSError if the folder cannot be written to. The folder then stays as it was.
+    Methods that change the folder raise UserError for ids and tags that cannot be file names, ImageNotFoundException for unknown images,
+    and OSError if the folder cannot be written to. The folder then stays as it was.
+
+    Attributes:
+        listing: The images in the folder that are offered, and those that are left out, if it is a studies folder; otherwise empty.
     """
+
+    listing = Listing()
 
     def __init__(self, *args, **kwargs):
         self._state_lock = threading.RLock()  # Keeps the JSON file and the state in memory in step.
@@ -92,31 +99,20 @@ class FolderDatastore(LocalDatastore):
         raise RuntimeError("Changes go through _changing().")
 
     def add_image(self, image_id, image_filename, image_info):
-        """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one."""
-        default_id, ext = self._to_id(os.path.basename(image_filename))
-        image_id = checked_file_name(image_id or default_id)
-        name = self._filename(image_id, ext)
-        with self._changing() as change:
-            previous = change.model.objects.get(image_id)
-            if previous:
-                read_upload(image_filename)  # Raises UserError: a damaged file must not replace an image.
-            change.add_file(image_filename, Path(change.model.image_path(), name))
-            labels = previous.labels if previous else {}
-            change.model.objects[image_id] = ImageLabelModel(image=_file_entry(name, ext, image_info), labels=labels)
-        return image_id
+        """Refuse an image, because only a studies folder takes some: raise UserError."""
+        raise UserError("The images come from a DICOM store: send new ones there.")
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Copy a label into the folder, in place of an earlier one with this tag, and return the id of its image."""
+        """Copy a label, which the caller has checked, into the folder in place of an earlier one with this tag; return its image's id."""
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
         ext = self._to_id(os.path.basename(label_filename))[1]
-        read_upload(label_filename)  # Raises UserError for a damaged file.
         with self._changing() as change:
             labels = _image_entry(change.model, image_id).labels
             destination = self._label_file(change.model, image_id, tag, ext)
             temporary = change.add_file(label_filename, destination)
             if tag in labels and labels[tag].ext != ext:
                 change.obsolete_files.append(self._label_file(change.model, image_id, tag, labels[tag].ext))
-            labels[tag] = _file_entry(destination.name, ext, {**(label_info or {}), TEMPORARY: temporary})
+            labels[tag] = file_entry(destination.name, ext, {**(label_info or {}), TEMPORARY: temporary})
         logger.info("Saved label %s of %s.", tag, image_id)
         return image_id
 
@@ -189,37 +185,25 @@ class FolderDatastore(LocalDatastore):
     def _match_files(self, model: LocalDatastoreModel, expected: Set[Path] = frozenset()) -> None:
         """Make a model list exactly the files in the folder and those that are `expected` to be moved there.
 
-        If several files belong to one entry (a.nii and a.nii.gz), the entry names the newest.
+        If several label files belong to one entry (a.nii and a.nii.gz), the entry names the newest.
         """
-        def exists(path: Path) -> bool:
-            return path in expected or path.exists()
-
-        images = Path(model.image_path())
-        for image, entry in list(model.objects.items()):
-            if not exists(images / self._filename(image, entry.image.ext)):
-                del model.objects[image]
-                continue
+        self._match_images(model)
+        for image, entry in model.objects.items():
             for tag, label in list(entry.labels.items()):
-                if not exists(self._label_file(model, image, tag, label.ext)):
+                path = self._label_file(model, image, tag, label.ext)
+                if path not in expected and not path.exists():
                     del entry.labels[tag]
-        for name in self._newest_first(images):
-            image, ext = self._to_id(name)
-            if image not in model.objects:
-                model.objects[image] = ImageLabelModel(image=_file_entry(name, ext))
         for folder in _label_folders(model):
-            for name in self._newest_first(folder):
-                image, ext = self._to_id(name)
-                if image in model.objects and folder.name not in model.objects[image].labels:
-                    model.objects[image].labels[folder.name] = _file_entry(name, ext)
+            for name in _newest_first(folder):
+                image, ext = image_of_label(name, model.objects)
+                if ext and image in model.objects and folder.name not in model.objects[image].labels:
+                    model.objects[image].labels[folder.name] = file_entry(name, ext)
 
-    def _newest_first(self, folder: Path) -> list[str]:
-        """Return the names of the image files in a folder, sorted by the time of their last change."""
-        def age(name):
-            with suppress(OSError):
-                return -(folder / name).stat().st_mtime_ns
-            return 0
-
-        return sorted(self._list_files(folder, self._extensions), key=age)
+    def _match_images(self, model: LocalDatastoreModel) -> None:
+        """Remove images from a model whose files are gone."""
+        for image, entry in list(model.objects.items()):
+            if not Path(model.image_path(), self._filename(image, entry.image.ext)).exists():
+                del model.objects[image]
 
 
 def _image_entry(model: LocalDatastoreModel, image: str) -> ImageLabelModel:
@@ -229,9 +213,19 @@ def _image_entry(model: LocalDatastoreModel, image: str) -> ImageLabelModel:
     return model.objects[image]
 
 
-def _file_entry(name: str, ext: str, info: dict | None = None) -> DataModel:
+def file_entry(name: str, ext: str, info: dict | None = None) -> DataModel:
     """Return a new entry for a file, with the time and the file's name in its info."""
     return DataModel(info={**(info or {}), "ts": int(time.time()), "name": name}, ext=ext)
+
+
+def _newest_first(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that are not hidden, those that were changed last first."""
+    def age(name):
+        with suppress(OSError):
+            return -(folder / name).stat().st_mtime_ns
+        return 0
+
+    return sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=age)
 
 
 def _label_folders(model: LocalDatastoreModel) -> list[Path]:

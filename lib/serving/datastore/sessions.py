@@ -1,6 +1,7 @@
 """Volumes that a client uploads for its own use: MONAI Label's sessions, which here also end when they have expired."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from monailabel.utils.sessions import Sessions
 
 from lib.common.atomic_files import write_text
+from lib.common.errors import UserError
+from lib.imaging.studies import StudiesFolder
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +23,17 @@ class UploadSessions(Sessions):
     """MONAI Label's sessions by id; `expiry` is the time in seconds without access after which a session ends.
 
     Args:
+        read: Reads the image at a path; raises UserError with the reason if it cannot be read.
         on_added: Called with the path of a new image.
         on_removed: Called with the record id (see `record_id`) of an image that was removed.
     """
 
-    def __init__(self, store_path: str, expiry: int, on_added: Callable[[str], object], on_removed: Callable[[str], object]):
+    def __init__(
+        self, store_path: str, expiry: int, read: Callable[[str], object], on_added: Callable[[str], object],
+        on_removed: Callable[[str], object],
+    ):  # fmt: skip
         super().__init__(store_path, expiry)
-        self._on_added, self._on_removed, self._write_lock = on_added, on_removed, threading.Lock()
+        self._read, self._on_added, self._on_removed, self._write_lock = read, on_added, on_removed, threading.Lock()
 
     def __bool__(self):
         """Return True even without an entry, because sessions of an earlier run of the server lie on the disk."""
@@ -40,8 +47,24 @@ class UploadSessions(Sessions):
         return RECORD_PREFIX + path.relative_to(store).parts[0] if store in path.parents else None
 
     def add_session(self, *args, **kwargs):
-        """Add a session as MONAI Label does and report its image."""
+        """Add a session as MONAI Label does and report its image.
+
+        Raises:
+            UserError: What was uploaded cannot be read as one volume; there is no session then.
+        """
         session_id, info = super().add_session(*args, **kwargs)
+        upload = info.image
+        try:
+            info.image = _image_path(upload)
+            self._read(info.image)
+        except UserError as e:
+            is_file = os.path.isfile(upload)
+            super().remove_session(session_id)
+            if is_file:
+                raise
+            name = Path(upload).name  # It is a temporary one.
+            raise UserError(str(e).replace(f"The folder {name}", "The upload").replace(name, "The upload")) from e
+        self._write_meta_info(session_id, info)
         self._on_added(info.image)
         return session_id, info
 
@@ -77,3 +100,17 @@ class UploadSessions(Sessions):
         """Replace the file that describes a session as a whole, since several requests may read and write it."""
         with self._write_lock:
             write_text(Path(self.store_path, session_id, "meta.info"), session_info.to_str())
+
+
+def _image_path(upload: str) -> str:
+    """Return the path of the image in an upload: the file, or the only image in a folder of several files, as of a header and its voxels.
+
+    Raises:
+        UserError: The folder holds several images.
+    """
+    if not os.path.isdir(upload):
+        return upload
+    images = [image for image in StudiesFolder(upload, excluded=()).list_images({}).images.values() if image.stack is None]
+    if len(images) > 1:
+        raise UserError(f"The upload holds {len(images)} images ({', '.join(i.path.name for i in images)}): send one.")
+    return str(images[0].path) if images else upload

@@ -103,6 +103,10 @@ class Sam2Task(InferTask):
         """Return True, because the task can always run: MONAI Label would look for a model file of its own."""
         return True
 
+    def read(self, path: str) -> Volume:
+        """Return the volume at `path`, which stays in memory for a while, or raise UserError."""
+        return self._volumes.get(path)
+
     def open(self, path: str) -> None:
         """Read a volume, or raise UserError, and start to encode its slices in the background, with default options."""
         checkpoint, _ = self._catalog.resolve(AUTO)

@@ -37,6 +37,8 @@ from starlette.datastructures import UploadFile  # FastAPI's own class is a subc
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
+from lib.imaging.study_files import split_ending
+from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS
 from lib.serving.inference import route
 from lib.serving.observability import RequestMonitor
 from lib.serving.web import request_checks, routes
@@ -163,11 +165,12 @@ def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
     if fields.get("tag"):
         request_checks.check_tag(fields["tag"])
     if endpoint_name == "api_add_image":
-        image, file = fields.get("image"), fields["file"].filename or ""
-        if image and not request_checks.is_name(image):
+        name, ending = split_ending(fields["file"].filename or "", IMAGE_UPLOAD_ENDINGS)
+        if not ending:
+            raise HTTPException(422, f"Images are single files with one of the endings {', '.join(IMAGE_UPLOAD_ENDINGS)}.")
+        fields["image"] = fields.get("image") or name  # MONAI Label would cut the name at its first dot.
+        if not request_checks.is_name(fields["image"]):
             raise HTTPException(422, "An image id is a name without / and \\.")
-        if not file.lower().endswith(tuple(e.lstrip("*") for e in settings.MONAI_LABEL_DATASTORE_FILE_EXT)):
-            raise HTTPException(422, f"Images are files with one of the endings {', '.join(settings.MONAI_LABEL_DATASTORE_FILE_EXT)}.")
         return
     for field in ("image", "id", "label"):
         if isinstance(fields.get(field), str):

@@ -25,16 +25,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from lib.common.errors import UserError
 from lib.imaging import geometry
 from lib.imaging.frames import Frames
+from lib.imaging.studies import Listing
+from lib.imaging.volume import Grid
 from lib.serving import observability
 from lib.serving.active_learning.strategies import TARGET_DICE
+from lib.serving.datastore.folder import FolderDatastore
 from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.http_errors import clear_errors
-from lib.serving.web.viewers import Grid, locate_in_viewers
+from lib.serving.web.viewers import locate_in_viewers
 
 logger = logging.getLogger(__name__)
 
 VOLUMES_PER_PAGE = 20
+LEFT_OUT_ON_PAGE = 100
 ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 # The pages load nothing from other servers, and no other site may show them in a frame.
 PAGE_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -57,7 +61,7 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
-    location = _locate(volume_page.read_grid(str(answer.get("path"))), answer)
+    location = _locate(volume_page.find_grid(str(answer.get("path"))), answer)
     return volume_page.describe_slice(answer, location, _ohif_link(request, app, answer["id"], answer.get("slice")))
 
 
@@ -90,11 +94,18 @@ def overview(request: Request) -> HTMLResponse:
         pages = max(1, -(-len(summaries) // VOLUMES_PER_PAGE))
         number = min(max(number, 1), pages)
         volumes = [_with_links(request, app, s) for s in summaries[(number - 1) * VOLUMES_PER_PAGE : number * VOLUMES_PER_PAGE]]
+        left_out = _listing(app).left_out
     counts = {status: sum(s.status == status for s in summaries) for status in volume_page.STATUSES}
     text = templates.get_template("overview.html").render(
-        volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE
+        volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE,
+        left_out=list(left_out.items())[:LEFT_OUT_ON_PAGE], left_out_count=len(left_out),
     )  # fmt: skip
     return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": PAGE_POLICY})
+
+
+@router.get("/sam2/left_out", summary="What the studies folder holds that is not offered, and why")
+def left_out() -> dict:
+    return {"left_out": [{"path": path, "reason": reason} for path, reason in _listing(app_instance()).left_out.items()]}
 
 
 @router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
@@ -143,7 +154,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
     with clear_errors():
         t = None if requested is None else _parse_number("slice", requested)
         # The grid comes first, because fetching the image from the DICOM store also fetches its info.
-        grid = volume_page.read_grid(app.datastore().get_image_uri(image))
+        grid = volume_page.find_grid(app.datastore().get_image_uri(image))
         info = app.datastore().get_image_info(image) or {}
         summary = volume_page.summarize_volume(app.datastore(), image, app.records.for_image(image), False)
         structure = volume_page.choose_structure(summary.structures, t, request.query_params.get("structure"))
@@ -195,7 +206,7 @@ def _with_links(request: Request, app, summary: volume_page.VolumeSummary) -> di
 def _read_grid(app, image: str) -> Grid | None:
     """Return the voxel grid of an image, or None if it cannot be read, so that one broken image does not spoil the page."""
     try:
-        return volume_page.read_grid(app.datastore().get_image_uri(image))
+        return volume_page.find_grid(app.datastore().get_image_uri(image))
     except (OSError, requests.RequestException, UserError) as e:
         logger.warning("No geometry of %s: %s", image, e)
         return None
@@ -224,10 +235,18 @@ def _is_dicom(app) -> bool:
     return isinstance(app.datastore(), DICOMWebDatastore)
 
 
+def _listing(app) -> Listing:
+    """Return what the app's studies folder holds; it is empty for a DICOM store."""
+    store = app.datastore()
+    return store.listing if isinstance(store, FolderDatastore) else Listing()
+
+
 def _check_image(app, image: str) -> None:
     """Let only ids of the datastore pass, because ids become names of files."""
     if not image:
         raise HTTPException(422, "Say which image: ?image=ID.")
+    if image in _listing(app).refused:
+        raise HTTPException(422, _listing(app).refused[image])
     with clear_errors():
         if image not in app.datastore().list_images():
             raise HTTPException(404, "There is no such image in the datastore.")

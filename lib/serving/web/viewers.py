@@ -5,36 +5,16 @@ ways: OHIF numbers the planes of each viewport from 1, which lies at the head, t
 in OHIF v3 as MONAI Label 0.8.5 ships it); Slicer shows an offset in mm RAS.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 
 from lib.imaging.geometry import LPS_FROM_RAS, spacing, to_mm
+from lib.imaging.volume import Grid
 
 PLANES = ("sagittal", "coronal", "axial")  # In the order of the patient's axes at right angles to them: R, A, S.
 SLICER_VIEWS = {"sagittal": "Yellow", "coronal": "Green", "axial": "Red"}
 # Direction (mm LPS) in which OHIF's slice numbers grow: viewPlaneNormal of cornerstone's MPR cameras.
 OHIF_NORMALS = {"sagittal": (1.0, 0.0, 0.0), "coronal": (0.0, -1.0, 0.0), "axial": (0.0, 0.0, -1.0)}
 MIN_ALIGNED_COSINE = 0.999  # A slice tilted by less than 2.6 degrees counts as aligned.
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The position of an image's voxels.
-
-    Attributes:
-        shape: Number of voxels (I, J, K).
-        affine: Matrix (4, 4) from voxel indices to mm RAS.
-    """
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    @cached_property
-    def affine_lps(self) -> np.ndarray:
-        """The matrix (4, 4) from voxel indices to mm LPS, the coordinates of DICOM and OHIF."""
-        return LPS_FROM_RAS @ np.asarray(self.affine, float)
 
 
 def slice_normal(affine: np.ndarray, axis: int) -> np.ndarray:
@@ -67,11 +47,12 @@ def ohif_slice_number(grid: Grid, plane: str, point_lps_mm) -> tuple[int, int]:
     ((10, 10), (1, 10))
     """
     normal = np.array(OHIF_NORMALS[plane])
-    corners = to_mm(grid.affine_lps, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1)) @ normal
+    affine_lps = LPS_FROM_RAS @ np.asarray(grid.affine, float)
+    corners = to_mm(affine_lps, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1)) @ normal
     low, high = corners.min(), corners.max()
     if high - low < 1e-6:
         return 1, 1
-    count = int(round((high - low) / np.linalg.norm(grid.affine_lps[:3, :3].T @ normal))) + 1
+    count = int(round((high - low) / np.linalg.norm(affine_lps[:3, :3].T @ normal))) + 1
     index = int(np.floor((np.dot(point_lps_mm, normal) - low) / (high - low) * count + 1e-6))
     return min(max(index, 0), count - 1) + 1, count
 
@@ -113,7 +94,7 @@ def viewer_orientation(grid: Grid, axis: int) -> tuple[bool, bool, bool]:
     """
     plane = anatomical_plane(grid.affine, axis)
     down, right = {"axial": ((0, 1, 0), (1, 0, 0)), "coronal": ((0, 0, -1), (1, 0, 0)), "sagittal": ((0, 0, -1), (0, 1, 0))}[plane]
-    x, y = (grid.affine_lps[:3, a] / spacing(grid.affine)[a] for a in range(3) if a != axis)
+    x, y = ((LPS_FROM_RAS @ grid.affine)[:3, a] / spacing(grid.affine)[a] for a in range(3) if a != axis)
     transpose = bool(abs(np.dot(x, down)) > abs(np.dot(y, down)))
     if transpose:
         x, y = y, x

@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from lib.common.errors import VolumeError
 from lib.imaging.frames import Frames, fitted_size
-from lib.imaging.formats.nifti import NIFTI_ENDINGS, nifti_header
-from lib.imaging.readers import READ_ERRORS, read_mask
-from lib.imaging.volume import Volume
+from lib.imaging.readers import read_grid, read_mask
+from lib.imaging.volume import Grid, Volume
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import MAX_ROUNDS, TARGET_DICE
 from lib.serving.datastore.labels import label_names, label_path
-from lib.serving.web.viewers import Grid, viewer_orientation
+from lib.serving.web.viewers import viewer_orientation
 
 MIN_DISTANCE_SLICES = 3  # Between the worst slices that are displayed, because neighbours look the same.
 ORANGE, RED = (255, 165, 0), (255, 60, 40)
@@ -205,22 +205,18 @@ def insert_before_ending(name: str, words: str) -> str:
     return f"{stem} {words}{ending}"
 
 
-def read_grid(path: str) -> Grid | None:
-    """Return the voxel grid of a NIfTI file from its header, or None for other files."""
-    if not path.lower().endswith(NIFTI_ENDINGS) or not os.path.isfile(path):
+def find_grid(path: str) -> Grid | None:
+    """Return the voxel grid of an image file, or None if it cannot be read. Headers are read once until their files change."""
+    try:
+        stat = os.stat(path)
+        return _remembered_grid(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, VolumeError):
         return None
-    stat = os.stat(path)
-    return _nifti_grid(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(1024)
-def _nifti_grid(path: str, size_bytes: int, mtime_ns: int) -> Grid | None:
-    try:
-        header = nifti_header(path)
-        shape, affine = (*header.get_data_shape(), 1)[:3], header.get_best_affine()
-    except READ_ERRORS:
-        return None
-    return None if len(shape) < 3 or 0 in shape else Grid(tuple(int(n) for n in shape), affine)
+def _remembered_grid(path: str, size_bytes: int, mtime_ns: int) -> Grid:
+    return read_grid(path)
 
 
 def read_saved_mask(datastore, image: str, structure: str, volume: Volume) -> np.ndarray | None:
@@ -247,7 +243,7 @@ def render_thumbnail(frames: Frames, mask: np.ndarray | None, t: int, point_ijk=
         point_ijk: Voxel to mark with a cross, or None.
         side: Length of the longer side in pixels.
     """
-    orientation = viewer_orientation(Grid(frames.volume.shape, frames.volume.affine), frames.axis)
+    orientation = viewer_orientation(frames.volume.grid, frames.axis)
     image = _orient(frames.windowed([t])[0], orientation)
     height, width = fitted_size(image.shape, frames.pixel_mm[::-1] if orientation[0] else frames.pixel_mm, side)
 

@@ -16,13 +16,16 @@ from PIL import Image
 
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
-from lib.imaging.volume import Volume
+from lib.imaging.geometry import LPS_FROM_RAS
+from lib.imaging.volume import Grid, Volume
 from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.active_learning.strategies import WorstSlice
+from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.inference.tasks import VolumeCache
 from lib.serving.web import routes, volume_page
-from lib.serving.web.viewers import Grid, locate_in_viewers, ohif_slice_number, viewer_orientation
+from lib.serving.web.viewers import locate_in_viewers, ohif_slice_number, viewer_orientation
+from tests.imaging.real_cases import save_dicom, series
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE, AFFINE = (20, 16, 12), np.diag([-1.0, -1.0, 5.0, 1.0])
@@ -30,11 +33,11 @@ HOSTILE = "<img src=x onerror=alert(1)>'\"&"
 DICOM = {"Modality": "CT", "PatientID": "P1", "StudyInstanceUID": "1.2", "RetrieveURL": "http://store/1.2", "StudyDate": "x"}
 
 
-class Store(LocalDatastore):
-    """A datastore that reads the folder once, without watching it."""
+class Store(StudiesDatastore):
+    """A datastore that does not notice changes of its folder by itself."""
 
     def __init__(self, folder):
-        super().__init__(str(folder), extensions=("*.nii.gz",))
+        super().__init__(str(folder))
 
 
 class DicomStore(DICOMWebDatastore):
@@ -51,7 +54,7 @@ class App:
     """A stand-in for the MONAI Label app, with a datastore of class `kind`."""
 
     def __init__(self, folder, kind):
-        self.store, self.records, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder / "records"), {}, VolumeCache(2)
+        self.store, self.records, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder.parent / "records"), {}, VolumeCache(2)
         self._strategies = {"worst_slice": WorstSlice(self.records)}
 
     def datastore(self):
@@ -240,6 +243,18 @@ def test_a_store_that_does_not_answer_is_reported_with_a_sentence(serve, monkeyp
         assert answer.status_code == 502 and "DICOM store" in answer.json()["detail"] and "secret" not in answer.text
 
 
+def test_what_is_left_out_is_said_with_the_reason(serve, studies):
+    (studies / "preview<1>.png").write_bytes(b"x")
+    save_dicom(series()[:3] + series()[4:], studies / "gap")
+    app, client = serve()
+    rows = {row["path"]: row["reason"] for row in client.get("/sam2/left_out").json()["left_out"]}
+    assert set(rows) == {"preview<1>.png", "gap"} and "missing" in rows["gap"]
+    text = client.get("/sam2/").text
+    assert "2 entries of the studies folder left out" in text and "preview&lt;1&gt;.png" in text and rows["gap"] in text
+    answer = client.get("/sam2/state?image=gap")
+    assert answer.status_code == 422 and "missing" in answer.json()["detail"]
+
+
 def test_state_returns_the_records(serve):
     app, client = serve()
     record = note_round(app, "a")
@@ -301,8 +316,8 @@ def test_thumbnails_are_turned_as_in_the_viewers(affine):
         transpose, flip_rows, flip_columns = viewer_orientation(grid, axis)
         x, y = (a for a in range(3) if a != axis)
         down, right = ((x, y) if transpose else (y, x))
-        columns = grid.affine_lps[:3, right] * (-1 if flip_columns else 1)
-        rows = grid.affine_lps[:3, down] * (-1 if flip_rows else 1)
+        columns = (LPS_FROM_RAS @ grid.affine)[:3, right] * (-1 if flip_columns else 1)
+        rows = (LPS_FROM_RAS @ grid.affine)[:3, down] * (-1 if flip_rows else 1)
         plane = locate_in_viewers(grid, axis, 0)["plane"]
         assert columns[1 if plane == "sagittal" else 0] > 0
         assert rows[1] > 0 if plane == "axial" else rows[2] < 0

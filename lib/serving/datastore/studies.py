@@ -1,0 +1,236 @@
+"""The datastore of a studies folder: it lists everything that can be read, converts what clients cannot read, and checks what they send."""
+
+import logging
+import os
+import tempfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+from monailabel.config import Settings
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from lib.common.errors import UserError, VolumeError
+from lib.imaging.readers import check_fits, read_grid
+from lib.imaging.studies import SOURCE, StudiesFolder, image_key
+from lib.imaging.study_files import LABEL_ENDINGS, split_ending
+from lib.imaging.study_images import StudyImage
+from lib.imaging.volume import Grid
+from lib.serving.datastore.changes import ChangeHandler
+from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name
+from lib.serving.datastore.conversion import CONVERTED_ENDING, ConvertedImages
+from lib.serving.datastore.dicom_labels import read_label, write_labels
+from lib.serving.datastore.folder import FolderDatastore, file_entry
+
+FINAL = "final"
+
+logger = logging.getLogger(__name__)
+
+
+class StudiesDatastore(FolderDatastore):
+    """A studies folder with its labels.
+
+    Methods that need an image raise UserError with the reason if its id stands for an image that cannot be used.
+
+    Args:
+        extensions: MONAI Label's setting MONAI_LABEL_DATASTORE_FILE_EXT. Other patterns than its default ones limit the listing.
+    """
+
+    def __init__(self, datastore_path, *args, extensions=(), **kwargs):
+        default = Settings.model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
+        self._patterns = [] if set(extensions) == set(default) else list(extensions)
+        self._studies: StudiesFolder | None = None
+        self._converted = ConvertedImages(datastore_path)
+        self._misfits: dict[tuple, str] = {}  # Why a label of a certain version does not fit its image, or "".
+        super().__init__(datastore_path, *args, extensions=extensions, **kwargs)
+        if hasattr(self, "_observer"):
+            self._observer.unschedule_all()  # MONAI Label's handler ignores subfolders and other endings than those in its setting.
+            handler = ChangeHandler(lambda: self._on_any_event(None), Path(self._datastore_config_path).name)
+            self._observer.schedule(handler, self._datastore_path, recursive=True)
+
+    def _to_id(self, file):
+        """Return a file's name without its last ending, and the ending in small letters."""
+        name, ending = split_ending(file, (*IMAGE_UPLOAD_ENDINGS, *LABEL_ENDINGS))
+        return name, ending.lower()
+
+    def _match_images(self, model: LocalDatastoreModel) -> None:
+        """Make a model list the images that the folder holds now."""
+        if self._studies is None:
+            self._studies = StudiesFolder(model.image_path(), Path(model.labels_dir).parts[:1], self._patterns)
+        known = {i: image_key(i, entry.image.ext, entry.image.info) for i, entry in model.objects.items()}
+        before, listing = self.listing, self._studies.list_images(known)
+        self.listing = listing
+        for image in set(model.objects) - set(listing.images):
+            del model.objects[image]
+        for image, found in listing.images.items():
+            if image not in model.objects:
+                model.objects[image] = ImageLabelModel(image=self._new_entry(image, found))
+        if {i.version for i in before.images.values()} != {i.version for i in listing.images.values()}:
+            self._converted.keep_only(listing.images.values())
+
+    def _new_entry(self, image: str, found: StudyImage) -> DataModel:
+        """Return the entry of an image that was not listed before."""
+        ending = found.key[len(image) :] if found.stack is None and found.key.startswith(image) else ""
+        info = {} if found.key == image + ending else {SOURCE: found.key}
+        if found.stack is not None:
+            info |= {"description": found.stack.description, "warnings": list(found.stack.warnings)}
+        return file_entry(self._client_name(image, found), ending, info)
+
+    def _client_name(self, image: str, found: StudyImage) -> str:
+        """Return the name of the file with an image that clients get."""
+        ending = CONVERTED_ENDING if self._converted.is_needed(found) else split_ending(found.path.name)[1]
+        return image.removesuffix(ending) + ending
+
+    def _image(self, image_id: str) -> StudyImage | None:
+        """Return an image, or None if it is unknown; raise UserError with the reason if it cannot be used."""
+        if image_id not in self.listing.images and image_id in self._datastore.objects:
+            self.refresh()  # Another server has listed it.
+        if image_id in self.listing.refused:
+            raise UserError(self.listing.refused[image_id])
+        return self.listing.images.get(image_id)
+
+    def _known_image(self, image_id: str) -> StudyImage:
+        """Return an image; raise ImageNotFoundException if it is unknown, and UserError if it cannot be used."""
+        if image := self._image(image_id):
+            return image
+        raise ImageNotFoundException(f"Image {image_id} not found")
+
+    def get_image_uri(self, image_id):
+        """Return the path of a file with an image that every client reads, or "" if the image is unknown."""
+        image = self._image(image_id)
+        return "" if image is None else str(self._converted.provide(image_id, image))
+
+    def get_image_info(self, image_id):
+        """Return the info of an image; "name" and "path" are those of the file that clients get."""
+        image = self._image(image_id)
+        if image is None:
+            return {}
+        info = {key: value for key, value in super().get_image_info(image_id).items() if key != SOURCE}
+        return {**info, "name": self._client_name(image_id, image), "path": str(self._converted.path(image_id, image))}
+
+    def datalist(self, full_path=True):
+        """Return {"image": path, "label": path} for each image with a final label; those that cannot be used are logged."""
+        return [{"image": image_file, "label": label_file} for _, image_file, label_file in self._final_labels()]
+
+    def get_dataset_archive(self, limit_cases):
+        """Return the path of a temporary ZIP archive with the images, their final labels and the datastore's JSON."""
+        with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file, zipfile.ZipFile(file, "w") as archive:
+            for image, image_file, label_file in self._final_labels()[: limit_cases or None]:
+                archive.write(image_file, f"image/{self.get_image_info(image)['name']}")
+                archive.write(label_file, f"label/{Path(label_file).name}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return file.name
+
+    def _final_labels(self) -> list[tuple[str, str, str]]:
+        """Return id, image file and label file of each image with a final label; those that cannot be used are logged."""
+        rows = []
+        for image in self.get_labeled_images():
+            try:
+                rows.append((image, self.get_image_uri(image), self.get_label_uri(image, FINAL)))
+            except UserError as e:
+                logger.warning("Left out %s and its label: %s", image, e)
+        return [row for row in rows if all(row)]
+
+    def add_image(self, image_id, image_filename, image_info):
+        """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one.
+
+        Raises:
+            UserError: The file cannot be read as a volume, does not fit the labels of the image that it would replace, or would replace
+                an image of another kind.
+        """
+        default_id, ending = self._to_id(os.path.basename(image_filename))
+        image_id = checked_file_name(image_id or default_id)
+        name = image_id + ending
+        if ending not in IMAGE_UPLOAD_ENDINGS:
+            raise UserError(f"Images are single files with one of the endings {', '.join(IMAGE_UPLOAD_ENDINGS)}.")
+        check_image_file(image_filename, name)
+        previous = self.listing.images.get(image_id)
+        if previous and (previous.stack or len(previous.files) > 1 or "/" in previous.key):
+            raise UserError(f"{image_id} lies in a subfolder or has several files: send the new image under another id.")
+        if any(other.key == name for i, other in self.listing.images.items() if i != image_id):
+            raise UserError(f"The file {name} holds another image: send this one under another id.")
+        self._check_labels(image_id, Path(image_filename))
+        with self._changing() as change:
+            entry = change.model.objects.get(image_id)
+            change.add_file(image_filename, Path(change.model.image_path(), name))
+            if previous and previous.path.name != name:
+                change.obsolete_files.append(previous.path)
+            info = {key: value for key, value in (image_info or {}).items() if key != SOURCE}
+            labels = entry.labels if entry else {}
+            change.model.objects[image_id] = ImageLabelModel(image=file_entry(name, ending, info), labels=labels)
+        self.refresh()
+        return image_id
+
+    def _check_labels(self, image_id: str, new_file: Path) -> None:
+        """Raise UserError if a label of an image does not fit the file that is to replace the image."""
+        grid = read_grid(new_file) if self.get_labels_by_image_id(image_id) else None
+        for tag in self.get_labels_by_image_id(image_id):
+            if misfit := _misfit(Path(LocalDatastore.get_label_uri(self, image_id, tag)), grid):
+                raise UserError(
+                    f"{image_id} has a label with the tag {tag} that does not fit this image ({misfit}). Delete the label first, or send "
+                    "the image under another id."
+                )
+
+    def remove_image(self, image_id):
+        """Remove the files of an image and its labels; files that also belong to another image stay."""
+        image = self._known_image(image_id)
+        for tag in self.get_labels_by_image_id(image_id):
+            self.remove_label(image_id, tag)
+        shared = {file for i, other in self.listing.images.items() if i != image_id for file in other.files}
+        for file in set(image.files) - shared:
+            file.unlink(missing_ok=True)
+        self.refresh()
+
+    def update_image_info(self, image_id, info):
+        """Add fields to the info of an image, but for the one that says which files belong to it."""
+        super().update_image_info(image_id, {key: value for key, value in info.items() if key != SOURCE})
+
+    def save_label(self, image_id, label_filename, label_tag, label_info):
+        """Save a label that fits its image, and return the image's id.
+
+        Raises:
+            UserError: It does not fit or cannot be read; nothing is changed.
+        """
+        image_id = checked_file_name(image_id)
+        grid = self._known_image(image_id).grid()
+        is_bare = str(label_filename).endswith(".bin")
+        if not is_bare and not str(label_filename).lower().endswith(LABEL_ENDINGS):
+            raise UserError(f"Labels are files with one of the endings {', '.join(LABEL_ENDINGS)}.")
+        labels = read_label(label_filename, grid)
+        with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
+            file = write_labels(labels, grid, Path(folder, "label.nrrd")) if is_bare else label_filename
+            return super().save_label(image_id, str(file), label_tag, label_info)
+
+    def get_label_uri(self, label_id, label_tag):
+        """Return the path of a label, or "" if there is none.
+
+        Raises:
+            UserError: The label does not fit its image, which was exchanged after the label was saved.
+        """
+        path = super().get_label_uri(label_id, label_tag)
+        image = self._image(label_id) if path else None
+        if image is None:
+            return path
+        with suppress(OSError, VolumeError):  # Who reads an image that is damaged gets the reason.
+            stat = os.stat(path)
+            key = (image.version, path, stat.st_size, stat.st_mtime_ns)
+            if key not in self._misfits:
+                self._misfits[key] = _misfit(Path(path), image.grid())
+            if misfit := self._misfits[key]:
+                logger.warning("The label %s of %s is not used: %s", label_tag, label_id, misfit)
+                raise UserError(f"The label {label_tag} of {label_id} was made for another image: {misfit}")
+        return path
+
+
+def _misfit(label: Path, image: Grid) -> str:
+    """Return why a label map does not fit an image by their grids, or "". Damaged files have no grid, so they are not judged here."""
+    try:
+        grid = read_grid(label)
+    except VolumeError:
+        return ""
+    try:
+        check_fits(grid, image, label.name)
+    except VolumeError as e:
+        return str(e)
+    return ""
