@@ -40,6 +40,7 @@ class FrameHeader:
         series: SeriesNumber, SeriesInstanceUID and SeriesDescription.
         size: Number of (columns, rows).
         position_mm: Position (3,) of the centre of the first pixel in mm LPS, or None if the file does not say it.
+        origin_mm: Position (3,) that the object states as a whole, where the positions of its frames are unknown; otherwise None.
         directions: Unit vectors (2, 3) in LPS along which columns and rows are counted, or None.
         pixel_mm: Distances (2,) of neighbouring pixels along i and j, or None.
         thickness_mm: Distance of slices, or their thickness, as a number of the header; only for single slices. None if missing.
@@ -53,6 +54,7 @@ class FrameHeader:
     series: tuple[float, str, str]
     size: tuple[int, int] = (0, 0)
     position_mm: np.ndarray | None = None
+    origin_mm: np.ndarray | None = None
     directions: np.ndarray | None = None
     pixel_mm: np.ndarray | None = None
     thickness_mm: float | None = None
@@ -180,11 +182,12 @@ def _frames(file: Path, dataset: Dataset, series: tuple[float, str, str]) -> lis
     for index in range(count):
         name = file.name if count == 1 else f"frame {index + 1} of {file.name}"
         position, directions = _place(dataset, index, count, name)
+        origin = numbers(dataset, "ImagePositionPatient", 3, name) if position is None else None
         measures = functional_group(dataset, index, "PixelMeasuresSequence")
         thickness = next((v for d in (measures, dataset) for k in ("SpacingBetweenSlices", "SliceThickness")
                           if (v := numbers(d, k, 1, name)) is not None and v[0] > 0), None)  # fmt: skip
         frames.append(FrameHeader(
-            SourceFrame(file, uid, index + 1), name, series, (columns, rows), position, directions,
+            SourceFrame(file, uid, index + 1), name, series, (columns, rows), position, origin, directions,
             _pixel_mm(dataset, measures, name), None if thickness is None else float(thickness[0]), (instance, file.name, index),
             _marks(dataset, index, count),
         ))  # fmt: skip

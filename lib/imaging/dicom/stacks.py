@@ -224,7 +224,7 @@ def _without_positions(group: list[FrameHeader], spacing_mm) -> tuple[list[Frame
     if first.directions is not None:
         affine[:3, :3] = np.stack([*first.directions, np.cross(*first.directions)], axis=1)
     affine[:3, :3] *= sizes
-    affine[:3, 3] = 0 if first.position_mm is None else first.position_mm
+    affine[:3, 3] = 0 if first.origin_mm is None else first.origin_mm
     return frames, affine, (f"The position of {first.name} is unknown; a voxel size of {_mm(sizes)} mm was assumed.",)
 
 

@@ -20,7 +20,7 @@ from lib.imaging.volume import Grid, Volume, make_volume
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 _PAIR = {".hdr": ".img", ".img": ".hdr"}
-_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 1e-3}  # by the lower three bits of xyzt_units; other values mean mm
 _GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
@@ -141,7 +141,7 @@ def _affine(header, name: str) -> np.ndarray:
         VolumeError: The sform is sheared and the qform lies elsewhere: ITK shows the qform without a word, other viewers the sform.
     """
     affine = _itk_affine(header)
-    mm_per_unit = np.diag([_MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)] * 3 + [1])
+    mm_per_unit = np.diag([_MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)] * 3 + [1])
     if affine is None:
         return mm_per_unit @ header.get_best_affine()
     sform = mm_per_unit @ header.get_sform()
