@@ -17,7 +17,6 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
-from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces import app as monailabel_app
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelException
@@ -115,7 +114,8 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         content = super().json()
         try:
             for image in self.list_images():
-                content["objects"].setdefault(image, ImageLabelModel(image=DataModel(ext=IMAGE_ENDING)).model_dump())
+                entry = DataModel(ext=IMAGE_ENDING, info={"name": f"{image}{IMAGE_ENDING}"})
+                content["objects"].setdefault(image, ImageLabelModel(image=entry).model_dump())
         except requests.RequestException as e:
             logger.warning("Only cached images are listed, because the DICOM store does not answer: %s", e)
         return content
@@ -166,10 +166,9 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         destination = cache / series
         if destination.is_dir() and any(destination.iterdir()):
             return destination
-        study = self._search.series_info(series)["StudyInstanceUID"]
         incomplete = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
         try:
-            dicom_web_download_series(study, series, str(incomplete), self._client)
+            self._search.fetch_series(series, incomplete)
             with suppress(OSError):  # Another server may have been faster.
                 os.replace(incomplete, destination)
         except OSError:  # Also the exceptions of requests are of this kind.

@@ -1,22 +1,31 @@
-"""Questions to a DICOM store: which series with images it has, and which segmentations of them."""
+"""Questions to a DICOM store: which series with images it has, which segmentations of them, and the files of a series."""
 
+import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
 
+import pydicom
 from dicomweb_client import DICOMwebClient
+from dicomweb_client.uri import URI
 from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException
 from pydicom.dataset import Dataset
 
 from lib.imaging.dicom.frames import DICOM_ERRORS
+from lib.serving.web.request_checks import is_name
 
 # Modalities (0008,0060) of series that hold no images to annotate.
 NO_IMAGES = frozenset(["SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "FID", "RWV", "AU", "ECG", "HD", "PLAN"])
 STUDY_UID, SERIES_UID, MODALITY = "0020000D", "0020000E", "00080060"
 INFO_FIELDS = {"StudyDate": "00080020", "StudyTime": "00080030", "Modality": MODALITY, "RetrieveURL": "00081190", "PatientID": "00100020",
                "StudyInstanceUID": STUDY_UID}  # fmt: skip
+# The first asks for files as they are in the store, which may not be able to convert them.
+ACCEPTED = ('multipart/related; type="application/dicom"; transfer-syntax=*', 'multipart/related; type="application/dicom"')
+NOT_ACCEPTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 UNKNOWN = "UNK"  # MONAI Label's word for a field that the DICOM store does not tell.
 
 logger = logging.getLogger(__name__)
@@ -77,6 +86,28 @@ class DicomSearch:
         if series is None:
             raise ImageNotFoundException(f"There is no series {series_uid} in the DICOM store.")
         return {"SeriesInstanceUID": series_uid, **{name: _value(series, tag) or UNKNOWN for name, tag in INFO_FIELDS.items()}}
+
+    def fetch_series(self, series_uid: str, folder: Path) -> None:
+        """Write the objects of a series to a new folder, byte by byte as the store sends them: pydicom would refuse some of them."""
+        study_uid = self.series_info(series_uid)["StudyInstanceUID"]
+        folder.mkdir()
+        for number, content in enumerate(self._objects(study_uid, series_uid), 1):
+            header = pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
+            name = f"{header.get('SOPInstanceUID', number)}.dcm"
+            (folder / (name if is_name(name) else f"{number}.dcm")).write_bytes(content)
+
+    def _objects(self, study_uid: str, series_uid: str) -> Iterator[bytes]:
+        """Return the DICOM objects of a series one by one."""
+        base = "/".join(filter(None, [self._client.base_url, self._client.wado_url_prefix]))
+        url = str(URI(base, study_uid, series_uid))
+        for accepted in ACCEPTED:
+            response = self._client._session.get(url, headers={"Accept": accepted})
+            if response.status_code not in NOT_ACCEPTED:
+                break
+        response.raise_for_status()
+        if response.headers.get("content-type", "").startswith("application/dicom"):  # Some stores send a single object so.
+            return iter([response.content])
+        return self._client._decode_multipart_message(response, stream=False)
 
     def _remembered(self, question: str, ask: Callable[[], list]) -> list:
         asked, answer = self._answers.get(question, (0.0, None))

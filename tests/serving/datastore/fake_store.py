@@ -1,5 +1,6 @@
 """A DICOMweb store within the test's process."""
 
+import io
 from pathlib import Path
 
 import pydicom
@@ -7,6 +8,21 @@ import requests
 from pydicom.dataset import Dataset
 
 SEARCHED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "StudyDate", "StudyTime")
+
+
+class FakeSession(requests.Session):
+    """Answers requests for the objects of a series."""
+
+    def __init__(self, store: "FakeStore"):
+        super().__init__()
+        self._store = store
+
+    def get(self, url, headers):
+        self._store.check()
+        answer = requests.Response()
+        answer.status_code = 406 if "transfer-syntax" in headers["Accept"] else 200
+        answer.objects = [ds for ds in self._store.objects if url.endswith(f"/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}")]
+        return answer
 
 
 class FakeStore:
@@ -18,10 +34,10 @@ class FakeStore:
         fails_after: Number of objects after which a download is interrupted, or None.
     """
 
-    base_url = "http://store"
+    base_url, wado_url_prefix = "http://store", None
 
     def __init__(self):
-        self._session = requests.Session()
+        self._session = FakeSession(self)
         self.objects: list[Dataset] = []
         self.failure, self.keeps, self.fails_after = None, True, None
 
@@ -38,7 +54,7 @@ class FakeStore:
         pass
 
     def search_for_series(self, search_filters):
-        self._fail()
+        self.check()
         found = {}
         for ds in self.objects:
             if all(str(ds.get(k, "")) == v for k, v in search_filters.items()):
@@ -49,20 +65,21 @@ class FakeStore:
                 found[ds.SeriesInstanceUID] = header.to_json_dict()
         return list(found.values())
 
-    def retrieve_series(self, study, series):
-        self._fail()
-        found = [ds for ds in self.objects if ds.SeriesInstanceUID == series and ds.StudyInstanceUID == study]
-        if self.fails_after is not None:
-            raise requests.ConnectionError("closed")
-        return found
+    def _decode_multipart_message(self, response, stream):
+        for count, ds in enumerate(response.objects):
+            if count == self.fails_after:
+                raise requests.ConnectionError("closed")
+            content = io.BytesIO()
+            ds.save_as(content)
+            yield content.getvalue()
 
     def retrieve_series_metadata(self, study, series):
-        self._fail()
+        self.check()
         found = [ds for ds in self.objects if ds.SeriesInstanceUID == series]
         return [{tag: value for tag, value in ds.to_json_dict().items() if tag != "7FE00010"} for ds in found]
 
     def store_instances(self, datasets):
-        self._fail()
+        self.check()
         answer = Dataset()
         answer.ReferencedSOPSequence = []
         if self.keeps:
@@ -73,6 +90,7 @@ class FakeStore:
                 answer.ReferencedSOPSequence.append(item)
         return answer
 
-    def _fail(self):
+    def check(self):
+        """Raise the failure, if there is one."""
         if self.failure is not None:
             raise self.failure
