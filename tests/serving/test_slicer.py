@@ -166,11 +166,10 @@ def test_params_never_name_another_image(slicer, studies):
         assert voxels(file).shape == BOX.shape
 
 
-def test_a_session_that_is_no_image_gets_a_sentence(slicer, tmp_path):
+def test_what_is_no_image_gets_no_session_but_a_sentence(slicer, tmp_path):
     (tmp_path / "notes.nii.gz").write_text("not an image")
-    session = slicer.client.create_session(str(tmp_path / "notes.nii.gz"))["session_id"]
-    with refused("damaged", 400):
-        slicer.ask("notes", session=session)
+    with refused("damaged", 422):
+        slicer.client.create_session(str(tmp_path / "notes.nii.gz"))
 
 
 def test_scribbles_in_a_session_take_from_an_answer_only_what_was_edited(slicer, studies, label_file):
@@ -254,10 +253,10 @@ def test_unusual_images_give_the_right_mask(slicer, name, model):
 
 def test_images_that_are_no_volume_get_a_sentence(slicer, studies):
     for name, words in (("series", "3 channels or time points"), ("nothing", "no finite value")):
-        session = slicer.client.create_session(str(studies / f"{name}.nii.gz"))["session_id"]
-        for where in ({}, {"session": session}):
-            with refused(words, 400):
-                slicer.ask(name, **where)
+        with refused(words, 422):
+            slicer.client.create_session(str(studies / f"{name}.nii.gz"))
+        with refused(words, 400):
+            slicer.ask(name)
 
 
 # --- saved and uploaded labels as prompts ----------------------------------------------------------------------------
