@@ -31,7 +31,7 @@ def read_values(stack: Stack, name: str) -> np.ndarray:
             if dataset is None or not any(f in dataset for f in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
                 raise VolumeError(f"{frame.path.name} holds no pixels: it is incomplete.")
             check_size((int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)), name)
-            decoded = _stored_values(dataset)
+            decoded = stored_values(dataset)
         plane = _scaled(decoded[frame.number - 1], dataset, frame.number - 1, frame.path.name)
         if values is None:
             values = np.empty((count, rows, columns), plane.dtype)
@@ -41,7 +41,7 @@ def read_values(stack: Stack, name: str) -> np.ndarray:
     return values.transpose(2, 1, 0)
 
 
-def _stored_values(dataset: Dataset) -> np.ndarray:
+def stored_values(dataset: Dataset) -> np.ndarray:
     """Return the stored values of an object's frames, (frames, rows, columns); colours become luminance."""
     array = dataset.pixel_array
     colours = str(dataset.get("PhotometricInterpretation", ""))

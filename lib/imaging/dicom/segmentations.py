@@ -74,7 +74,7 @@ def write_segmentation(
         transfer_syntax_uid=ExplicitVRLittleEndian, series_description=_long_string(description),
     )  # fmt: skip
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
-    segmentation.PatientName = _patient_and_study(source).PatientName
+    segmentation.PatientName = patient_and_study(source).PatientName
     _refer_to_frames(segmentation, stack, str(source.get("SOPClassUID", CTImageStorage)), has_frames)
     content = io.BytesIO()
     segmentation.save_as(content, write_like_original=False)
@@ -153,7 +153,7 @@ def _single_frame_sources(stack: Stack) -> tuple[Dataset, list[Dataset], bool]:
     column_mm, row_mm, _ = spacing(stack.affine)
     directions = lps[:3, :2] / (column_mm, row_mm)
     slice_mm = float(abs(np.cross(*directions.T) @ lps[:3, 2]))
-    template = _patient_and_study(source)
+    template = patient_and_study(source)
     template.PatientName = ""  # highdicom would log names that it thinks invalid.
     template.SeriesInstanceUID, template.SOPClassUID, template.Modality = stack.series_uid, CTImageStorage, "OT"
     template.Columns, template.Rows = int(stack.shape[0]), int(stack.shape[1])
@@ -175,7 +175,7 @@ def _placeholder(k: int) -> str:
     return f"2.25.{k + 1}"
 
 
-def _patient_and_study(source: Dataset) -> Dataset:
+def patient_and_study(source: Dataset) -> Dataset:
     """Return what a DICOM SEG must share with its source: patient, study, frame of reference, lossy compression.
 
     Values that are missing or that DICOM does not allow become empty.
