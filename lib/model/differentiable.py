@@ -58,31 +58,24 @@ class Prediction:
     @property
     def mask(self) -> torch.Tensor:
         """Logits (B, 1, h, w) of the chosen mask."""
-        return self.masks[torch.arange(len(self.masks), device=self.masks.device), self.chosen][:, None]
+        return self.masks.gather(1, self.chosen.view(-1, 1, 1, 1).expand(-1, 1, *self.masks.shape[2:]))
 
 
-def encode_clip(model, frames: torch.Tensor, objects: int = 1) -> list[ClipFeatures]:
+def encode_clip(model, frames: torch.Tensor, rows: torch.Tensor) -> list[ClipFeatures]:
     """Encode clips.
 
     Args:
         frames: Grey frames (B, T, H, W) in [0, 255].
-        objects: Number of objects of each clip; features of a clip come that many times in succession.
+        rows: Index (R,) of the clip of each object.
 
     Returns:
-        Features for each of the T frames.
+        Features of R objects for each of the T frames.
     """
     b, t = frames.shape[:2]
     out = model.forward_image(normalize(frames.flatten(0, 1)))
     levels = [x.view(b, t, *x.shape[1:]) for x in out["backbone_fpn"][-3:]]
-    position = out["vision_pos_enc"][-1].view(b, t, *out["vision_pos_enc"][-1].shape[1:])
-    return [
-        ClipFeatures(
-            levels[2][:, i].repeat_interleave(objects, 0),
-            [x[:, i].repeat_interleave(objects, 0) for x in levels[:2]],
-            position[:, i].repeat_interleave(objects, 0),
-        )
-        for i in range(t)
-    ]
+    position = out["vision_pos_enc"][-1][:1].expand(len(rows), -1, -1, -1)
+    return [ClipFeatures(levels[2][:, i].index_select(0, rows), [x[:, i].index_select(0, rows) for x in levels[:2]], position) for i in range(t)]
 
 
 def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mask_logits=None, multimask=False):
@@ -96,10 +89,11 @@ def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mas
     """
     b = len(conditioned)
     if prompt is None:
-        points = (conditioned.new_zeros(b, 1, 2), -torch.ones(b, 1, dtype=torch.int32, device=conditioned.device))
+        points = (torch.zeros(b, 1, 2, device=conditioned.device), -torch.ones(b, 1, dtype=torch.int32, device=conditioned.device))
     else:
         points = (prompt["point_coords"], prompt["point_labels"])
-    sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=mask_logits)
+    with torch.autocast(conditioned.device.type, enabled=False):  # In bfloat16 the position of a click is only exact to a few pixels.
+        sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=None if mask_logits is None else mask_logits.float())
     masks, ious, tokens, score = model.sam_mask_decoder.predict_masks(
         image_embeddings=conditioned,
         image_pe=model.sam_prompt_encoder.get_dense_pe(),
@@ -109,7 +103,7 @@ def decode(model, features: ClipFeatures, conditioned: torch.Tensor, prompt, mas
         high_res_features=features.high_res,
     )
     chosen = ious[:, 1:].argmax(1) + 1 if multimask else torch.zeros(b, dtype=torch.long, device=masks.device)
-    token = tokens[torch.arange(b, device=tokens.device), chosen]
+    token = tokens.gather(1, chosen.view(-1, 1, 1).expand(-1, 1, tokens.shape[2]))[:, 0]
     return Prediction(masks.float(), ious.float(), score.float(), chosen, model.obj_ptr_proj(token))
 
 

@@ -32,6 +32,11 @@ class Clip:
         """The number of targets in each clip."""
         return len(self.masks) // len(self.frames)
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """The index (B * objects,) of the clip of each target."""
+        return torch.arange(len(self.frames), device=self.frames.device).repeat_interleave(self.objects)
+
 
 class ClipGenerator:
     """A generator of random clips. The same seed gives the same clips.

@@ -72,7 +72,7 @@ class ClipTrainer:
     def boxes_on_noise(self, clip: Clip) -> StepLosses:
         """Warm up the prompt encoder and the mask decoder: the target is the prompted box itself."""
         target = clip.masks[:, 0]
-        features = differentiable.encode_clip(self.model, clip.frames, clip.objects)[0]
+        features = differentiable.encode_clip(self.model, clip.frames, clip.rows)[0]
         prompt = training_prompts.sample_box(target, self.rng, jitter=0.0)
         embedding = differentiable.unconditioned(self.model, features)
         self.losses.add("box", differentiable.decode(self.model, features, embedding, prompt), target)
@@ -80,7 +80,7 @@ class ClipTrainer:
 
     def single_slices(self, clip: Clip, max_corrections: int = 3) -> StepLosses:
         """Prompt the first slice by a click or a box, then by corrective clicks."""
-        features = differentiable.encode_clip(self.model, clip.frames[:, :1], clip.objects)[0]
+        features = differentiable.encode_clip(self.model, clip.frames[:, :1], clip.rows)[0]
         self._prompt_slice(features, clip.masks[:, 0], {"click": 0.6, "box": 0.4}, max_corrections)
         return self.losses
 
@@ -99,7 +99,7 @@ class ClipTrainer:
         """
         kinds = kinds or {"click": 0.2, "box": 0.2, "mask": 0.6}
         model = self.model
-        features = differentiable.encode_clip(model, clip.frames, clip.objects)
+        features = differentiable.encode_clip(model, clip.frames, clip.rows)
         slices = end = clip.frames.shape[1]
         annotated = {0: self._annotate(features[0], clip.masks[:, 0], kinds, max_corrections)}
         memories = {"cond_frame_outputs": annotated, "non_cond_frame_outputs": {}}

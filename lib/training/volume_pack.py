@@ -1,0 +1,132 @@
+"""Pack volumes into a small folder of pictures from which a training cuts clips: one folder that travels to another machine.
+
+Each volume becomes a mosaic of its slices as an 8-bit JPEG. Its labels, and regions of its image that serve as further targets (idea:
+ScribblePrompt, arXiv 2312.07381), become PNG mosaics. Volumes of patients who are held back for validation are left out.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage import graph, segmentation
+from tqdm import tqdm
+
+from lib.common.errors import UserError
+from lib.imaging.frames import looks_like_ct
+from lib.imaging.readers import read_mask, read_volume
+
+logger = logging.getLogger(__name__)
+
+HELD_BACK_SHARE = 0.17
+INDEX = "index.json"
+# Points (HU, 8-bit value) of the line that compresses CT: soft tissue gets most of the values.
+_CT_KNOTS = (-1000, -200, 300, 1500), (0, 50, 220, 255)
+_REGION_SIDE, _MOST_REGIONS = 112, 250  # Longest side in voxels of a region map, and number of its regions.
+_MIN_MEGAVOXELS_FOR_REGIONS = 0.2
+
+
+def patient_of(name: str) -> str:
+    """Return the patient of a volume: the last two parts of its name without the modality, "sarcoma_045" for "mr_sarcoma_045"."""
+    return "_".join(re.sub(r"\.nii(\.gz)?$", "", Path(name).name).split("_")[1:])
+
+
+def is_held_back(name: str, share: float = HELD_BACK_SHARE) -> bool:
+    """Return whether the patient of a volume is kept for validation. It depends on the patient's name alone."""
+    return int(hashlib.sha256(patient_of(name).encode()).hexdigest(), 16) % 10_000 < share * 10_000
+
+
+def pack(folders: list[Path], out: Path) -> int:
+    """Pack the volumes of folders in the layout of the Medical Segmentation Decathlon, whose rows may have a label, into `out`.
+
+    Return the number of packed volumes. An existing pack is gone on with.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    index = []
+    for folder in folders:
+        rows = json.loads((folder / "dataset.json").read_text())["training"]
+        for row in tqdm([r for r in rows if not ("label" in r and is_held_back(r["image"]))], desc=folder.name):
+            index.append(_pack_volume(folder, row, out))
+    if not index:
+        raise UserError("There is no volume to pack in these folders.")
+    (out / INDEX).write_text(json.dumps(index, indent=1))
+    return len(index)
+
+
+def _pack_volume(folder: Path, row: dict, out: Path) -> dict:
+    """Write the pictures of one volume and return its row of the index."""
+    name = Path(row["image"]).name.split(".")[0]
+    volume = read_volume(folder / row["image"])
+    image = to_bytes(volume.array).transpose(2, 1, 0)  # (K, J, I)
+    entry = {
+        "name": name, "modality": row.get("modality", ""), "licence": row.get("licence", ""), "shape": image.shape,
+        "spacing_mm": [float(x) for x in volume.spacing_mm[::-1]], "maps": [],
+    }  # fmt: skip
+    small = image.size < _MIN_MEGAVOXELS_FOR_REGIONS * 1e6
+    _mosaic(image).save(out / f"{name}.jpg", quality=95 if small else 90)
+    if "label" in row:
+        labels = read_mask(folder / row["label"], volume).transpose(2, 1, 0).astype(np.uint8)
+        entry["maps"].append(_write_map(labels, f"{name}_labels.png", out, "labels"))
+    if not small:
+        for n, threshold in enumerate((0.04, 0.09)):
+            path = out / f"{name}_regions{n}.png"
+            regions = np.zeros(0) if path.exists() else find_regions(image, entry["spacing_mm"], threshold)
+            entry["maps"].append(_write_map(regions, path.name, out, "regions"))
+    return entry
+
+
+def to_bytes(array: np.ndarray) -> np.ndarray:
+    """Return intensities as uint8: CT along a line with a knee at either end of soft tissue, others between robust percentiles."""
+    array = array.astype(np.float32)
+    if looks_like_ct(array):
+        return np.interp(array, *_CT_KNOTS).round().astype(np.uint8)
+    low, high = np.percentile(array, (0.1, 99.8))
+    return (((array - low) / max(high - low, 1e-6)).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def find_regions(image: np.ndarray, spacing_mm, threshold: float) -> np.ndarray:
+    """Divide an image, uint8 (K, J, I), into supervoxels and merge neighbours whose means differ by less than `threshold` of the range.
+
+    Return a map of the largest regions, uint8, with a longest side of at most `_REGION_SIDE` voxels; 0 is everything else.
+    """
+    spacing = np.array(spacing_mm)
+    voxel_mm = max((np.array(image.shape) * spacing).max() / _REGION_SIDE, spacing.min())
+    small = ndimage.zoom(image.astype(np.float32) / 255, np.minimum(1, spacing / voxel_mm), order=1)
+    spacing = spacing * np.array(image.shape) / np.array(small.shape)
+    smooth = ndimage.gaussian_filter(small, 0.8 * spacing.min() / spacing)
+    supervoxels = segmentation.slic(
+        smooth, n_segments=int(min(3000, small.size / 120)), compactness=0.02, spacing=spacing / spacing.min(), channel_axis=None,
+        max_num_iter=5, start_label=1,
+    )  # fmt: skip
+    neighbours = graph.rag_mean_color(smooth[..., None].repeat(3, -1), supervoxels)
+    regions = graph.cut_threshold(supervoxels, neighbours, threshold) + 1
+    regions[smooth < 0.03] = 0
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    sizes[sizes > 0.25 * regions.size] = 0
+    kept = [v for v in np.argsort(sizes)[::-1][:_MOST_REGIONS] if sizes[v] >= 40]
+    table = np.zeros(len(sizes), np.uint8)
+    table[kept] = np.arange(1, len(kept) + 1)
+    return table[regions]
+
+
+def _write_map(labels: np.ndarray, name: str, out: Path, kind: str) -> dict:
+    """Write a label map as a PNG, unless it is empty because it exists, and return its row of the index."""
+    if labels.size:
+        _mosaic(labels).save(out / name, optimize=True)
+        (out / f"{name}.shape").write_text(json.dumps(labels.shape))
+    return {"file": name, "kind": kind, "shape": json.loads((out / f"{name}.shape").read_text())}
+
+
+def _mosaic(stack: np.ndarray) -> Image.Image:
+    """Return the slices of a stack (K, J, I) below each other as one picture."""
+    return Image.fromarray(np.ascontiguousarray(stack).reshape(-1, stack.shape[2]))
+
+
+def read_mosaic(path: Path, shape) -> np.ndarray:
+    """Return the stack, uint8 (K, J, I), that a mosaic of this shape holds."""
+    return np.asarray(Image.open(path)).reshape(shape)
