@@ -32,7 +32,7 @@ from lib.imaging.readers import read_grid, read_volume
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_image
 from lib.serving.datastore.checks import checked_file_name
-from lib.serving.datastore.dicom_labels import read_label, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation
 from lib.serving.datastore.folder import FolderDatastore, file_entry
 from lib.serving.datastore.studies import StudiesDatastore
@@ -46,6 +46,7 @@ IMAGE_ENDING = ".nrrd"  # Of cached images; such a file holds any affine, also t
 SEARCH_FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 logger = logging.getLogger(__name__)
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # It logs several lines for each segmentation.
 
 
 class DatastoreMixin:
@@ -258,7 +259,8 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
             if tag != FINAL:
                 return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
             stack = choose_stack(self._download(_series_uid(image_id), self._images).with_name(image_id))
-            segmentation = write_labels_as_segmentation(labels, stack, info.get("label_info"), Path(folder, "label.dcm"))
+            info["label_info"] = segment_rows(info.get("label_info"), labels)
+            segmentation = write_labels_as_segmentation(labels, stack, info["label_info"], Path(folder, "label.dcm"))
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
             try:
                 info["SeriesInstanceUID"] = self._send(segmentation)

@@ -40,15 +40,12 @@ def write_labels(labels: np.ndarray, image: Grid, path: Path) -> Path:
     return write_mask(labels, image, path, dtype=np.min_scalar_type(int(labels.max(initial=0))).name)
 
 
-def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, label_info, path: Path) -> Path:
-    """Write a label map (I, J, K) as DICOM SEG with the names and colours in a client's `label_info`, and return the path.
+def segment_rows(label_info, labels: np.ndarray) -> list[dict]:
+    """Return the rows {"name", "idx" (value), "color"} of a client's `label_info` for the values in a label map, in their order.
 
     Args:
-        label_info: List of {"name", "idx" or "id" (the value in the label map), "color"}. A row without value belongs to the value of its
-            place in the list. The only row belongs to the only value, whatever its number.
-
-    Raises:
-        VolumeError: The label map is empty or does not fit the stack.
+        label_info: List of {"name", "idx" or "id", "color"}, also for values that the label map does not hold. A row without value belongs
+            to the value of its place in the list. The only row belongs to the only value, whatever its number.
     """
     listed = label_info if isinstance(label_info, list) else []
     pairs = ((row.get("idx", row.get("id", n)), row) for n, row in enumerate(listed, 1) if isinstance(row, dict))
@@ -56,13 +53,22 @@ def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, label_info, p
     values = [int(v) for v in np.unique(labels) if v]
     if len(rows) == len(values) == 1:
         rows = {values[0]: next(iter(rows.values()))}
-    names = {value: str(row.get("name") or "") for value, row in rows.items()}
-    colors = {value: color for value, row in rows.items() if (color := _color(row)) is not None}
+    return [{**rows.get(v, {}), "name": str(rows.get(v, {}).get("name") or f"segment {v}"), "idx": v} for v in values]
+
+
+def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, rows: list[dict], path: Path) -> Path:
+    """Write a label map (I, J, K) as DICOM SEG with the names and colours of its `segment_rows`, and return the path.
+
+    Raises:
+        VolumeError: The label map is empty or does not fit the stack.
+    """
+    names = {row["idx"]: row["name"] for row in rows}
+    colors = {row["idx"]: color for row in rows if (color := _color(row)) is not None}
     return write_segmentation(labels, stack, names, path, colors=colors, description="SAM 2 segmentation")
 
 
 def _color(row: dict) -> tuple | None:
-    """Return the colour (red, green, blue) from 0 to 255 in a row of `label_info`, else the usual one of the structure, or None."""
+    """Return the colour (red, green, blue) from 0 to 255 in a row, else the usual one of the structure, or None."""
     color = row.get("color")
     if isinstance(color, (list, tuple)) and len(color) >= 3 and all(isinstance(c, (int, float)) for c in color[:3]):
         return tuple(color[:3])
@@ -84,7 +90,7 @@ def nifti_to_dicom_seg(series_dir, label, label_info, **_) -> str:
     """
     stack = choose_stack(Path(series_dir))
     labels = read_mask(label, Grid(stack.shape, stack.affine))
-    return str(write_labels_as_segmentation(labels, stack, label_info, _temporary_file(".dcm")))
+    return str(write_labels_as_segmentation(labels, stack, segment_rows(label_info, labels), _temporary_file(".dcm")))
 
 
 def _temporary_file(ending: str) -> Path:

@@ -28,7 +28,7 @@ from tests.serving.datastore.fake_store import FakeStore
 
 TILT_MM = 0.8
 NAMES = {2: "肝臟", 7: "Größe"}
-LABEL_INFO = {"label_info": [{"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "idx": 2}]}
+LABEL_INFO = {"label_info": [{"name": "unused", "idx": 1}, {"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "id": 2}]}
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_an_answer_as_dicom_seg(datastore, series, tmp_path):
     """As MONAI Label's route asks for it: with the path of the image in the cache without its ending."""
     file = upload(datastore, series, make_labels(1), tmp_path)
     image = datastore.get_image_uri(series).removesuffix(".nrrd")
-    path = dicom_labels.nifti_to_dicom_seg(image, file, LABEL_INFO["label_info"][:1], use_itk=True)
+    path = dicom_labels.nifti_to_dicom_seg(image, file, LABEL_INFO["label_info"][1:2], use_itk=True)
     labels, names = read_segmentation(path, find_stacks(tmp_path / "tilted")[0])
     assert (labels == make_labels(1)).all() and names == {1: "Größe"}
     Path(path).unlink()
