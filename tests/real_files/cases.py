@@ -195,44 +195,46 @@ def read_as_client(path: Path) -> Grid:
     return Grid(array if array.ndim > 2 else array[:, :, None], affine)
 
 
-def ball_on(case: Case, affine: np.ndarray, shape) -> np.ndarray:
-    """Return the voxels (N, 3) of a grid (mm LPS) in the ball."""
-    ijk = np.argwhere(np.ones(tuple(shape)[:3], bool))
-    return ijk[np.linalg.norm(ijk @ affine[:3, :3].T + affine[:3, 3] - case.centre_lps_mm, axis=1) <= case.radius_mm]
+def holds_ball(case: Case, grid: Grid) -> bool:
+    """Return whether a grid holds most of a case's ball, so that a mask of all of it can be expected."""
+    ijk = np.argwhere(np.ones(grid.array.shape[:3], bool))
+    points = ijk @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    inside = np.linalg.norm(points - case.centre_lps_mm, axis=1) <= case.radius_mm
+    return inside.sum() * abs(np.linalg.det(grid.affine[:3, :3])) > 0.8 * _ball_mm3(case)
 
 
-def judge(case: Case, centroid_lps_mm, volume_mm3: float, *, expected=None) -> Verdict:
-    """Compare a mask's centroid and volume with the ball.
+def _ball_mm3(case: Case) -> float:
+    return 4 / 3 * np.pi * case.radius_mm**3
 
-    Args:
-        expected: Centroid and volume of the part of the ball that the image holds; None for the whole ball.
-    """
+
+def judge(case: Case, centroid_lps_mm, volume_mm3: float) -> Verdict:
+    """Compare a mask's centroid and volume with the ball."""
     if case.is_empty:
         return Verdict("right", "there is no ball")
-    centre, volume = expected or (case.centre_lps_mm, 4 / 3 * np.pi * case.radius_mm**3)
-    offset = float(np.linalg.norm(np.asarray(centroid_lps_mm) - centre))
+    offset = float(np.linalg.norm(np.asarray(centroid_lps_mm) - case.centre_lps_mm))
     text = f"{offset:.2g} mm off"
     if not case.is_flat:
-        text += f", {volume_mm3 / volume:.2f} of the ball"
-        if not VOLUME_RATIO[0] < volume_mm3 / volume < VOLUME_RATIO[1]:
+        ratio = volume_mm3 / _ball_mm3(case)
+        text += f", {ratio:.2f} of the ball"
+        if not VOLUME_RATIO[0] < ratio < VOLUME_RATIO[1]:
             return Verdict("wrong", text)
     return Verdict("right" if offset < MAX_OFFSET * case.radius_mm else "wrong", text)
 
 
-def judge_mask(case: Case, path: Path, *, expected=None, value: int | None = None) -> Verdict:
+def judge_mask(case: Case, path: Path, *, value: int | None = None) -> Verdict:
     """Judge a file with the mask of the ball as its non-zero voxels, or as those of one value."""
     try:
         grid = read_as_client(path)
     except Exception as e:
         return Verdict("wrong", f"the client cannot read the mask {path.name}: {_last_line(e)}")
     array = grid.array[:, :, :, 0] if grid.array.ndim > 3 else grid.array
-    voxels = np.argwhere(array == value if value else array > 0)
+    voxels = np.argwhere(np.rint(array) == value if value else array > 0)
     if case.is_empty:
         return judge(case, None, 0)
     if not len(voxels):
         return Verdict("wrong", "the mask is empty")
     centroid = grid.affine[:3, :3] @ voxels.mean(0) + grid.affine[:3, 3]
-    verdict = judge(case, centroid, len(voxels) * abs(np.linalg.det(grid.affine[:3, :3])), expected=expected)
+    verdict = judge(case, centroid, len(voxels) * abs(np.linalg.det(grid.affine[:3, :3])))
     return verdict if grid.reader == "ITK" else Verdict(verdict.kind, f"{verdict.text}, by {grid.reader}")
 
 

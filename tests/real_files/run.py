@@ -15,9 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
-from real_files.cases import Case, Verdict, complaint, generate, read_cases  # noqa: E402
-from real_files.ways import TIMEOUT_S, WAYS  # noqa: E402
+sys.path[:0] = [str(HERE.parents[1])]
+from tests.real_files.cases import Case, Verdict, complaint, generate, read_cases  # noqa: E402
+from tests.real_files.ways import TIMEOUT_S, WAYS  # noqa: E402
 
 EXAMPLES = """examples:
   python tests/real_files/run.py --cases cases

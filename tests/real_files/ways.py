@@ -15,9 +15,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import requests
-from real_files.cases import BALL, Case, Grid, Verdict, ball_on, judge, judge_mask, read_as_client, refusal, worst
 
 from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for
+from tests.imaging.real_cases import frame_points
+from tests.real_files.cases import BALL, Case, Grid, Verdict, holds_ball, judge, judge_mask, read_as_client, refusal, worst
 from tests.serving.processes import free_port
 from tests.serving.test_server import slicer_client
 
@@ -95,10 +96,10 @@ class _Server:
         """Segment the ball of an image, submit the mask as final label, and judge the mask and the label that is downloaded again.
 
         Args:
-            stored: Function that judges what a DICOM store got; takes the case and what is expected.
+            stored: Function of the case that judges what a DICOM store got.
 
         Returns:
-            None if this is one of several volumes of a case and does not hold the ball.
+            None if this is one of several volumes of a case and does not hold the whole ball.
         """
         self._step = "image"
         try:
@@ -118,13 +119,8 @@ class _Server:
                 remark = "ITK cannot read the downloaded image"
         except Exception as e:
             return Verdict("wrong", f"the client cannot read the downloaded image {file.name}: {str(e).strip().splitlines()[-1]}")
-        expected = None
-        if "#" in image and not case.is_empty:  # One volume of several may hold a part of the ball.
-            inside = ball_on(case, grid.affine, grid.array.shape)
-            if len(inside) < 20:
-                return None
-            volume = len(inside) * abs(np.linalg.det(grid.affine[:3, :3]))
-            expected = grid.affine[:3, :3] @ inside.mean(0) + grid.affine[:3, 3], volume
+        if "#" in image and not holds_ball(case, grid):
+            return None
         verdicts, value = [], 1
         if case.mask:
             labels, value = _value_at(case, read_as_client(case.mask))
@@ -135,21 +131,21 @@ class _Server:
             k = int(voxel_at(grid, case.centre_lps_mm)[2])
             prompts = {"foreground": [], "mask_slices": [k], "mask_tag": "original"}
         else:
-            click = voxel_at(grid, case.centre_lps_mm if expected is None else expected[0])
+            click = voxel_at(grid, case.centre_lps_mm)
             if (click < 0).any() or (click >= grid.array.shape[:3]).any():
                 return Verdict("wrong", f"the ball's centre lies outside the downloaded image (voxel {click.tolist()})")
             prompts = {"foreground": [click.tolist()]}
         params = {**prompts, "background": [], "label": BALL, "result_extension": ".nrrd", "result_dtype": "uint8"}
         self._step = "mask"
         mask, _ = self.client.infer("sam2", image, params)
-        verdicts.append(judge_mask(case, Path(mask), expected=expected))
+        verdicts.append(judge_mask(case, Path(mask)))
         if verdicts[-1].kind == "right" and not (case.is_empty and not read_as_client(Path(mask)).array.any()):
             self._step = SUBMIT
             self.client.save_label(image, mask, "final", {"label_info": [{"name": BALL, "idx": 1}]})
             if stored:
-                verdicts.append(stored(case, expected))
+                verdicts.append(stored(case))
             self._step = AGAIN
-            verdicts.append(judge_mask(case, Path(self.client.download_label(image, "final")), expected=expected))
+            verdicts.append(judge_mask(case, Path(self.client.download_label(image, "final"))))
         verdict = worst(verdicts)
         return Verdict(verdict.kind, f"{verdict.text}; {remark}") if remark else verdict
 
@@ -246,7 +242,7 @@ class DicomStore(_Server):
         images = {i: info for i, info in self.infos().items() if i.partition("#")[0] == series}
         return self.ask_all(case, images, series, self._judge_stored)
 
-    def _judge_stored(self, case: Case, expected) -> Verdict:
+    def _judge_stored(self, case: Case) -> Verdict:
         """Judge the newest DICOM SEG of the case's study by its frames' own positions."""
         study, series = self._series[case.name]
         query = {"Level": "Instance", "Query": {"StudyInstanceUID": study, "Modality": "SEG"}}
@@ -256,42 +252,25 @@ class DicomStore(_Server):
         times = {i: requests.get(f"{self._orthanc}/instances/{i}/metadata/ReceptionDate", timeout=30).text for i in found}
         newest = max(found, key=times.get)
         content = requests.get(f"{self._orthanc}/instances/{newest}/file", timeout=TIMEOUT_S).content
-        return judge_segmentation(case, hd.seg.segread(BytesIO(content)), _slice_positions(case), expected)
+        return judge_segmentation(case, hd.seg.segread(BytesIO(content)), _slice_positions(case))
 
 
-def judge_segmentation(case: Case, segmentation, source_positions: np.ndarray, expected=None) -> Verdict:
+def judge_segmentation(case: Case, segmentation: pydicom.Dataset, source_positions: np.ndarray) -> Verdict:
     """Judge a DICOM SEG by the positions of its frames, each of which must lie on a source slice.
 
     Args:
         source_positions: ImagePositionPatient (N, 3) of the source's frames.
     """
-    frames = segmentation.pixel_array
-    frames = frames[None] if frames.ndim == 2 else frames
-    shared = segmentation.SharedFunctionalGroupsSequence[0]
-    total, weighted, farthest, positions = 0, np.zeros(3), 0.0, []
-    for frame, groups in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
-        def group(name, groups=groups):
-            return (getattr(groups, name, None) or getattr(shared, name))[0]
-
-        position = np.array(group("PlanePositionSequence").ImagePositionPatient, float)
-        orientation = np.array(group("PlaneOrientationSequence").ImageOrientationPatient, float)
-        row_mm, column_mm = map(float, group("PixelMeasuresSequence").PixelSpacing)
-        rows, columns = np.nonzero(frame)
-        points = position + columns[:, None] * column_mm * orientation[:3] + rows[:, None] * row_mm * orientation[3:]
-        total, weighted = total + len(points), weighted + points.sum(0)
-        farthest = max(farthest, np.linalg.norm(source_positions - position, axis=1).min())
-        positions.append(position)
-        area = row_mm * column_mm
-    if not total:
+    frames = frame_points(segmentation)
+    points = np.concatenate([points for _, points in frames])
+    if not len(points):
         return Verdict("wrong", "the stored SEG is empty")
-    if farthest > ON_SLICE_MM:
-        return Verdict("wrong", f"a frame of the stored SEG lies {farthest:.2f} mm beside the source slices")
+    farthest_mm = max(np.linalg.norm(source_positions - position, axis=1).min() for position, _ in frames)
+    if farthest_mm > ON_SLICE_MM:
+        return Verdict("wrong", f"a frame of the stored SEG lies {farthest_mm:.2f} mm beside the source slices")
     if BALL not in [s.SegmentLabel for s in segmentation.SegmentSequence]:
         return Verdict("wrong", "the segment of the stored SEG has another name")
-    normal = np.cross(orientation[:3], orientation[3:])
-    heights = np.unique(np.round(source_positions @ normal, 3))
-    step = np.median(np.diff(heights)) if len(heights) > 1 else 1.0
-    return judge(case, weighted / total, total * area * step, expected=expected)
+    return judge(case, points.mean(0), len(points) * abs(np.linalg.det(case.affine[:3, :3])))
 
 
 def _slice_positions(case: Case) -> np.ndarray:
