@@ -80,12 +80,10 @@ def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | No
     """Start a MONAI Label server for this app, see `serve`. Its output goes to the file `log`, emptied first, or None for the terminal."""
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
     command += ["--host", host, "--port", str(port), *(word for key, value in conf for word in ("--conf", key, value))]
-    # Programs of the environment (itkimage2segimage for DICOM SEG) must be found even if it is not activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if log is None:
-        return subprocess.Popen(command, env={**os.environ, "PATH": path}, cwd=ROOT)
+        return subprocess.Popen(command, cwd=ROOT)
     with open(log, "w") as output:
-        environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}  # A killed server has then written all of its messages.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # A killed server has then written all of its messages.
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
