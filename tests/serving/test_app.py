@@ -10,8 +10,8 @@ from lib.serving.app import PrefetchMixin
 
 class Base:
     def __init__(self, sessions):
-        self.opened = []
-        self._infers = {"sam2": SimpleNamespace(open=self._open)}
+        self.opened, self.read = [], []
+        self._infers = {"sam2": SimpleNamespace(open=self._open, read=self.read.append)}
         self._sessions = self._load_sessions(sessions)
 
     def _open(self, path):
@@ -42,9 +42,9 @@ def test_without_a_next_sample_nothing_is_opened():
     assert app.next_sample({}) == {} and not app.opened
 
 
-def test_an_uploaded_session_is_opened_where_it_is_stored(tmp_path, monkeypatch):
+def test_an_uploaded_session_is_read_and_opened_where_it_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     (tmp_path / "a.nii").touch()
     app = App(sessions=True)
     session_id, _ = app._sessions.add_session(str(tmp_path / "a.nii"))
-    assert app.opened == [str(tmp_path / "sessions" / session_id / "a.nii")]
+    assert app.read == app.opened == [str(tmp_path / "sessions" / session_id / "a.nii")]
