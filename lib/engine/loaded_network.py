@@ -26,6 +26,7 @@ class LoadedNetwork:
     Attributes:
         name: Checkpoint and device, which tell it from other networks in keys of caches.
         decoder, propagator: The two users of the network: one for slices with prompts, one for those between.
+        plain_decoder: The decoder for requests that want the network's own answers.
         encoder_digest: Networks with the same digest (those whose decoders were fine-tuned) share features.
         estimator: The estimator that was fitted to the checkpoint, or None.
         lock: Held while a request runs; one network answers one request at a time.
@@ -33,10 +34,15 @@ class LoadedNetwork:
 
     name: tuple
     decoder: PromptDecoder
+    plain_decoder: PromptDecoder
     propagator: Propagator
     encoder_digest: str
     estimator: QualityEstimator | None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def decoder_for(self, options: Options) -> PromptDecoder:
+        """Return the decoder that a request wants."""
+        return self.decoder if options.obey else self.plain_decoder
 
     def stride(self, options: Options, frames: Frames) -> int:
         """Return the stride: only slices whose index is a multiple of it are tracked. Crops have the stride of whole frames."""
@@ -57,7 +63,8 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     metadata = checkpoints.metadata(checkpoint)
     score_drop, appearance_gain = (float(metadata.get(name, 0)) for name in ("presence_drop", "presence_gain"))
     network = Sam2Network(model, device.autocast_factory(target))
+    decoder, plain_decoder = (PromptDecoder(network, checkpoint.image_size <= ZOOM_UP_TO, obeys) for obeys in (True, False))
     return LoadedNetwork(
-        (checkpoint, target), PromptDecoder(network, checkpoint.image_size <= ZOOM_UP_TO), Propagator(network, score_drop, appearance_gain),
-        encoder_digest(model), QualityEstimator.from_json(metadata.get("slice_quality", "{}")),
+        (checkpoint, target), decoder, plain_decoder, Propagator(network, score_drop, appearance_gain), encoder_digest(model),
+        QualityEstimator.from_json(metadata.get("slice_quality", "{}")),
     )  # fmt: skip

@@ -24,6 +24,7 @@ class Options:
         components: Which connected components to keep, see `lib.imaging.masks.keep_components`.
         propagate: False leaves all slices but the annotated ones empty.
         stop_mm: Beyond the outermost annotated slices, tracking ends when the object has been absent for that distance; 0: never.
+        obey: Whether masks are made to obey clicks and boxes, see `lib.propagation.obedience`, or are the network's own answer.
         focus: Whether networks for small images track a small structure in its surroundings only, enlarged.
         stride: Track every so many slices and interpolate the others; 0 chooses by the slice distance (networks for small images only).
         batch: Largest number of slices or passes that a GPU computes at once; 0 chooses it by the device.
@@ -41,6 +42,7 @@ class Options:
     components: str = "annotated"
     propagate: bool = True
     stop_mm: float = 6.0
+    obey: bool = True
     focus: bool = True
     stride: int = 0
     batch: int = 0

@@ -175,7 +175,7 @@ class Segmenter:
     def _annotate(self, task: SegmentationTask, prompts_by_slice: dict[int, SlicePrompt]) -> dict[int, Annotation]:
         """Return annotations of the slices whose prompts say what the structure is."""
         slices = {t: p for t, p in prompts_by_slice.items() if p.defines_structure}
-        decoder = task.network.decoder
+        decoder = task.network.decoder_for(task.options)
 
         def annotate(t: int) -> Annotation:
             return self._cached((*task.scope, t, slices[t].key), lambda: decoder.annotate(task.features, t, slices[t]))
@@ -217,7 +217,7 @@ class Segmenter:
         task.prompts_by_slice = {t: p.cropped(*crop) for t, p in prompts.items()}
         with task.stopwatch("encode"):
             task.ensure_encoded(list(prompts))
-        adopt = task.network.decoder.adopt
+        adopt = task.network.decoder_for(task.options).adopt
 
         def adopt_cropped(t: int) -> Annotation:
             key = annotated[t].key
@@ -232,7 +232,7 @@ class Segmenter:
         slices = [t for t in task.prompts_by_slice if t not in task.annotated]
         if not slices:
             return
-        displayed, decoder, known = self._propagate([task])[0], task.network.decoder, task.annotated
+        displayed, decoder, known = self._propagate([task])[0], task.network.decoder_for(task.options), task.annotated
 
         def correct(t: int) -> Annotation:
             return decoder.correct(task.features, t, task.prompts_by_slice[t], known, displayed)

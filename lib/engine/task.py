@@ -56,7 +56,7 @@ class SegmentationTask:
     @property
     def scope(self) -> tuple:
         """Everything that results of the network depend on besides prompts and options of propagation."""
-        return self.frames.key, self.network.name
+        return self.frames.key, self.network.name, self.options.obey
 
     def ensure_encoded(self, slices: Iterable[int]) -> None:
         """Encode those of the slices that are missing, and add their number to `encoded_counts`."""

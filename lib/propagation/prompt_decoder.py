@@ -6,11 +6,16 @@ import torch
 
 from lib.model.features import SliceFeatures
 from lib.model.sam2_network import Sam2Network
+from lib.prompts.click_order import infer_click_order
 from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.box_filling import fill_box
+from lib.propagation.obedience import obey_clicks
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
 from lib.propagation.zoom import START_LOGIT_LIMIT, click_agreement, refine_zoomed
 
+MOST_CLICKS_IN_ORDER = 16  # A prompt with more clicks at once (many scribbles) is decoded without those before the last.
+PRESENT_SCORE = 1.0  # Least object score of a slice where the user says that the structure is.
 RECENT_BYTES = 64 << 20  # Bytes of recent decodings to keep, because clicks on a slice come one after the other.
 
 
@@ -20,10 +25,11 @@ class PromptDecoder:
     Args:
         network: The network.
         zooms: Whether the surroundings of a small structure are decoded again, enlarged; networks for large images need not.
+        obeys: Whether masks are made to obey the clicks and boxes (see `lib.propagation.obedience`), or are the network's own.
     """
 
-    def __init__(self, network: Sam2Network, zooms: bool = False):
-        self.network, self.zooms = network, zooms
+    def __init__(self, network: Sam2Network, zooms: bool = False, obeys: bool = False):
+        self.network, self.zooms, self.obeys = network, zooms, obeys
         self._recent = ResultCache(RECENT_BYTES)
 
     @torch.inference_mode()
@@ -68,26 +74,55 @@ class PromptDecoder:
             annotated: The annotations that `tracks` came from, by slice.
             tracks: The displayed result, with the mask to correct.
         """
-        start = tracks.logits[t][None, None]
+        start, slice_logits = tracks.logits[t][None, None], None
         nearest = min(annotated, key=lambda s: abs(s - t))
         memories, time = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}, abs(nearest - t)
         for n in range(1, len(prompt.labels) + 1):
             clicks = SlicePrompt(prompt.points[:n], prompt.labels[:n])
             output = self.network.decode(features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=time)
+            if self.obeys:
+                before = features.to_slices(start[0])[0] if slice_logits is None else slice_logits
+                slice_logits = self._obey(features, t, clicks, features.to_slices(output["pred_masks"][0])[0], before)
+                output["pred_masks"] = features.from_slices(slice_logits[None], self.network.mask_side)
             start = output["pred_masks"]
         displayed = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed))
+        return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed), slice_logits)
 
     def _decode_displayed(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> tuple[dict, torch.Tensor | None]:
-        """Return the network's output for a prompt, and the logits (Y, X) of the slice if zooming gave better ones, else None."""
+        """Return the network's output for a prompt, and the logits (Y, X) of the slice if there are better ones, else None."""
         key = "displayed", features.frames.key, t, prompt.key
         result = self._recent.get(key)
         if result is None:
-            output = self._decode_best(features, t, prompt)
-            refined = refine_zoomed(self, features, t, prompt, output["pred_masks"]) if self.zooms else None
+            in_order = self._in_order(features, t, prompt)
+            output = self._decode_best(features, t, in_order)
+            refined = refine_zoomed(self, features, t, in_order, output["pred_masks"]) if self.zooms else None
+            if self.obeys:
+                answer = features.to_slices(output["pred_masks"][0])[0] if refined is None else refined
+                refined = self._obeying(features, t, in_order, answer)
+                output["object_score_logits"] = output["object_score_logits"].clamp_min(PRESENT_SCORE)
             result = output, refined
             self._recent.put(key, result, _size_bytes(output) + (0 if refined is None else refined.nbytes))
         return dict(result[0]), result[1]
+
+    def _in_order(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> SlicePrompt:
+        """Return the prompt with its clicks in the order in which they were probably made."""
+        if not self.obeys or len(prompt.labels) > MOST_CLICKS_IN_ORDER:
+            return prompt
+        return infer_click_order(prompt, lambda earlier: (self.displayed_logits(features, t, earlier) > 0).cpu().numpy())
+
+    def _obeying(self, features: SliceFeatures, t: int, prompt: SlicePrompt, answer: torch.Tensor) -> torch.Tensor:
+        """Return logits (Y, X) that obey a prompt whose clicks are in the order in which they were made, from the answer (Y, X) to it."""
+        if (prompt.labels > 1).all():
+            filled = fill_box(features.frames.stack[t], prompt, answer.cpu().numpy())
+            return torch.from_numpy(filled).to(answer.device)
+        earlier = prompt.without_last_click()
+        has_earlier = 1 < len(prompt.labels) <= MOST_CLICKS_IN_ORDER
+        return self._obey(features, t, prompt, answer, self.displayed_logits(features, t, earlier) if has_earlier else None)
+
+    def _obey(self, features, t: int, prompt: SlicePrompt, answer: torch.Tensor, earlier: torch.Tensor | None) -> torch.Tensor:
+        """Call `obey_clicks` with tensors (Y, X)."""
+        earlier = None if earlier is None else earlier.cpu().numpy()
+        return torch.from_numpy(obey_clicks(features.frames.stack[t], prompt, answer.cpu().numpy(), earlier)).to(answer.device)
 
     def _decode_best(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:
         """Return the output that agrees best with the clicks."""

@@ -1,0 +1,118 @@
+"""Make the mask of a slice obey the clicks on it, whatever the network answers.
+
+A click decides the 3 x 3 pixels round it. A further click changes what was displayed before it only within its reach, because annotators
+click on what is wrong and are content with the rest; a network that is asked anew often spoils it. Within reach, the network's answer and
+the intensities decide where the network has understood the click, else the intensities alone. In the end, a graph cut draws the border
+along the edges of the image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from lib.imaging.masks import bounding_box
+from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
+
+# Chosen on generated slices, drawn shapes and patients of the training data; docs/architecture.md has the figures.
+REACH = 1.5  # A click changes all within this multiple of its distance to the mask's border, and nothing beyond twice that.
+MIN_DEPTH = 3.0  # Pixels; clicks nearer to the border count as so far from it.
+INTENSITY_WEIGHT = 0.5  # Of the intensities beside the network's answer.
+LOGIT_LIMIT = 4.0
+SEED_MARGIN = 3  # Pixels round a click that say nothing about the intensities on the side where they are displayed.
+MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
+
+
+def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None) -> np.ndarray:
+    """Return logits of a mask that obeys the clicks of a prompt, float32 (Y, X).
+
+    Args:
+        image: Intensities (Y, X).
+        prompt: The clicks in the order in which they were made, perhaps after a box.
+        logits: The network's answer to all of them, float (Y, X).
+        earlier: Logits (Y, X) that were displayed before the last click, or None if it is the first one.
+    """
+    seeds = click_seeds(prompt, logits.shape)
+    if earlier is None and obeys(seeds, logits > 0):
+        return logits
+    window = surroundings(prompt, [logits > 0, logits[:0] if earlier is None else earlier > 0], logits.shape)
+    scaled, seeds, evidence = scale_intensities(image[window]), seeds[window], limited(logits[window])
+    if earlier is not None:
+        last = SlicePrompt(prompt.points[-1:], prompt.labels[-1:])
+        at_click = click_seeds(last, logits.shape)[window]
+        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]))
+    elif not (evidence > 0).any():  # The network finds nothing where the user has clicked.
+        near = ndimage.binary_dilation(seeds > 0)
+        evidence = intensity_logits(scaled, near, ~near)
+    mask = graph_cut(scaled, evidence, seeds)
+    result = np.minimum(logits if earlier is None else earlier, -1.0).astype(np.float32)
+    result[window] = signed(evidence, mask)
+    return result
+
+
+def click_seeds(prompt: SlicePrompt, shape: tuple[int, int]) -> np.ndarray:
+    """Return the pixels that clicks decide, int8 (Y, X): 1 inside, -1 outside, 0 elsewhere. Of two competing clicks the nearer decides."""
+    seeds, distances = np.zeros(shape, np.int8), np.full(shape, np.inf)
+    for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
+        if label > 1:
+            continue
+        row, column = np.clip(np.rint([y, x]), 0, np.array(shape) - 1).astype(int)
+        region = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
+        rows, columns = (np.arange(n)[r] for n, r in zip(shape, region, strict=True))
+        distance = (rows[:, None] - row) ** 2 + (columns - column) ** 2
+        is_nearer = distance < distances[region]
+        distances[region][is_nearer] = distance[is_nearer]
+        seeds[region][is_nearer] = 1 if label == 1 else -1
+    return seeds
+
+
+def obeys(seeds: np.ndarray, mask: np.ndarray) -> bool:
+    """Return whether a mask bool (Y, X) is right wherever seeds int8 (Y, X) decide."""
+    return bool((mask[seeds != 0] == (seeds[seeds != 0] > 0)).all())
+
+
+def limited(logits: np.ndarray) -> np.ndarray:
+    """Return logits of the same signs whose absolute values lie between 1 and `LOGIT_LIMIT`."""
+    return np.where(logits > 0, np.clip(logits, 1, LOGIT_LIMIT), np.clip(logits, -LOGIT_LIMIT, -1))
+
+
+def signed(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return logits that are at least 1 inside a mask and at most -1 outside."""
+    return np.where(mask, np.maximum(logits, 1.0), np.minimum(logits, -1.0))
+
+
+def surroundings(prompt: SlicePrompt, masks: Sequence[np.ndarray], shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns within `MARGIN` of masks bool (Y, X) and prompts."""
+    last = np.array(shape) - 1
+    boxes = [box[1:] for box in (bounding_box(mask[None]) for mask in masks) if box is not None]
+    corners = [[[s.start for s in box], [s.stop - 1 for s in box]] for box in boxes]
+    places = np.concatenate([np.clip(np.rint(prompt.points[:, ::-1]), 0, last), np.reshape(corners, (-1, 2))]).astype(int)
+    low, high = np.maximum(places.min(0) - MARGIN, 0), np.minimum(places.max(0) + MARGIN, last)
+    return slice(int(low[0]), int(high[0]) + 1), slice(int(low[1]), int(high[1]) + 1)
+
+
+def _evidence_within_reach(
+    scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray
+) -> np.ndarray:
+    """Return the evidence for a mask after a further click: the answer to it within its reach, what was displayed before beyond that.
+
+    All arrays are (Y, X). Limited logits: `answer` and `earlier`.
+
+    Args:
+        scaled: The image in [0, 1].
+        seeds, at_click: Pixels that all clicks, and that the further click, decide.
+    """
+    is_positive = bool((at_click > 0).any())
+    mask, last_click = earlier > 0, at_click != 0
+    distance = ndimage.distance_transform_edt(~last_click)
+    is_other_side = mask != is_positive
+    depth = ndimage.distance_transform_edt(is_other_side)[last_click].max() if not is_other_side.all() else np.inf
+    weight = np.clip(2 - distance / (REACH * max(depth, MIN_DEPTH)), 0, 1)
+    inside, outside = (mask & (distance > SEED_MARGIN)) | (seeds > 0), (~mask & (distance > SEED_MARGIN)) | (seeds < 0)
+    intensities = intensity_logits(scaled, inside, outside)
+    if ((answer > 0)[last_click] == is_positive).mean() > 0.5:
+        changed = answer + INTENSITY_WEIGHT * intensities
+    else:  # The network has not understood the click.
+        changed = intensities + (1.0 if is_positive else -1.0)
+    return weight * changed + (1 - weight) * earlier

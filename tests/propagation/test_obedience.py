@@ -1,0 +1,134 @@
+"""Clicks are obeyed and change the mask near them only, whatever the network answers; on drawn shapes and in general."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.imaging.metrics import dice
+from lib.prompts.simulated_annotator import corrective_click
+from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
+from lib.propagation.obedience import REACH, click_seeds, obey_clicks, obeys
+from tests.propagation.drawn_shapes import CLEAR, SHAPES, WEAK, clicks_at, draw_shape, draw_slice
+
+NOTHING = np.full((96, 96), -5.0, np.float32)
+
+
+def disc(y, x, radius):
+    rows, columns = np.ogrid[:96, :96]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def logits_of(mask):
+    return np.where(mask, 5.0, -5.0).astype(np.float32)
+
+
+def simulate_clicks(image, shape, answer, count):
+    """Return the Dice after each of up to `count` corrective clicks, with a network that always gives the same answer."""
+    logits, clicks, dices = None, [], []
+    for _ in range(count):
+        click = corrective_click(logits > 0 if clicks else np.zeros_like(shape), shape)
+        if click is None:
+            break
+        clicks.append((click[1], click[2], click[0]))
+        logits = obey_clicks(image, clicks_at(*clicks), answer, logits)
+        assert obeys(click_seeds(clicks_at(*clicks), shape.shape), logits > 0)
+        dices.append(dice(logits > 0, shape))
+    return dices
+
+
+@pytest.mark.parametrize("difference", [CLEAR, WEAK])
+@pytest.mark.parametrize("name", SHAPES)
+def test_clicks_find_every_shape_even_if_the_network_never_does(name, difference):
+    shape = draw_shape(name)
+    dices = simulate_clicks(draw_slice(shape, difference), shape, logits_of(disc(48, 48, 20)), 10)
+    # A wall of four pixels that is hardly brighter than the noise cannot be found by intensities.
+    assert dices[-1] > (0.8 if difference == CLEAR else 0.25 if name == "thin_wall" else 0.6)
+    assert dices[-1] >= max(dices) - 0.1, "no click undoes what those before it have found"
+
+
+def test_a_collapsed_answer_is_not_taken():
+    shape = draw_shape("crescent")
+    displayed, collapsed = logits_of(shape), logits_of(disc(60, 70, 4))
+    result = obey_clicks(draw_slice(shape, WEAK), clicks_at((48, 30, True), (40, 45, False)), collapsed, displayed)
+    assert dice(result > 0, shape) > 0.85
+
+
+def test_a_good_answer_near_the_click_is_taken():
+    shape, displayed = disc(48, 48, 20), disc(48, 38, 12)
+    result = obey_clicks(draw_slice(shape, CLEAR), clicks_at((48, 38, True), (48, 58, True)), logits_of(shape), logits_of(displayed))
+    assert dice(result > 0, shape) > 0.93
+
+
+def test_an_answer_that_obeys_stays_as_it_is():
+    answer = logits_of(disc(48, 48, 20))
+    assert obey_clicks(draw_slice(answer > 0, CLEAR), clicks_at((48, 48, True)), answer) is answer
+
+
+def test_a_click_where_the_network_finds_nothing_finds_what_looks_like_it():
+    shape = disc(40, 50, 9)
+    assert dice(obey_clicks(draw_slice(shape, CLEAR), clicks_at((40, 50, True)), NOTHING) > 0, shape) > 0.7
+
+
+@pytest.mark.parametrize("click", [(0, 0), (95, 40), (95, 95)])
+def test_clicks_at_the_edge_of_the_image(click):
+    mask = obey_clicks(draw_slice(disc(48, 48, 20), CLEAR), clicks_at((*click, True)), NOTHING) > 0
+    y, x = click
+    assert mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].all()
+
+
+def test_of_two_clicks_side_by_side_each_keeps_its_own_pixel():
+    seeds = click_seeds(clicks_at((10, 10, True), (10, 11, False)), (20, 20))
+    assert seeds[10, 10] == 1 and seeds[10, 11] == -1 and seeds[9, 9] == 1 and seeds[9, 12] == -1
+
+
+PLACES = st.tuples(st.integers(0, 47), st.integers(0, 39), st.booleans())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(PLACES, min_size=1, max_size=6, unique_by=lambda c: c[:2]), st.integers(0, 10**6),
+    st.sampled_from(["none", "all", "noise", "disc"]), st.booleans(), st.sampled_from([0.0, 1.0, 500.0]),
+)  # fmt: skip
+def test_every_click_is_obeyed_and_nothing_far_from_the_last_one_changes_its_side(clicks, seed, answer, is_flat, scale):
+    random = np.random.default_rng(seed)
+    image = np.zeros((48, 40), np.float32) if is_flat else (scale * random.normal(size=(48, 40))).astype(np.float32)
+    rows, columns = np.ogrid[:48, :40]
+    disc = np.where((rows - 20) ** 2 + (columns - 25) ** 2 < 100, 6.0, -6.0)
+    logits = {"none": np.full(disc.shape, -1024.0), "all": np.full(disc.shape, 9.0), "noise": random.normal(size=disc.shape), "disc": disc}
+    prompt = clicks_at(*clicks)
+    result = obey_clicks(image, prompt, logits[answer].astype(np.float32), disc.astype(np.float32) if len(clicks) > 1 else None)
+    assert result.dtype == np.float32 and np.isfinite(result).all() and result.shape == image.shape
+    assert obeys(click_seeds(prompt, image.shape), result > 0)
+    again = obey_clicks(image.copy(), prompt, logits[answer].astype(np.float32), disc.astype(np.float32) if len(clicks) > 1 else None)
+    np.testing.assert_array_equal(result, again)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_nothing_beyond_twice_the_reach_changes(inside):
+    shape = disc(30, 30, 12) | disc(70, 70, 12)
+    click = (30, 45, True) if inside else (30, 38, False)  # 3 and 5 pixels from the border
+    result = obey_clicks(draw_slice(shape, CLEAR), clicks_at((70, 70, True), click), logits_of(~shape), logits_of(shape))
+    rows, columns = np.ogrid[:96, :96]
+    is_far = np.hypot(rows - click[0], columns - click[1]) > 2 * REACH * 5 + 4
+    np.testing.assert_array_equal((result > 0)[is_far], shape[is_far])
+
+
+# --- the cut ---------------------------------------------------------------------------------------------------------
+def test_a_cut_follows_the_edge_of_the_image():
+    shape = disc(48, 48, 20)
+    image = scale_intensities(draw_slice(shape, CLEAR))
+    evidence = np.where(disc(48, 48, 17), 1.0, np.where(disc(48, 48, 23), 0.0, -1.0))
+    assert dice(graph_cut(image, evidence, np.zeros(shape.shape, np.int8)), shape) > 0.95
+
+
+def test_a_cut_without_smoothness_is_the_sign_of_the_evidence():
+    evidence = np.random.default_rng(0).normal(size=(20, 30))
+    np.testing.assert_array_equal(graph_cut(np.zeros((20, 30), np.float32), evidence, np.zeros((20, 30), np.int8), 0.0), evidence > 0)
+
+
+def test_intensities_that_occur_on_one_side_only_are_evidence():
+    image = np.repeat([[0.1, 0.5, 0.9]], 30, 0).astype(np.float32)
+    logits = intensity_logits(image, image > 0.3, image < 0.7)
+    assert (logits[:, 0] < -0.5).all() and (abs(logits[:, 1]) < 0.5).all() and (logits[:, 2] > 0.5).all()
+    assert (intensity_logits(image, image > 2, image < 0.7) == 0).all()
