@@ -9,7 +9,7 @@ from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
 
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.reading import choose_stack
-from lib.imaging.dicom.segmentations import write_segmentation
+from lib.imaging.dicom.segmentations import label_values, write_segmentation
 from lib.imaging.dicom.stacks import Stack
 from lib.imaging.readers import read_grid, read_mask
 from lib.imaging.volume import Grid
@@ -32,7 +32,8 @@ def read_label(path: str | Path, image: Grid) -> np.ndarray:
     try:
         return read_mask(path, image)
     except VolumeError as e:
-        raise VolumeError(str(e).replace(path.name, "The label")) from e  # The file has a temporary name, which no user knows.
+        text = str(e).replace(path.name, "the label")  # The file has a temporary name, which no user knows.
+        raise VolumeError(text[0].upper() + text[1:]) from e
 
 
 def write_labels(labels: np.ndarray, image: Grid, path: Path) -> Path:
@@ -50,7 +51,7 @@ def segment_rows(label_info, labels: np.ndarray) -> list[dict]:
     listed = label_info if isinstance(label_info, list) else []
     pairs = ((row.get("idx", row.get("id", n)), row) for n, row in enumerate(listed, 1) if isinstance(row, dict))
     rows = {int(value): row for value, row in pairs if str(value).isdigit()}
-    values = [int(v) for v in np.unique(labels) if v]
+    values = label_values(labels)
     if len(rows) == len(values) == 1:
         rows = {values[0]: next(iter(rows.values()))}
     return [{**rows.get(v, {}), "name": str(rows.get(v, {}).get("name") or f"segment {v}"), "idx": v} for v in values]
