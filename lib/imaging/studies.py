@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lib.imaging.study_files import LABEL_ENDINGS, FolderScan, split_ending
 from lib.imaging.study_images import Candidate, StudyImage, find_candidates, path_name
+from lib.imaging.study_memory import STACKS, load_stacks, save_stacks
 
 SOURCE = "source"  # Field of an image's info in datastore_v2.json with the key of the image, unless that is its id with its ending.
 MAX_ID_LENGTH = 200
@@ -42,11 +43,15 @@ class StudiesFolder:
         folder: The studies folder.
         excluded: Names in it that are not looked at.
         patterns: If not empty, patterns of which an image file's name must match one.
+        memory_file: File that keeps what was read from DICOM headers for the next start, or None.
     """
 
-    def __init__(self, folder: str | Path, excluded: Collection[str] = ("labels",), patterns: Sequence[str] = ()):
+    def __init__(
+        self, folder: str | Path, excluded: Collection[str] = ("labels",), patterns: Sequence[str] = (), memory_file: Path | None = None
+    ):  # fmt: skip
         self._folder, self._excluded, self._patterns = Path(os.path.realpath(folder)), excluded, patterns
-        self._memory: dict = {}
+        self._memory_file = memory_file
+        self._memory = load_stacks(memory_file, self._folder) if memory_file else {}
         self._logged: set[tuple[str, str]] = set()
 
     def list_images(self, known: Mapping[str, str] | None = None) -> Listing:
@@ -60,6 +65,8 @@ class StudiesFolder:
         """
         scan = FolderScan(self._folder, self._excluded, self._patterns, self._memory)
         listing = _assign_ids(scan, find_candidates(scan), _known_keys(self._folder) if known is None else known)
+        if self._memory_file and {k for k in self._memory if k[1] == STACKS} != {k for k in scan.memory if k[1] == STACKS}:
+            save_stacks(scan.memory, self._memory_file, self._folder)
         self._memory = scan.memory
         by_reason = defaultdict(list)
         for path, reason in listing.left_out.items():

@@ -11,6 +11,7 @@ from lib.imaging.dicom.reading import read_stack
 from lib.imaging.dicom.stacks import Stack, find_stacks
 from lib.imaging.readers import READ_ERRORS, read_grid, read_volume
 from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, FolderScan, split_ending
+from lib.imaging.study_memory import STACKS
 from lib.imaging.volume import Grid, Volume
 
 
@@ -121,7 +122,7 @@ def _dicom_candidates(scan: FolderScan) -> list[Candidate]:
 def _read_stacks(scan: FolderScan, path: Path, files: list[Path], refused: list[Candidate]) -> list[Stack]:
     """Return the stacks in DICOM files. If a header cannot be read, return none and add a candidate with the problem to `refused`."""
     version = scan.version(files)
-    stacks = scan.recall((version, "stacks"), lambda: _stacks_or_error(files))
+    stacks = scan.recall((version, STACKS), lambda: _stacks_or_error(files))
     if not isinstance(stacks, VolumeError):
         if not stacks:
             scan.left_out[path_name(scan, path)] = "Its DICOM files hold no images to annotate."
@@ -153,7 +154,7 @@ def _join_split_series(scan: FolderScan, stacks_by_folder: dict[Path, list[Stack
         if len(folders) == 1 or len(set().union(*objects)) < sum(map(len, objects)):
             continue  # Copies of a series are images of their own.
         files = sorted({frame.path for s in spread for frame in s.frames})
-        joined = scan.recall((scan.version(files), "stacks"), lambda files=files: _stacks_or_error(files))
+        joined = scan.recall((scan.version(files), STACKS), lambda files=files: _stacks_or_error(files))
         if isinstance(joined, VolumeError) or len(joined) != 1 or joined[0].problem:
             continue
         for folder in folders:

@@ -195,6 +195,22 @@ def test_headers_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
     assert list(studies.list_images().images) == ["a"]
 
 
+def test_headers_are_remembered_for_the_next_start(tmp_path, monkeypatch):
+    folder, memory_file = tmp_path / "studies", tmp_path / "cache" / "headers.json"
+    save_dicom(series_of(1, affine_lps=lps_affine(spacing_mm=(1, 2, 3))), folder / "a")
+    save_dicom(series_of(2)[::2] + series_of(2)[1:2], folder / "gap")
+    first = StudiesFolder(folder, memory_file=memory_file).list_images()
+    monkeypatch.setattr(study_images, "find_stacks", lambda files: pytest.fail("the headers were read again"))
+    again = StudiesFolder(folder, memory_file=memory_file).list_images()
+    assert again.refused == first.refused and again.images["a"].version == first.images["a"].version
+    before, after = first.images["a"].stack, again.images["a"].stack
+    assert after.frames == before.frames and after.description == before.description and after.shape == before.shape
+    np.testing.assert_array_equal(after.affine, before.affine)
+    monkeypatch.undo()
+    memory_file.write_text("{")
+    assert set(StudiesFolder(folder, memory_file=memory_file).list_images().images) == {"a"}
+
+
 def test_names_that_cannot_be_ids_are_left_out(tmp_path):
     write(tmp_path / "a\nb.nii.gz")
     write(tmp_path / "back\\slash.nii.gz")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from lib.serving.datastore.folder import FolderDatastore
+from lib.serving.datastore.studies import StudiesDatastore
 from tests.serving.faults import (
     TRIES,
     KillableServer,
@@ -133,7 +133,7 @@ def test_killed_while_it_scores(server):
     wait_until(lambda: "slice_dice" in (folder / "datastore_v2.json").read_text(), pause_s=0.01)
     for process in psutil.Process(server.process.pid).children(recursive=True):
         process.kill()
-    store = FolderDatastore(str(folder))
+    store = StudiesDatastore(str(folder))
     scored = sum("slice_dice" in store.get_image_info(f"more_{n}") for n in range(count))
     assert 0 < scored < count, "killed too late"
     lost = sum(f.read_bytes() != content for f in folder.rglob("more_*")) + abs(len(list(folder.rglob("more_*"))) - 3 * count)
@@ -158,7 +158,7 @@ def test_killed_while_it_trains(server):
     assert after.content == served.content and "v0002" not in info["models"]["sam2"]["config"]["checkpoint"]
     for n in range(3):
         answer = requests.get(f"{server.address}/datastore/label", params={"label": f"ball_{n}", "tag": "final"}, timeout=30)
-        lost += answer.content != masks[n] or FolderDatastore(str(folder)).get_label_info(f"ball_{n}", "final")["value"] != 7
+        lost += answer.content != masks[n] or StudiesDatastore(str(folder)).get_label_info(f"ball_{n}", "final")["value"] != 7
     record_fault("server and its training killed (-9)", 1, "the same masks from the same version", lost)
 
 
@@ -207,7 +207,7 @@ def test_two_servers_on_one_folder(server):
         answers = sum((s.answers for s in savers), Counter())
         wait_until(lambda: other.saved_values("ball_1", "final") == (37, 37) and server.saved_values("ball_2", "final") == (47, 47), 20)
         wait_until(lambda: server.saved_values("ball_0", "final") == other.saved_values("ball_0", "final"), 20)
-        store = FolderDatastore(str(server.studies))
+        store = StudiesDatastore(str(server.studies))
         lost = sum(store.get_label_info(f"ball_{n}", "final")["value"] not in last for n, last in ((0, (17, 27)), (1, (37,)), (2, (47,))))
         assert server.saved_values("ball_0", "final")[0] in (17, 27) and set(answers) == {"200"}
         record_fault("two servers save on one folder at the same time", sum(answers.values()), answers, lost)

@@ -33,12 +33,15 @@ class ConvertedImages:
 
     Args:
         studies: The studies folder. Nothing is written there.
+
+    Attributes:
+        folder: The cache.
     """
 
     def __init__(self, studies: str | Path):
         digest = hashlib.blake2b(os.path.realpath(studies).encode(errors="replace"), digest_size=8).hexdigest()
         home = os.environ.get("HOME") or tempfile.gettempdir()
-        self._folder = Path(settings.MONAI_LABEL_DATASTORE_CACHE_PATH.strip() or Path(home, ".cache", "monailabel"), "studies", digest)
+        self.folder = Path(settings.MONAI_LABEL_DATASTORE_CACHE_PATH.strip() or Path(home, ".cache", "monailabel"), "studies", digest)
         self._lock = threading.Lock()  # Requests for one image must not convert it twice.
         self._needed: dict[str, bool] = {}  # Whether an image of a version must be converted.
 
@@ -54,7 +57,7 @@ class ConvertedImages:
         Args:
             name: Id of the image, and name of the converted file.
         """
-        return self._folder / image.version / f"{name}{CONVERTED_ENDING}" if self.is_needed(image) else image.path
+        return self.folder / image.version / f"{name}{CONVERTED_ENDING}" if self.is_needed(image) else image.path
 
     def provide(self, name: str, image: StudyImage) -> Path:
         """Return the file of an image for clients, which is made if it is missing. Arguments are those of `path`.
@@ -77,21 +80,21 @@ class ConvertedImages:
             try:
                 self._make_private_folder()
             except OSError as e:
-                self._folder = Path(tempfile.mkdtemp(prefix="monailabel_studies_"))
-                logger.warning("Converted images are kept in %s, because the cache cannot be written to: %s", self._folder, e)
+                self.folder = Path(tempfile.mkdtemp(prefix="monailabel_studies_"))
+                logger.warning("Converted images are kept in %s, because the cache cannot be written to: %s", self.folder, e)
             return write_image(volume, self.path(name, image))
 
     def keep_only(self, images: Collection[StudyImage]) -> None:
         """Remove the files of images that are gone or have changed."""
         versions = {image.version for image in images}
         self._needed = {version: needed for version, needed in self._needed.items() if version in versions}
-        for folder in self._folder.glob("*"):
+        for folder in self.folder.glob("*/"):
             if folder.name not in versions:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _make_private_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o700)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
 
 
 def _is_needed(image: StudyImage) -> bool:

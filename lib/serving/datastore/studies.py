@@ -42,6 +42,7 @@ class StudiesDatastore(FolderDatastore):
         self._patterns = [] if set(extensions) == set(default) else list(extensions)
         self._studies: StudiesFolder | None = None
         self._converted = ConvertedImages(datastore_path)
+        self._unreadable: set[tuple[str, str]] = set()  # Ids and versions of images whose voxels could not be read.
         self._misfits: dict[tuple, str] = {}  # Why a label of a certain version does not fit its image, or "".
         super().__init__(datastore_path, *args, extensions=extensions, **kwargs)
         if hasattr(self, "_observer"):
@@ -57,7 +58,8 @@ class StudiesDatastore(FolderDatastore):
     def _match_images(self, model: LocalDatastoreModel) -> None:
         """Make a model list the images that the folder holds now."""
         if self._studies is None:
-            self._studies = StudiesFolder(model.image_path(), Path(model.labels_dir).parts[:1], self._patterns)
+            memory_file = self._converted.folder / "dicom_headers.json"
+            self._studies = StudiesFolder(model.image_path(), Path(model.labels_dir).parts[:1], self._patterns, memory_file)
         known = {i: image_key(i, entry.image.ext, entry.image.info) for i, entry in model.objects.items()}
         before, listing = self.listing, self._studies.list_images(known)
         self.listing = listing
@@ -97,9 +99,20 @@ class StudiesDatastore(FolderDatastore):
         raise ImageNotFoundException(f"Image {image_id} not found")
 
     def get_image_uri(self, image_id):
-        """Return the path of a file with an image that every client reads, or "" if the image is unknown."""
+        """Return the path of a file with an image that every client reads, or "" if the image is unknown; VolumeError if it is damaged."""
         image = self._image(image_id)
-        return "" if image is None else str(self._converted.provide(image_id, image))
+        if image is None:
+            return ""
+        try:
+            return str(self._converted.provide(image_id, image))
+        except VolumeError:
+            self._unreadable.add((image_id, image.version))
+            raise
+
+    def get_unlabeled_images(self, label_tag=None, labels=None):
+        """Return the ids of the images without a final label, but not of those that could not be read: *Next Sample* goes on without them."""
+        images = super().get_unlabeled_images(label_tag, labels)
+        return [i for i in images if i in self.listing.images and (i, self.listing.images[i].version) not in self._unreadable]
 
     def get_image_info(self, image_id):
         """Return the info of an image; "name" and "path" are those of the file that clients get."""

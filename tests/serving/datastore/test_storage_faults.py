@@ -20,7 +20,7 @@ from fastapi import HTTPException
 
 from lib.samples import phantom, sample_data
 from lib.serving.active_learning.annotation_records import AnnotationRecords
-from lib.serving.datastore.folder import FolderDatastore
+from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.launch import PLUGINS, start_orthanc, stop
 from lib.serving.web.http_errors import clear_errors
 from tests.serving.active_learning.test_strategies import note_round
@@ -105,7 +105,7 @@ def test_full_and_read_only_disks(tmpfs):
         subprocess.run(["mount", "-o", "remount,ro", studies], check=True)
         answer = server.save("ball_0", "small0", label_bytes(8), 8)
         assert answer.status_code == 500 and server.infer().ok
-        reader = FolderDatastore(str(studies))  # as a server that starts now
+        reader = StudiesDatastore(str(studies))  # as a server that starts now
         lost = sum(server.saved_values("ball_0", f"small{n}") != (n, n) for n in saved)
         lost += sum(reader.get_label_info("ball_0", f"small{n}")["value"] != n for n in saved)
         subprocess.run(["mount", "-o", "remount,rw", studies], check=True)

@@ -153,6 +153,19 @@ def test_an_image_that_cannot_be_used_answers_with_the_reason(serve, studies):
     assert client.get("/datastore/image", params={"image": "nobody"}).status_code == 404
 
 
+def test_an_image_whose_voxels_are_damaged_is_not_proposed_again(serve, studies):
+    images = series()
+    del images[4].PixelData
+    save_dicom(images, studies / "ct")
+    store, client = serve()
+    assert store.get_unlabeled_images() == ["a", "ct"]
+    answer = client.get("/datastore/image", params={"image": "ct"})
+    assert answer.status_code == 422 and "no pixels" in answer.json()["detail"] and store.get_unlabeled_images() == ["a"]
+    save_dicom(series(), studies / "ct")
+    store.refresh()
+    assert store.get_unlabeled_images() == ["a", "ct"]
+
+
 def misfits(folder):
     """Write labels that do not fit the image "a", and return pairs of their paths with words of the reason."""
     mask = np.zeros(SHAPE, np.uint8)
