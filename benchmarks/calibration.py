@@ -19,39 +19,42 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from accuracy import MIN_VOXELS, PROMPTS, App, simulate_prompts  # noqa: E402
+from accuracy import MIN_VOXELS, simulate_annotations  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lib.engine.options import Options  # noqa: E402
+from lib.evaluation.methods.app import AppMethod  # noqa: E402
 from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.metrics import slice_iou  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
 
+PROMPTS = ("clicks5", "box", "three_slices")
 BIN_EDGES = np.linspace(0, 1, 11)
 
 
-def measure_case(app: App, case) -> list[dict]:
+def measure_case(app: AppMethod, case) -> list[dict]:
     """Return one row for each slice of each label that was not annotated."""
     volume = read_volume(case.image)
     labels = read_mask(case.label, volume)
     frames = Frames.of(volume, window=app.options.window, axis=app.options.axis)
+    app.open(frames)
     rows = []
     for value, name in case.labels.items():
         reference = frames.from_volume(labels == value)
         if reference.sum() < MIN_VOXELS:
             continue
         for kind in PROMPTS:
-            prompts, slices = simulate_prompts(kind, app, case, volume, frames, reference)
-            result = app.segmenter.segment(volume, app.segmenter.prompts(volume, app.options, **prompts), app.options)
-            mask = frames.from_volume(result.mask)
+            annotations = simulate_annotations(kind, app, frames, reference)
+            prediction = app.segment(annotations)
+            mask, result = prediction.mask, prediction.result
             has_mask = mask.any((1, 2))
             expected, true = result.estimates.expected_iou, slice_iou(mask, reference)
             rows += [
                 {"case": case.name, "label": name, "prompt": kind, "slice": t, "expected": float(expected[t]), "true": float(true[t]),
                  "presence": float(result.estimates.presence[t]), "there": bool(reference[t].any()), "filled": bool(has_mask[t])}
-                for t in range(len(frames)) if t not in slices
+                for t in range(len(frames)) if t not in annotations
             ]  # fmt: skip
     return rows
 
@@ -101,7 +104,7 @@ def main() -> None:
     p.add_argument("--checkpoint", default="embedded")
     p.add_argument("--device", default="auto")
     a = p.parse_args()
-    app = App(Options(checkpoint=a.checkpoint, device=a.device))
+    app = AppMethod(Options(checkpoint=a.checkpoint, device=a.device))
     rows = [row for case in tqdm(read_cases(a.data), desc="cases") for row in measure_case(app, case)]
     rows_with_mask = [r for r in rows if r["filled"]]
     points = reliability([r["expected"] for r in rows], [r["true"] for r in rows])

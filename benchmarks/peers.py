@@ -197,7 +197,7 @@ class OfficialMethod:
     volume's first slice, with the annotated slice, further ahead, as conditioning frame, as in the code of Dong et al.
     """
 
-    name, takes_masks = "official", True
+    name, takes_masks, takes_clicks = "official", True, True
 
     def __init__(self, options):
         self._options, self._peers, self._frames = options, {}, None
@@ -246,10 +246,10 @@ class BuiltinMethod:
     """`Builtin` behind the interface of `main.py evaluate`.
 
     The task knows only slices along the last axis, so it gets an image whose last axis is the slicing axis. It propagates forward
-    only, takes clicks and at most one box, and cannot be told that a slice is empty.
+    only, takes clicks and at most one box, and cannot be told that a slice is empty. The box spans the slices of a 3D box.
     """
 
-    name, takes_masks = "builtin", False
+    name, takes_masks, takes_clicks = "builtin", False, True
 
     def __init__(self, options):
         self._builtin, self._frames = Builtin(options), None
@@ -273,7 +273,9 @@ class BuiltinMethod:
             if corners and request["roi"]:
                 raise PromptError("MONAI Label's built-in task takes one box.")
             if corners:
-                request["roi"] = [int(v) for v in (*np.rint(corners[0] + 0.5), *np.rint(corners[1] - 0.5), t, t + 1)]
+                low, high = np.rint(corners[0] + 0.5), np.rint(corners[1] - 0.5)
+                first, last = mode.box_slices or (t, t)
+                request["roi"] = [int(v) for v in (*low, *high, first, last + 1)]
             for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
                 if label < 2:
                     request["foreground" if label else "background"].append([int(x), int(y), int(t)])

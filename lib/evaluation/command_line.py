@@ -3,6 +3,7 @@
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,9 @@ EVALUATE_EXAMPLES = (
     "python main.py evaluate --protocol dong --mode published --data DIR --labels liver --limit 5 --out runs/dong",
     "python main.py evaluate --protocol shen --data /data/Task09_Spleen --download --method official --out runs/shen",
     "python main.py evaluate --protocol rounds --data DIR --method app,official,builtin --out runs/rounds",
+    "python main.py evaluate --protocol cvpr25 --data DIR --method app,official,builtin,classical --out runs/cvpr25",
+    "python main.py evaluate --protocol isvalidate --edits 100 --data /data/Task03_Liver --method app,classical --out runs/clicks",
+    "python main.py evaluate --protocol rounds --settings painted --data DIR --method app,official,fill --out runs/painted",
     "python main.py evaluate --protocol rounds --strategy estimator --data DIR --engine ray --out runs/estimator",
 )
 BATCH_EXAMPLES = (
@@ -30,16 +34,26 @@ BATCH_EXAMPLES = (
 
 def add_evaluate_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command `evaluate`."""
-    parser.add_argument("--protocol", required=True, help="he, shen, dong (the papers'), or rounds: annotate, propagate, choose a slice")
+    protocol_help = (
+        "he, shen, dong (the papers'), rounds (annotate, propagate, choose a slice), cvpr25 (a box, then five clicks on the largest "
+        "error), or isvalidate (clicks on random wrong voxels)"
+    )
+    parser.add_argument("--protocol", required=True, help=protocol_help)
     parser.add_argument("--mode", default="described", help="described (the paper's words) or published (what the authors' code computes)")
     parser.add_argument("--data", required=True, help="Decathlon, BTCV, AbdomenCT-1K, FLARE22, BraTS2020, CT-ORG folder, or a datastore")
     parser.add_argument("--download", action="store_true", help="fetch a missing Decathlon task, named by the last part of --data")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.csv, summary.md and figures")
     parser.add_argument("--checkpoint", default="embedded", help="name or path")
-    method_help = "app (this engine), official, builtin; of several, the first gets the clicks, the others the same"
+    method_help = (
+        "any of app (this engine), official, builtin, classical (random walker), fill (between painted slices), comma-separated; in "
+        "cvpr25 and isvalidate each is clicked by its own errors, in the other protocols the first gets the clicks, the others the same"
+    )
     parser.add_argument("--method", default="app", metavar="NAMES", help=method_help)
     parser.add_argument("--settings", default="", help="settings of the protocol, separated by ';' (default: the paper's)")
     parser.add_argument("--strategy", default="oracle", help="how the protocol rounds chooses the next slice")
+    tolerance_help = "of the surface Dice in mm (default: 2; isvalidate has its authors' for tasks of the Decathlon)"
+    parser.add_argument("--tolerance", type=float, metavar="MM", help=tolerance_help)
+    parser.add_argument("--edits", type=int, help="clicks after the first one in isvalidate (default: 20; its authors make 100)")
     parser.add_argument("--labels", default="", help="names of structures, comma-separated (default: all)")
     parser.add_argument("--cases", default="", help="names of cases, comma-separated (default: all)")
     parser.add_argument("--limit", type=int, help="number of cases to evaluate (default: all)")
@@ -80,6 +94,8 @@ def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], C
     from lib.evaluation.case_evaluation import EvaluationSettings
     from lib.evaluation.dataset_layouts import detect_dataset, select_cases
     from lib.evaluation.distribute import choose_executor
+    from lib.evaluation.metrics import TOLERANCE_MM
+    from lib.evaluation.protocols.isvalidate import DEFAULT_EDITS, choose_tolerance_mm
     from lib.evaluation.report import write_report
     from lib.evaluation.run import ResultStore, make_case_worker, run_cases
     from lib.model import checkpoints
@@ -94,11 +110,14 @@ def run_evaluate(options: Namespace, load_method_class: dict[str, Callable[[], C
     settings = EvaluationSettings(
         options.protocol, options.mode, names, options.checkpoint, checkpoints.sha256(checkpoint.path), options.window, options.axis,
         _split(options.labels), _split(options.settings, ";"), options.strategy, options.channel, options.seed,
+        TOLERANCE_MM if options.tolerance is None else options.tolerance, DEFAULT_EDITS if options.edits is None else options.edits,
     )  # fmt: skip
     if options.limit is not None and options.limit < 1:
         raise OptionError("--limit must be at least 1.")
     dataset = detect_dataset(options.data, options.download)
     cases = select_cases(dataset.cases, _split(options.cases), options.limit)
+    if options.protocol == "isvalidate" and options.tolerance is None:
+        settings = replace(settings, tolerance_mm=choose_tolerance_mm(dataset.name, settings.tolerance_mm))
     resolve_device(options.device)  # So that an unknown device is refused before the run starts.
     execute = choose_executor(options.engine, options.address, options.workers)
     store = ResultStore(options.out, settings, str(Path(options.data).resolve()), options.resume)

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lib.evaluation.interactive_tables import collect_curves
 from lib.evaluation.protocols import shen
 from lib.evaluation.tables import METHOD_NAMES, dice_growth_per_click, stack_rounds
 
@@ -56,10 +57,21 @@ def draw_clicks(rows: list[dict], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _draw_curve(axes: Axes, values: np.ndarray, name: str) -> None:
-    """Draw the mean of values (N, R) over N, and its interval clipped to 0 to 1."""
+def draw_interactions(rows: list[dict], rounds: int, path: Path) -> Path:
+    """Draw the mean Dice and NSD of each method with their intervals after the start (0) and after each of `rounds` interactions."""
+    figure = Figure(figsize=(10, 4))
+    for (key, name), axes in zip((("dice", "Dice"), ("nsd", "NSD")), figure.subplots(1, 2), strict=True):
+        for method in dict.fromkeys(r["method"] for r in rows):
+            curves = collect_curves([r for r in rows if r["method"] == method], key, rounds + 1)
+            _draw_curve(axes, np.array(list(curves.values())), METHOD_NAMES.get(method, method), first=0)
+        _finish_axes(axes, title=name, xlabel="interactions after the first", ylabel=name, ylim=(0, 1))
+    return _save(figure, path)
+
+
+def _draw_curve(axes: Axes, values: np.ndarray, name: str, first: int = 1) -> None:
+    """Draw the mean of values (N, R) over N, and its interval clipped to 0 to 1; the first of the R rounds has the number `first`."""
     mean, half_width = mean_and_interval(values)
-    x = np.arange(1, len(mean) + 1)
+    x = first + np.arange(len(mean))
     axes.plot(x, mean, marker="o", markersize=3, label=name)
     axes.fill_between(x, np.maximum(mean - half_width, 0), np.minimum(mean + half_width, 1), alpha=0.15)
 

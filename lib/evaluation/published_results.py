@@ -87,3 +87,10 @@ DONG = {
     "one point, best setting (journal version)": 0.32,
     "reference mask, best setting (journal version)": 0.51,
 }
+
+# Challenge "Foundation Models for Interactive 3D Biomedical Image Segmentation" of CVPR 2025: DSC_AUC, NSD_AUC, DSC_Final and NSD_Final
+# on its hidden test set, which are other data than one can measure on (Ndir et al., arXiv 2510.03189, and ENSAM).
+CVPR25 = {
+    "nnInteractive, fine-tuned": (2.480, 2.567, 0.639, 0.661),
+    "ENSAM, from scratch": (2.404, 2.266, 0.627, 0.597),
+}

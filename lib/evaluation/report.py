@@ -5,16 +5,25 @@ from pathlib import Path
 
 from lib.common.atomic_files import write_text
 from lib.evaluation import figures, overlays
-from lib.evaluation.case_evaluation import EvaluationSettings
+from lib.evaluation.case_evaluation import INTERACTIVE_PROTOCOLS, EvaluationSettings
+from lib.evaluation.interactive_tables import format_challenge_tables, format_edits_tables
+from lib.evaluation.protocols import cvpr25
 from lib.evaluation.tables import METHOD_NAMES, PROTOCOL_TABLES, format_csv, format_methods_table, format_structures_table
 
 ROOT = Path(__file__).resolve().parents[2]
-TITLES = {"he": "He et al. 2024", "shen": "Shen et al. 2024", "dong": "Dong et al. 2024", "rounds": "rounds of corrections"}
+TITLES = {
+    "he": "He et al. 2024", "shen": "Shen et al. 2024", "dong": "Dong et al. 2024", "rounds": "rounds of corrections",
+    "cvpr25": "interactive 3D segmentation challenge of CVPR 2025", "isvalidate": "random clicks (IS_Validate)",
+}  # fmt: skip
 NOTES = {
     "he": "Dice of the best of up to 8 rounds, mean over cases.",
     "shen": "Dice / NSD in percent after the last click, mean over cases.",
     "dong": "IoU of the slices with foreground, pooled over all slices of a class, mean over classes.",
     "rounds": "Dice of the volume after so many annotated slices; a structure that stopped early keeps its last Dice.",
+    "cvpr25": f"DSC and NSD: means over the classes of a volume; NSD is 0 where DSC is not above 0.2. AUC: area over the five click "
+              f"steps, at most 4. Time limit: {cvpr25.SECONDS_PER_CLASS:.0f} s for each class of a volume, all steps together.",
+    "isvalidate": "nAUC: area under the curve from the first click to the n-th edit, divided by n. NoI: edits until the Dice is above the "
+                  "threshold, n + 1 where it never is (failed). A perfect mask keeps its scores.",
 }
 
 
@@ -27,6 +36,8 @@ def write_report(folder: Path, settings: EvaluationSettings, dataset_name: str, 
             figures.draw_rounds(rows, folder / "curves.png")
         if settings.protocol == "shen":
             figures.draw_clicks([r for r in rows if r["method"] == settings.methods[0]], folder / "curves.png")
+        if settings.protocol in INTERACTIVE_PROTOCOLS:
+            figures.draw_interactions(rows, _count_rounds(settings), folder / "curves.png")
         if all_overlays := [o for report in reports for o in report.get("overlays", [])]:
             overlays.draw_overlays(all_overlays, folder / "slices.png")
     path = folder / "summary.md"
@@ -38,19 +49,31 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     """Return the lines of summary.md."""
     rows = [r for report in reports for r in report["rows"]]
     failed, seconds = [r for r in reports if "error" in r], sum(r["seconds"] for r in reports)
+    is_interactive = settings.protocol in INTERACTIVE_PROTOCOLS
+    mode = "" if is_interactive else f", as {settings.mode}"
+    clicks = "each is clicked by its own errors" if is_interactive else "clicks are made for the first of them"
     lines = [
-        f"# {TITLES[settings.protocol]}, as {settings.mode}, on {dataset_name}", "",
+        f"# {TITLES[settings.protocol]}{mode}, on {dataset_name}", "",
         f"* checkpoint: {settings.checkpoint} (SHA-256 {settings.weights[:12] or 'unknown'}); git revision: {git_revision()}",
         f"* cases: {len(reports) - len(failed)} finished, {len(failed)} failed; {len(rows)} rows; {seconds:.0f} seconds of work",
-        f"* methods: {', '.join(METHOD_NAMES.get(m, m) for m in settings.methods)}; clicks are made for the first of them",
+        f"* methods: {', '.join(METHOD_NAMES.get(m, m) for m in settings.methods)}; {clicks}",
         f"* window: {settings.window}; seed: {settings.seed}; strategy: {settings.strategy}",
+        f"* NSD: surface Dice at a tolerance of {settings.tolerance_mm:g} mm (as published, Shen et al.: one voxel)",
+        "* in brackets: 95 % bootstrap intervals over volumes",
         f"* {NOTES[settings.protocol]}",
         "* empty masks: both empty = 1 (HD95 0), one empty = 0 (HD95 without a value, left out of means)", "",
     ]  # fmt: skip
     if failed:
         lines += ["## Failed cases", "", *(f"* {r['case']}: {r['error']}" for r in failed), ""]
     if not rows:
-        return [*lines, "Nothing was measured: no case holds a structure that was asked for."]
+        return [*lines, "Nothing was measured: no case holds a structure that was asked for, or no method takes the prompts of this protocol."]
+    left_out = [METHOD_NAMES.get(m, m) for m in settings.methods if all(r["method"] != m for r in rows)]
+    if left_out:
+        lines += [f"Left out, because it cannot take the prompts of this protocol: {', '.join(left_out)}.", ""]
+    if settings.protocol == "cvpr25":
+        return [*lines, *format_challenge_tables(rows, dataset_name)]
+    if settings.protocol == "isvalidate":
+        return [*lines, *format_edits_tables(rows, dataset_name, settings.edits)]
     for method in settings.methods:
         if method_rows := [r for r in rows if r["method"] == method]:
             lines += [f"## {METHOD_NAMES.get(method, method)}", "", *PROTOCOL_TABLES[settings.protocol](method_rows, dataset_name), ""]
@@ -59,6 +82,11 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     if len(settings.methods) > 1:
         lines += ["## Methods on the same clicks", "", *format_methods_table(rows)]
     return lines
+
+
+def _count_rounds(settings: EvaluationSettings) -> int:
+    """Return the number of interactions after the first one in one of the INTERACTIVE_PROTOCOLS."""
+    return cvpr25.CLICK_STEPS if settings.protocol == "cvpr25" else settings.edits
 
 
 def git_revision() -> str:

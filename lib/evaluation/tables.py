@@ -1,16 +1,19 @@
 """Results as results.csv, and as the papers' tables in summary.md with the published results beside the measured ones.
 
-A row is a dict with the keys in COLUMNS: the metrics of one method on one structure after one round of one setting.
+A row is a dict with the keys in COLUMNS: the metrics of one method on one structure after one round of one setting. Measured means have
+95 % bootstrap intervals over volumes. The protocols in which each method has clicks of its own have their tables in
+`lib.evaluation.interactive_tables`.
 """
 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
 from lib.evaluation import published_results
+from lib.evaluation.intervals import Estimate, bootstrap, estimate_mean, format_estimate
 from lib.evaluation.protocols import dong, shen
 
 COLUMNS = (
@@ -19,7 +22,11 @@ COLUMNS = (
 )  # fmt: skip
 NOT_MEASURED = "not measured"
 MAX_ROUNDS = 8
-METHOD_NAMES = {"app": "this engine", "official": "official predictor", "builtin": "MONAI Label built-in"}
+CURVE_COLUMNS = ("Dice, round 1", "round 3", "round 8", "area under the curve", "NSD, last round", "n")
+METHOD_NAMES = {
+    "app": "this engine", "official": "official predictor", "builtin": "MONAI Label built-in", "classical": "random walker",
+    "fill": "fill between slices",
+}  # fmt: skip
 
 
 def format_csv(reports: list[dict]) -> str:
@@ -42,26 +49,55 @@ def stack_rounds(rows: list[dict], key: str = "dice") -> np.ndarray:
     return np.array(padded).reshape(-1, MAX_ROUNDS)
 
 
+def list_volumes(rows: list[dict]) -> list[str]:
+    """Return the case of each of the N structures of `stack_rounds` and `select_last_rounds`, in their order."""
+    return [case for case, _ in dict.fromkeys((r["case"], r["label"]) for r in sorted(rows, key=lambda r: r["round"]))]
+
+
 def select_last_rounds(rows: list[dict]) -> list[dict]:
     """Return the row of the last round of each structure."""
     return list({(r["case"], r["label"]): r for r in sorted(rows, key=lambda r: r["round"])}.values())
 
 
-def mean_pooled_iou(rows: list[dict]) -> float:
-    """Return the mean over classes of the slice IoU, pooled over all volumes of a class (Dong et al. 2024); NaN without rows."""
-    classes = dict.fromkeys(r["label"] for r in rows)
-    sums = [[sum(r[k] for r in rows if r["label"] == label) for k in ("slice_iou_sum", "slice_weight")] for label in classes]
-    return _mean(iou_sum / weight_sum for iou_sum, weight_sum in sums)
+def estimate_last(rows: list[dict], key: str, factor: float = 1.0) -> Estimate:
+    """Return the mean over structures of a metric after the last round, times a factor."""
+    return estimate_mean([factor * r[key] for r in select_last_rounds(rows)], list_volumes(rows))
+
+
+def estimate_pooled_iou(rows_of_settings: Collection[list[dict]]) -> Estimate:
+    """Return the mean over settings and over classes of the slice IoU, pooled over all volumes of a class (Dong et al. 2024).
+
+    Settings without rows are left out; without any, the value is NaN.
+    """
+    volumes = list(dict.fromkeys(r["case"] for rows in rows_of_settings for r in rows))
+    index = {volume: n for n, volume in enumerate(volumes)}
+    sums_of_settings = []
+    for rows in filter(None, rows_of_settings):
+        sums: dict[str, np.ndarray] = {r["label"]: np.zeros((2, len(volumes))) for r in rows}
+        for r in rows:
+            sums[r["label"]][:, index[r["case"]]] += r["slice_iou_sum"], r["slice_weight"]
+        sums_of_settings.append(list(sums.values()))
+
+    def mean_iou(counts: np.ndarray) -> np.ndarray:
+        means = []
+        for classes in sums_of_settings:
+            iou, weight = (np.array([counts @ sums[n] for sums in classes]) for n in (0, 1))
+            has_class = weight > 0  # A resample may hold no volume of a class; its other classes count.
+            means.append(np.where(has_class, iou / np.where(has_class, weight, 1), 0).sum(0) / np.maximum(has_class.sum(0), 1))
+        return np.mean(means, 0)
+
+    return bootstrap(mean_iou, len(volumes)) if sums_of_settings else Estimate(math.nan)
 
 
 def format_he_table(rows: list[dict], dataset_name: str) -> list[str]:
     """Return Table 1 of He et al. 2024: the mean over scans of the best Dice of up to 8 rounds, with and without background."""
-    def mean_of_best(label_names: Iterable[str]) -> list[float]:
-        means = []
+    def format_means_of_best(label_names: Iterable[str]) -> str:
+        estimates = []
         for setting in ("background removed", "full"):
             selected = [r for r in rows if r["setting"] == setting and _paper_name(r["label"]) in label_names]
-            means.append(_mean(np.nanmax(stack_rounds(selected), 1)) if selected else float("nan"))
-        return means
+            best = np.nanmax(stack_rounds(selected), 1).tolist() if selected else []
+            estimates.append(estimate_mean(best, list_volumes(selected)))
+        return _format_pair(estimates)
 
     columns = published_results.HE_COLUMNS
     head = ["data", "structure", *columns, "SAM 2, removed / full (published)", "removed / full (measured)"]
@@ -69,30 +105,35 @@ def format_he_table(rows: list[dict], dataset_name: str) -> list[str]:
     for row in published_results.HE_ROWS:
         names = row.labels if row.dataset == dataset_name else ()
         matched |= {n for n in names if any(_paper_name(r["label"]) == n for r in rows)}
-        published = f"{_format_cell(row.background_removed)} / {_format_cell(row.full)}"
-        table.append([row.dataset, row.labels[0], *map(_format_cell, row.other_methods), published, _format_pair(mean_of_best(names))])
+        published = f"{format_cell(row.background_removed)} / {format_cell(row.full)}"
+        table.append([row.dataset, row.labels[0], *map(format_cell, row.other_methods), published, format_means_of_best(names)])
     for label in dict.fromkeys(r["label"] for r in rows if _paper_name(r["label"]) not in matched):
-        table.append([dataset_name, label, *["-"] * len(columns), "-", _format_pair(mean_of_best([_paper_name(label)]))])
-    return _format_markdown(head, table)
+        table.append([dataset_name, label, *["-"] * len(columns), "-", format_means_of_best([_paper_name(label)])])
+    return format_markdown(head, table)
 
 
 def format_shen_table(rows: list[dict], dataset_name: str) -> list[str]:
     """Return Tables 1 and 2 of Shen et al. 2024: Dice / NSD in percent after the last click."""
     columns = list(dict.fromkeys([*published_results.SHEN_DATASETS, dataset_name]))
     head = ["method", *(published_results.SHEN_NAMES.get(c, c) for c in columns)]
-    table = [[name, *(_format_cell(v, 2) for v in values)] for name, values in published_results.SHEN_INTERACTIVE.items()]
+    table = [[name, *(format_cell(v, 2) for v in values)] for name, values in published_results.SHEN_INTERACTIVE.items()]
     table += [[name, *map(_format_percents, values)] for name, values in published_results.SHEN_SUPERVISED.items()]
     for setting in shen.SETTINGS:
         table.append([f"SAM 2 ({setting}), published", *map(_format_percents, published_results.SHEN[setting])])
-        last = select_last_rounds([r for r in rows if r["setting"] == setting])
-        measured = _format_percents(100 * _mean(r[k] for r in last) for k in ("dice", "nsd")) if last else NOT_MEASURED
+        selected = [r for r in rows if r["setting"] == setting]
+        measured = NOT_MEASURED
+        if selected:
+            measured = " / ".join(format_estimate(estimate_last(selected, k, 100), 2) for k in ("dice", "nsd"))
         table.append([f"SAM 2 ({setting}), measured", *(measured if c == dataset_name else NOT_MEASURED for c in columns)])
-    lines = _format_markdown(head, [cells + ["-"] * (len(head) - len(cells)) for cells in table])
-    growth = dice_growth_per_click(rows)
-    if growth:
+    lines = format_markdown(head, [cells + ["-"] * (len(head) - len(cells)) for cells in table])
+    growth_table = []
+    for setting in dice_growth_per_click(rows):
+        selected = [r for r in rows if r["setting"] == setting]
+        growth = 100 * np.diff(stack_rounds(selected)[:, : shen.MAX_CLICKS], prepend=0.0)
+        growth_table.append([setting, *(format_estimate(estimate_mean(g, list_volumes(selected)), 2) for g in growth.T)])
+    if growth_table:
         lines += ["", "Dice growth per added point (as in Fig. 3), in percent:", ""]
-        lines += _format_markdown(["setting", *(f"point {n}" for n in range(1, shen.MAX_CLICKS + 1))],
-                                  [[s, *(_format_cell(100 * v, 2) for v in values)] for s, values in growth.items()])  # fmt: skip
+        lines += format_markdown(["setting", *(f"point {n}" for n in range(1, shen.MAX_CLICKS + 1))], growth_table)
     return lines
 
 
@@ -107,34 +148,41 @@ def dice_growth_per_click(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def format_dong_table(rows: list[dict], dataset_name: str) -> list[str]:
-    """Return two tables: the IoU of each setting as in `mean_pooled_iou`, and its means over settings beside the paper's."""
-    iou = {s: mean_pooled_iou([r for r in rows if r["setting"] == s]) for s in dong.ALL_SETTINGS}
-    listed = [s for s in dong.ALL_SETTINGS if s in dong.SETTINGS or not math.isnan(iou[s])]
-    table = [[*s.split("/"), _format_cell(iou[s], 3, NOT_MEASURED)] for s in listed]
-    lines = _format_markdown(["slice", "prompt", "direction", "mask", f"IoU on {dataset_name} (measured)"], table)
-    lines += ["", "Means over settings, and what the paper prints of all its data sets:", ""]
+    """Return two tables: IoU and NSD of each setting (see `estimate_pooled_iou`), and means over settings beside the paper's."""
+    rows_of = {s: [r for r in rows if r["setting"] == s] for s in dong.ALL_SETTINGS}
+    iou = {s: estimate_pooled_iou([selected]) for s, selected in rows_of.items()}
+    listed = [s for s in dong.ALL_SETTINGS if s in dong.SETTINGS or rows_of[s]]
+    table = [[*s.split("/"), format_estimate(iou[s], 3, NOT_MEASURED), format_estimate(estimate_last(rows_of[s], "nsd"), 3, NOT_MEASURED)]
+             for s in listed]  # fmt: skip
+    head = ["slice", "prompt", "direction", "mask", f"IoU on {dataset_name} (measured)", "NSD (measured)"]
+    lines = format_markdown(head, table)
+    lines += ["", "IoU, means over settings, and what the paper prints of all its data sets:", ""]
     published = published_results.DONG
-    means: list[list[str]] = [["the 24 settings", _format_cell(_mean(iou[s] for s in dong.SETTINGS), 3, NOT_MEASURED),
-                               _format_cell(published["mean of the 24 settings (first version)"])]]  # fmt: skip
+
+    def format_mean(settings: Iterable[str]) -> str:
+        return format_estimate(estimate_pooled_iou([rows_of[s] for s in settings]), 3, NOT_MEASURED)
+
+    means = [["the 24 settings", format_mean(dong.SETTINGS), format_cell(published["mean of the 24 settings (first version)"])]]
     for n, options in enumerate((dong.SLICES[:3], ("point", "box"), dong.DIRECTIONS, dong.MASKS)):
         for option in options:
-            mean = _mean(iou[s] for s in dong.SETTINGS if s.split("/")[n] == option)
-            means.append([f"{('slice', 'prompt', 'direction', 'mask')[n]}: {option}", _format_cell(mean, 3, NOT_MEASURED), "-"])
+            mean = format_mean(s for s in dong.SETTINGS if s.split("/")[n] == option)
+            means.append([f"{('slice', 'prompt', 'direction', 'mask')[n]}: {option}", mean, "-"])
     for prompt, name in (("point", "one point"), ("mask", "reference mask")):
-        best = max((v for s, v in iou.items() if s.split("/")[1] == prompt and not math.isnan(v)), default=float("nan"))
-        means.append([f"{name}, best setting", _format_cell(best, 3, NOT_MEASURED),
-                      _format_cell(published[f"{name}, best setting (journal version)"])])  # fmt: skip
-    return lines + _format_markdown(["", "measured", "published"], means)
+        measured = [v for s, v in iou.items() if s.split("/")[1] == prompt and not math.isnan(v.value)]
+        best = max(measured, default=Estimate(math.nan))
+        means.append([f"{name}, best setting", format_estimate(best, 3, NOT_MEASURED),
+                      format_cell(published[f"{name}, best setting (journal version)"])])  # fmt: skip
+    return lines + format_markdown(["", "measured", "published"], means)
 
 
 def format_rounds_table(rows: list[dict], dataset_name: str) -> list[str]:
-    """Return the mean Dice after 1, 3 and 8 rounds and the area under the curve (mean over the 8 rounds), for each structure."""
+    """Return the Dice after 1, 3 and 8 rounds and the area under its curve (mean over the 8 rounds), and the last NSD, for each structure."""
     table = []
     for label in (None, *dict.fromkeys(r["label"] for r in rows)):
         for setting in dict.fromkeys(r["setting"] for r in rows):
             curve = _format_curve([r for r in rows if r["setting"] == setting and label in (None, r["label"])])
             table.append([label or f"all of {dataset_name}", setting, *curve])
-    return _format_markdown(["structure", "setting", "round 1", "round 3", "round 8", "area under the curve", "n"], table)
+    return format_markdown(["structure", "setting", *CURVE_COLUMNS], table)
 
 
 # For each protocol, what turns its rows and the name of the data set into the lines of a table.
@@ -144,15 +192,14 @@ PROTOCOL_TABLES: dict[str, Callable[[list[dict], str], list[str]]] = {
 
 
 def format_methods_table(rows: list[dict]) -> list[str]:
-    """Return a table of all methods on the same clicks: mean Dice after rounds 1, 3 and 8, and the area under the curve."""
+    """Return a table of all methods on the same clicks: mean Dice after rounds 1, 3 and 8, the area under the curve, and the last NSD."""
     lines = []
     for setting in dict.fromkeys(r["setting"] for r in rows):
         table = []
         for method in dict.fromkeys(r["method"] for r in rows if r["setting"] == setting):
             selected = [r for r in rows if r["setting"] == setting and r["method"] == method]
             table.append([METHOD_NAMES.get(method, method), *_format_curve(selected)])
-        head = ["method", "round 1", "round 3", "round 8", "area under the curve", "n"]
-        lines += [f"{setting}:", "", *_format_markdown(head, table), ""]
+        lines += [f"{setting}:", "", *format_markdown(["method", *CURVE_COLUMNS], table), ""]
     return lines
 
 
@@ -161,24 +208,19 @@ def format_structures_table(rows: list[dict]) -> list[str]:
     table = []
     for setting in dict.fromkeys(r["setting"] for r in rows):
         for label in dict.fromkeys(r["label"] for r in rows):
-            last = select_last_rounds([r for r in rows if r["setting"] == setting and r["label"] == label])
-            if last:
-                means = [_format_cell(_mean(r[k] for r in last)) for k in ("dice", "iou", "nsd", "hd95")]
-                table.append([label, setting, *means, _format_cell(_mean(r["clicks"] for r in last), 1), str(len(last))])
-    return _format_markdown(["structure", "setting", "Dice", "IoU", "NSD", "HD95", "clicks", "n"], table)
+            selected = [r for r in rows if r["setting"] == setting and r["label"] == label]
+            if selected:
+                means = [format_estimate(estimate_last(selected, k)) for k in ("dice", "iou", "nsd", "hd95")]
+                clicks = [r["clicks"] for r in select_last_rounds(selected)]
+                table.append([label, setting, *means, f"{np.mean(clicks):.1f}", str(len(clicks))])
+    return format_markdown(["structure", "setting", "Dice", "IoU", "NSD", "HD95", "clicks", "n"], table)
 
 
 def _format_curve(rows: list[dict]) -> list[str]:
-    """Return the mean Dice after rounds 1, 3 and 8, its mean over all rounds, and the number of structures."""
-    dice = stack_rounds(rows)
-    curve = np.nanmean(dice, 0)
-    return [*(_format_cell(v) for v in curve[[0, 2, 7]]), _format_cell(float(curve.mean())), str(len(dice))]
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    measured = [v for v in values if not math.isnan(v)]
-    return float(np.mean(measured)) if measured else float("nan")
+    """Return the cells of CURVE_COLUMNS."""
+    dice, volumes = stack_rounds(rows), list_volumes(rows)
+    estimates = [estimate_mean(d, volumes) for d in (*dice.T[[0, 2, 7]], dice.mean(1))]
+    return [*map(format_estimate, estimates), format_estimate(estimate_last(rows, "nsd")), str(len(dice))]
 
 
 def _paper_name(label: str) -> str:
@@ -193,19 +235,23 @@ def _paper_name(label: str) -> str:
     return " ".join(words)
 
 
-def _format_cell(value: float | None, digits: int = 3, missing: str = "-") -> str:
-    return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def format_cell(value: float | None, digits: int = 3) -> str:
+    """Return a published figure as text, "-" if the paper gives none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _format_pair(values: list[float]) -> str:
+def format_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table."""
+    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)]
+
+
+def _format_pair(estimates: list[Estimate]) -> str:
     """Return "without background / full" with three digits."""
-    return NOT_MEASURED if all(math.isnan(v) for v in values) else " / ".join(_format_cell(v, 3, NOT_MEASURED) for v in values)
+    if all(math.isnan(e.value) for e in estimates):
+        return NOT_MEASURED
+    return " / ".join(format_estimate(e, 3, NOT_MEASURED) for e in estimates)
 
 
 def _format_percents(values: Iterable[float | None]) -> str:
     """Return percentages with two digits, separated by slashes."""
-    return " / ".join(_format_cell(v, 2) for v in values)
-
-
-def _format_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)]
+    return " / ".join(format_cell(v, 2) for v in values)

@@ -27,6 +27,13 @@ def empty_fp_share(predicted: np.ndarray, reference: np.ndarray, axis: int) -> f
     return float(predicted.any(in_plane)[empty].mean()) if empty.any() else float("nan")
 
 
+def slice_recall(predicted: np.ndarray, reference: np.ndarray, axis: int) -> float:
+    """Return the share of the slices with a `reference` in which `predicted` is not empty; NaN if all slices are empty."""
+    in_plane = tuple(x for x in range(3) if x != axis)
+    filled = reference.any(in_plane)
+    return float(predicted.any(in_plane)[filled].mean()) if filled.any() else float("nan")
+
+
 def slice_iou(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return the IoU (T,) of each slice of two masks bool (T, Y, X); 1 where both are empty, 0 where one is."""
     both, either = (predicted & reference).sum((1, 2)), (predicted | reference).sum((1, 2))

@@ -27,7 +27,7 @@ class ScriptedMethod:
         requests: The annotations and modes of all calls of `segment`.
     """
 
-    name, takes_masks = "scripted", True
+    name, takes_masks, takes_clicks = "scripted", True, True
 
     def __init__(self, *masks):
         self.masks, self.requests, self.frames = list(masks), [], None

@@ -101,7 +101,7 @@ class ConstantMethod:
     """A method that predicts the same value for all voxels, and that keeps the annotations and modes that it gets."""
 
     def __init__(self, name, value, takes_masks=True):
-        self.name, self.value, self.takes_masks, self.requests = name, value, takes_masks, []
+        self.name, self.value, self.takes_masks, self.takes_clicks, self.requests = name, value, takes_masks, True, []
 
     def open(self, frames):
         self.frames = frames

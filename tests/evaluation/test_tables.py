@@ -41,7 +41,7 @@ def test_he_table_has_the_best_of_the_rounds():
     rows = [row(number=n, dice=d) for n, d in ((1, 0.2), (2, 0.9), (3, 0.4))] + [row("b", dice=0.5)]
     rows += [row(setting="background removed", dice=0.8)]
     lines = tables.format_he_table(rows, "MSD09")
-    assert cells(lines, "MSD09", "spleen")[-2:] == ["0.898 / 0.737", "0.800 / 0.700"]
+    assert cells(lines, "MSD09", "spleen")[-2:] == ["0.898 / 0.737", "0.800 / 0.700 [0.500, 0.900]"], "0.9 and 0.5"
     assert cells(lines, "BTCV", "spleen")[-2:] == ["0.475 / 0.308", "not measured"], "of other data"
     assert cells(lines, "MSD03", "liver")[2:4] == ["0.943", "0.947"]
 
@@ -59,9 +59,10 @@ def test_shen_table_shows_the_last_click_in_percent():
     lines = tables.format_shen_table(rows, "MSD09")
     assert cells(lines, "SAM 2 (5 clicks), published")[2] == "79.59 / 75.63"
     line = cells(lines, "SAM 2 (5 clicks), measured")
-    assert line == ["SAM 2 (5 clicks), measured", "not measured", "40.00 / 40.00", *["not measured"] * 3]
+    measured = "40.00 [30.00, 50.00] / 40.00 [30.00, 50.00]"
+    assert line == ["SAM 2 (5 clicks), measured", "not measured", measured, *["not measured"] * 3]
     assert cells(lines, "SAM 2 (1 mask), measured")[2] == "not measured"
-    assert cells(tables.format_shen_table(rows, "mine"), "SAM 2 (5 clicks), measured")[-1] == "40.00 / 40.00"
+    assert cells(tables.format_shen_table(rows, "mine"), "SAM 2 (5 clicks), measured")[-1] == measured
 
 
 def test_growth_per_click():
@@ -79,27 +80,36 @@ def test_dong_pools_the_slices_of_a_class():
     """The liver has (1 + 3) / (2 + 8) = 0.4 and the spleen 0.8; the mean is over these two, not over cases."""
     setting = "largest/box/both/first"
     rows = [pooled_row(setting, "liver", 1.0, 2.0), pooled_row(setting, "liver", 3.0, 8.0, "b"), pooled_row(setting, "spleen", 0.8, 1.0)]
-    assert tables.mean_pooled_iou(rows) == pytest.approx(0.6)
+    pooled = tables.estimate_pooled_iou([rows])
+    assert pooled.value == pytest.approx(0.6)
+    assert (pooled.low, pooled.high) == pytest.approx((0.375, 0.65)), "only volume b: 3 / 8; only volume a: (1 / 2 + 0.8) / 2"
     lines = tables.format_dong_table(rows, "mine")
-    assert cells(lines, "largest", "box", "both", "first")[-1] == "0.600"
-    assert cells(lines, "first", "point", "forward", "first")[-1] == "not measured"
-    assert cells(lines, "prompt: box")[1] == "0.600" and cells(lines, "prompt: point")[1] == "not measured"
-    assert cells(lines, "the 24 settings")[1:] == ["0.600", "0.190"]
+    assert cells(lines, "largest", "box", "both", "first")[-2:] == ["0.600 [0.375, 0.650]", "0.500 [0.500, 0.500]"]
+    assert cells(lines, "first", "point", "forward", "first")[-2:] == ["not measured"] * 2
+    assert cells(lines, "prompt: box")[1] == "0.600 [0.375, 0.650]" and cells(lines, "prompt: point")[1] == "not measured"
+    assert cells(lines, "the 24 settings")[1:] == ["0.600 [0.375, 0.650]", "0.190"]
+
+
+def test_pooled_iou_is_averaged_over_settings():
+    rows_of_settings = [[pooled_row("a", "liver", 1.0, 2.0)], [], [pooled_row("b", "liver", 1.0, 4.0)]]
+    assert tables.estimate_pooled_iou(rows_of_settings).value == pytest.approx(0.375)
+    assert np.isnan(tables.estimate_pooled_iou([[], []]).value)
 
 
 def test_rounds_and_methods():
     rows = [row(setting="3 clicks", number=n, dice=d) for n, d in ((1, 0.2), (2, 0.4), (3, 0.6))]
     rows += [row(setting="3 clicks", dice=0.5, method="official")]
     line = cells(tables.format_rounds_table(rows[:3], "mine"), "all of mine")
-    assert line[2:] == ["0.200", "0.600", "0.600", "0.525", "1"], "area: (0.2 + 0.4 + 6 * 0.6) / 8"
+    assert line[2:] == ["0.200", "0.600", "0.600", "0.525", "0.600", "1"], "area: (0.2 + 0.4 + 6 * 0.6) / 8"
     lines = tables.format_methods_table(rows)
-    assert cells(lines, "this engine")[1:] == ["0.200", "0.600", "0.600", "0.525", "1"]
+    assert cells(lines, "this engine")[1:] == ["0.200", "0.600", "0.600", "0.525", "0.600", "1"]
     assert cells(lines, "official predictor")[1:5] == ["0.500"] * 4
 
 
 def test_metrics_of_each_structure():
     lines = tables.format_structures_table([row(dice=0.2), row(number=2, dice=0.6, hd95=float("nan")), row("b", dice=1.0)])
-    assert cells(lines, "spleen") == ["spleen", "full", "0.800", "0.400", "0.800", "3.000", "2.0", "2"]
+    expected = ["0.800 [0.600, 1.000]", "0.400 [0.300, 0.500]", "0.800 [0.600, 1.000]", "3.000", "2.0", "2"]
+    assert cells(lines, "spleen") == ["spleen", "full", *expected], "HD95 has one value"
 
 
 def test_published_tables_are_complete():

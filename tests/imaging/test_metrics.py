@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.imaging.metrics import dice, empty_fp_share, slice_dice, slice_iou
+from lib.imaging.metrics import dice, empty_fp_share, slice_dice, slice_iou, slice_recall
 
 
 def mask_from(*rows):
@@ -53,6 +53,21 @@ def test_slice_dice(axis):
 )
 def test_empty_fp_share(predicted, reference, share, axis):
     measured = empty_fp_share(np.stack(predicted, axis), np.stack(reference, axis), axis)
+    assert np.isnan(measured) if share is None else measured == pytest.approx(share)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("predicted", "reference", "share"),
+    [
+        ((SQUARE, FAR, EMPTY, SQUARE), (SQUARE, SQUARE, SQUARE, EMPTY), 2 / 3),  # whatever the mask of a slice
+        ((EMPTY, EMPTY), (SQUARE, EMPTY), 0.0),
+        ((SQUARE, SQUARE), (EMPTY, SQUARE), 1.0),
+        ((SQUARE, EMPTY), (EMPTY, EMPTY), None),  # undefined without a slice to find
+    ],
+)
+def test_slice_recall(predicted, reference, share, axis):
+    measured = slice_recall(np.stack(predicted, axis), np.stack(reference, axis), axis)
     assert np.isnan(measured) if share is None else measured == pytest.approx(share)
 
 

@@ -16,7 +16,7 @@ class AppMethod:
     annotated one stay empty.
     """
 
-    name, takes_masks = "app", True
+    name, takes_masks, takes_clicks = "app", True, True
 
     def __init__(self, options: Options):
         self.options, self._segmenter = options, Segmenter()

@@ -24,12 +24,15 @@ class PropagationMode:
             the clicks before it.
         corrections_condition: Whether slices annotated after the first one stay in the memory as conditioning frames. If False,
             they are corrections that the memory forgets, the default of SAM 2's video predictor. Not every method can do both.
+        box_slices: The first and the last slice of a 3D box whose middle slice is annotated with a 2D box; else None. The slices
+            before and after it are annotated as empty as well, which is all that most methods make of it.
     """
 
     propagate: bool = True
     direction: str = "both"
     clicks_one_by_one: bool = False
     corrections_condition: bool = True
+    box_slices: tuple[int, int] | None = None
 
 
 DEFAULT_MODE = PropagationMode()
@@ -54,10 +57,12 @@ class Method(Protocol):
     Attributes:
         name: The name on the command line and in tables.
         takes_masks: Whether painted slices can be prompts.
+        takes_clicks: Whether clicks and boxes can be prompts.
     """
 
     name: str
     takes_masks: bool
+    takes_clicks: bool
 
     def open(self, frames: Frames) -> None:
         """Load a volume, which the following calls of `segment` refer to."""
@@ -74,6 +79,21 @@ def segment_or_empty(method: Method, frames: Frames, annotations: Annotations, m
     if any(p.defines_structure and (p.mask is None or p.mask.any()) for p in annotations.values()):
         return method.segment(annotations, mode)
     return Prediction(np.zeros((len(frames), *frames.size), bool))
+
+
+def can_take(method: Method, annotations: Annotations) -> bool:
+    """Return whether the method takes all of these prompts. Slices that are marked as empty do not count: not every method uses them."""
+    prompts = [p for p in annotations.values() if p.mask is None or p.mask.any()]
+    return all(method.takes_clicks if p.mask is None else method.takes_masks for p in prompts)
+
+
+def keep_annotated(mask: np.ndarray, annotations: Annotations, mode: PropagationMode) -> np.ndarray:
+    """Return the mask, bool (T, Y, X), or only its annotated slices if the mode says not to propagate."""
+    if mode.propagate:
+        return mask
+    kept = np.zeros_like(mask)
+    kept[list(annotations)] = mask[list(annotations)]
+    return kept
 
 
 def click_prompt(clicks: list[Click]) -> SlicePrompt:

@@ -1,5 +1,6 @@
 """What a protocol is given (`ProtocolPlan`) and what it yields (`Step`)."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,11 +53,12 @@ class Step:
     """One round of one setting.
 
     Attributes:
-        setting, round: The name of the setting, and the number of the round, from 1.
+        setting, round: The name of the setting, and the number of the round, from 1; from 0 in "cvpr25" and "isvalidate".
         target: The structure that was segmented.
         annotations, propagation_mode: The prompts and how they are used; other methods can be given the same.
         prediction: The prediction of the method for which the clicks were simulated.
         last_annotated: Index of the slice that was annotated last.
+        seconds: Seconds that the method took, without simulating the clicks; NaN where the protocol does not measure them.
     """
 
     setting: str
@@ -67,3 +69,4 @@ class Step:
     prediction: Prediction
     last_annotated: int
     scored_slices: ScoredSlices = field(default_factory=ScoredSlices)
+    seconds: float = math.nan

@@ -1,0 +1,192 @@
+"""The tables of the protocols in which each method is clicked by its own errors: "cvpr25" and "isvalidate".
+
+A row is one method on one structure after one step, see `lib.evaluation.tables`. Round 0 is the step before the first correction.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import trapezoid
+
+from lib.evaluation import published_results
+from lib.evaluation.intervals import estimate_mean, format_estimate
+from lib.evaluation.protocols import cvpr25
+from lib.evaluation.tables import METHOD_NAMES, format_cell, format_markdown
+
+MIN_DSC_FOR_NSD = 0.2  # The challenge sets the NSD of a case to 0 where its mean Dice is not above this.
+NOI_THRESHOLDS = (0.80, 0.85, 0.90)
+SHORT_RUN = 20  # Number of edits for which the nAUC is reported beside that of all edits.
+LISTED_EDITS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def carry_last(values_by_round: dict[int, float], count: int) -> np.ndarray:
+    """Return the values of rounds 0 to `count` - 1, float (count,); rounds after the last one keep its value.
+
+    >>> carry_last({0: 0.5, 1: 1.0}, 4).tolist()
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    last = max(values_by_round)
+    return np.array([values_by_round[min(n, last)] for n in range(count)])
+
+
+def collect_curves(rows: list[dict], key: str, count: int) -> dict[tuple[str, str], np.ndarray]:
+    """Return a column of the rows of one method as curves over rounds 0 to `count` - 1, {(case, label): float (count,)}."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for r in rows:
+        values.setdefault((r["case"], r["label"]), {})[r["round"]] = r[key]
+    return {structure: carry_last(by_round, count) for structure, by_round in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class ChallengeCase:
+    """The results of one case of "cvpr25". Arrays have one value for each step, the box first.
+
+    Attributes:
+        dsc, nsd: Means over the classes of Dice and of the surface Dice, float (6,).
+        seconds: Sums over the classes, float (6,).
+        class_count: Number of classes.
+    """
+
+    dsc: np.ndarray
+    nsd: np.ndarray
+    seconds: np.ndarray
+    class_count: int
+
+    @property
+    def figures(self) -> tuple[float, float, float, float]:
+        """DSC_AUC and NSD_AUC, the areas over the click steps (at most 4.0), and the values after the last click."""
+        return float(trapezoid(self.dsc[1:])), float(trapezoid(self.nsd[1:])), float(self.dsc[-1]), float(self.nsd[-1])
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether all steps together took longer than the challenge allows."""
+        return bool(self.seconds.sum() > cvpr25.SECONDS_PER_CLASS * self.class_count)
+
+
+def collect_challenge_cases(rows: list[dict]) -> dict[str, ChallengeCase]:
+    """Return the results of each case from the rows of one method."""
+    steps = cvpr25.CLICK_STEPS + 1
+    curves = {key: collect_curves(rows, key, steps) for key in ("dice", "nsd", "seconds")}
+    cases = {}
+    for case in dict.fromkeys(case for case, _ in curves["dice"]):
+        dsc, nsd, seconds = (np.array([c for (name, _), c in curves[key].items() if name == case]) for key in curves)
+        mean_dsc = dsc.mean(0)
+        mean_nsd = np.where(mean_dsc > MIN_DSC_FOR_NSD, nsd.mean(0), 0.0)
+        cases[case] = ChallengeCase(mean_dsc, mean_nsd, seconds.sum(0), len(dsc))
+    return cases
+
+
+def normalized_auc(scores: np.ndarray) -> float:
+    """Return the area under the scores (n + 1,) of rounds 0 to n, divided by n: from 0 to 1.
+
+    >>> normalized_auc(np.array([0.0, 1.0, 1.0]))
+    0.75
+    """
+    return float(trapezoid(scores) / (len(scores) - 1))
+
+
+def count_interactions(scores: np.ndarray, threshold: float) -> int:
+    """Return the first round 0 to n whose score is above the threshold, or n + 1 if there is none (NoI).
+
+    >>> count_interactions(np.array([0.5, 0.8, 0.9]), 0.8), count_interactions(np.array([0.5, 0.8, 0.9]), 0.9)
+    (2, 3)
+    """
+    above = np.flatnonzero(scores > threshold)
+    return int(above[0]) if len(above) else len(scores)
+
+
+def format_challenge_tables(rows: list[dict], dataset_name: str) -> list[str]:
+    """Return the tables of "cvpr25": the figures of the challenge, the curves over the steps, and the final values of structures."""
+    table = []
+    for method, method_rows in _rows_by_method(rows).items():
+        cases = collect_challenge_cases(method_rows)
+        figures = zip(*(case.figures for case in cases.values()), strict=True)
+        estimates = [format_estimate(estimate_mean(values, list(cases))) for values in figures]
+        over = sum(case.is_over_limit for case in cases.values())
+        seconds = np.concatenate([case.seconds for case in cases.values()])
+        table.append([_method_name(method), *estimates, *_percentiles(seconds), f"{over} of {len(cases)}", str(len(cases))])
+    for name, values in published_results.CVPR25.items():
+        table.append([f"{name}, published (hidden test set)", *(format_cell(v) for v in values), *["-"] * 4])
+    head = ["method", "DSC_AUC", "NSD_AUC", "DSC_Final", "NSD_Final", "s per step, p50", "p95", "over the time limit", "volumes"]
+    lines = [f"Figures of the challenge on {dataset_name}:", "", *format_markdown(head, table)]
+    steps = ["box", *(f"{n} click{'s' * (n > 1)}" for n in range(1, cvpr25.CLICK_STEPS + 1))]
+    for name, key in (("Dice", "dsc"), ("NSD", "nsd")):
+        table = []
+        for method, method_rows in _rows_by_method(rows).items():
+            cases = collect_challenge_cases(method_rows)
+            columns = np.array([getattr(case, key) for case in cases.values()]).T
+            table.append([_method_name(method), *(format_estimate(estimate_mean(c, list(cases))) for c in columns)])
+        lines += ["", f"{name} after each step, mean over classes, then over volumes:", "", *format_markdown(["method", *steps], table)]
+    return lines + format_structures(rows, cvpr25.CLICK_STEPS)
+
+
+def format_edits_tables(rows: list[dict], dataset_name: str, edits: int) -> list[str]:
+    """Return the tables of "isvalidate": nAUC, final values, NoI and failures, the curves, and the final values of structures."""
+    ranges = sorted({min(SHORT_RUN, edits), edits})
+    head = ["method", *(f"{name} nAUC@{n}" for n in ranges for name in ("Dice", "NSD")), "final Dice", "final NSD"]
+    head += [f"NoI > {threshold:.2f} (failed)" for threshold in NOI_THRESHOLDS] + ["s per step, p50", "p95", "structures"]
+    table = []
+    for method, method_rows in _rows_by_method(rows).items():
+        curves = {key: collect_curves(method_rows, key, edits + 1) for key in ("dice", "nsd")}
+        volumes = [case for case, _ in curves["dice"]]
+        columns: list[list[float]] = []
+        for n in ranges:
+            columns += [[normalized_auc(c[: n + 1]) for c in curves[key].values()] for key in ("dice", "nsd")]
+        columns += [[float(c[-1]) for c in curves[key].values()] for key in ("dice", "nsd")]
+        cells = [format_estimate(estimate_mean(values, volumes)) for values in columns]
+        for threshold in NOI_THRESHOLDS:
+            counts = [count_interactions(c, threshold) for c in curves["dice"].values()]
+            failed = np.mean([n > edits for n in counts])
+            cells.append(f"{format_estimate(estimate_mean(counts, volumes), 1)} ({100 * failed:.0f} %)")
+        seconds = np.array([r["seconds"] for r in method_rows])
+        table.append([_method_name(method), *cells, *_percentiles(seconds), str(len(volumes))])
+    lines = [f"Random clicks on {dataset_name}:", "", *format_markdown(head, table)]
+    listed = [n for n in LISTED_EDITS if n <= edits]
+    for name, key in (("Dice", "dice"), ("NSD", "nsd")):
+        table = []
+        for method, method_rows in _rows_by_method(rows).items():
+            curves_of_key = collect_curves(method_rows, key, edits + 1)
+            volumes = [case for case, _ in curves_of_key]
+            columns_of_key = np.array(list(curves_of_key.values())).T[listed]
+            table.append([_method_name(method), *(format_estimate(estimate_mean(c, volumes)) for c in columns_of_key)])
+        head = ["method", *(f"{n} edits" for n in listed)]
+        lines += ["", f"{name} after so many edits, mean over structures:", "", *format_markdown(head, table)]
+    return lines + format_structures(rows, edits)
+
+
+def format_structures(rows: list[dict], last_round: int) -> list[str]:
+    """Return a table of Dice / NSD after the last round for each name of structure and method."""
+    methods = _rows_by_method(rows)
+    curves = {(m, key): collect_curves(methods[m], key, last_round + 1) for m in methods for key in ("dice", "nsd")}
+    table = []
+    for label in dict.fromkeys(r["label"] for r in rows):
+        cells = []
+        for m in methods:
+            means = [estimate_mean(*_final_values(curves[m, key], label)) for key in ("dice", "nsd")]
+            cells.append(" / ".join(format_estimate(e) for e in means))
+        count = max(sum(name == label for _, name in curves[m, "dice"]) for m in methods)
+        table.append([label, *cells, str(count)])
+    head = ["structure", *(_method_name(m) for m in methods), "volumes"]
+    return ["", "Dice / NSD of each structure after the last step:", "", *format_markdown(head, table)]
+
+
+def _final_values(curves: dict[tuple[str, str], np.ndarray], label: str) -> tuple[list[float], list[Hashable]]:
+    """Return the last values of the curves of one name of structure, and their volumes."""
+    chosen = {case: float(curve[-1]) for (case, name), curve in curves.items() if name == label}
+    return list(chosen.values()), list(chosen)
+
+
+def _rows_by_method(rows: list[dict]) -> dict[str, list[dict]]:
+    methods = dict.fromkeys(r["method"] for r in rows)
+    return {m: [r for r in rows if r["method"] == m] for m in methods}
+
+
+def _percentiles(seconds: np.ndarray) -> list[str]:
+    """Return the median and the 95th percentile of seconds, as text; steps in which nothing was segmented are left out."""
+    taken = seconds[seconds > 0]
+    return [f"{v:.2f}" for v in np.percentile(taken, [50, 95])] if len(taken) else ["-", "-"]
+
+
+def _method_name(method: str) -> str:
+    return METHOD_NAMES.get(method, method)
