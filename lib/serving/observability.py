@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 logger = logging.getLogger(__name__)
 
 NOTES: ContextVar[dict | None] = ContextVar("notes", default=None)
-DEBUG_PATHS = ("/ohif", "/static", "/proxy", "/metrics", "/favicon")  # Logged as DEBUG: a page of OHIF sends hundreds of these requests.
+DEBUG_PATHS = ("/ohif", "/dicomweb", "/static", "/proxy", "/metrics", "/favicon")  # Logged as DEBUG: a page of OHIF sends hundreds of these requests.
 BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 REGISTRY = CollectorRegistry()

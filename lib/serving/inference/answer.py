@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from lib.imaging.geometry import has_shear
 from lib.imaging.volume import Volume
 from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.labels import structure_name
+from lib.serving.dicomweb.viewer_grid import VIEWER_REQUEST, is_reversed, mask_to_viewer, viewer_grid
 
 
 def requested_extension(request: dict, volume: Volume) -> str:
@@ -33,12 +35,18 @@ def requested_extension(request: dict, volume: Volume) -> str:
 
 
 def write_result(result: Result, volume: Volume, request: dict, extension: str) -> str:
-    """Write the mask to a new temporary file, which MONAI Label deletes after it has sent it, and return its path."""
+    """Write the mask to a new temporary file, which MONAI Label deletes after it has sent it, and return its path.
+
+    Its voxels are counted as the request counts them: as the image does, or as a viewer does.
+    """
+    mask = result.mask
+    if request.get(VIEWER_REQUEST):
+        mask, volume = mask_to_viewer(volume.grid, mask), replace(volume, affine=viewer_grid(volume.grid).affine)
     dtype, compress = str(request.get("result_dtype") or "uint8"), parse_bool(request.get("result_compress"))
     handle, path = tempfile.mkstemp(prefix="sam2_", suffix=extension)
     os.close(handle)
     try:
-        write_mask(result.mask, volume, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
+        write_mask(mask, volume, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
     except BaseException:
         os.unlink(path)
         raise
@@ -52,6 +60,7 @@ def json_answer(result: Result, volume: Volume, checkpoint: str, request: dict) 
 
     voxels = int(result.areas.sum())
     return {
+        **({"viewer_slices_reversed": is_reversed(volume.affine)} if request.get(VIEWER_REQUEST) else {}),
         "label": structure_name(request) or None,
         "axis": result.axis,
         "annotated_slices": list(result.annotated),

@@ -21,12 +21,14 @@ from monailabel.interfaces.utils.app import app_instance
 
 from lib.serving import observability
 from lib.serving.datastore import dicom_labels
+from lib.serving.dicomweb.index import SeriesIndex
+from lib.serving.dicomweb.viewer_grid import VIEWER_REQUEST
 from lib.serving.inference.request_queue import CLIENT_GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
 REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file")  # Set by the server, never taken from params.
+RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file", VIEWER_REQUEST)  # Set by the server, never taken from params.
 DISCONNECT_CHECK_S = 0.3  # How often a waiting request checks whether its client is still connected.
 
 # MONAI Label's own conversions know neither tilted nor multi-frame series.
@@ -50,7 +52,7 @@ async def run(
     observability.note(client=client)
     gone = threading.Event()
     CLIENT_GONE.set(gone)
-    await anyio.to_thread.run_sync(_check_request, app, model, image, session_id, file, output, fields)
+    image = await anyio.to_thread.run_sync(_check_request, app, model, image, session_id, file, output, fields)
     if label and fields.get("label"):  # MONAI Label would take this name for the path of the uploaded file.
         fields.setdefault("selected_label_name", fields.pop("label"))
     infer_now = partial(infer.run_inference, background_tasks, model, image, session_id, json.dumps(fields), file, label, output)
@@ -82,13 +84,18 @@ async def _run_in_turn(queue: RequestQueue, client: str, infer_now: Callable):
 
 
 @clear_errors()
-def _check_request(app, model: str, image: str, session_id: str, file, output, fields: dict) -> None:
-    """Refuse a request that would fail or lead out of the datastore, before it waits. Remove the reserved fields from `fields`."""
+def _check_request(app, model: str, image: str, session_id: str, file, output, fields: dict) -> str:
+    """Refuse a request that would fail or lead out of the datastore, before it waits, and return the id of its image.
+
+    The reserved fields are removed from `fields`; `VIEWER_REQUEST` is set if the image is named by a SeriesInstanceUID of this server.
+    """
+    by_series = False
     if model not in app._infers:
         raise HTTPException(404, f"There is no model {model!r}; choose one of {', '.join(app._infers)}.")
     if not (file or image or session_id):
         raise HTTPException(422, "Say which image: ?image=ID or ?session_id=ID, or send a file.")
     if image and not (session_id or file):  # Beside a session, 3D Slicer sends the name of its volume, which no datastore knows.
+        image, by_series = SeriesIndex.of(app).resolve(image)
         request_checks.check_image_id(image, app.datastore())
     if session_id and not (request_checks.is_name(session_id) and app.sessions() is not None and app.sessions().get_session(session_id)):
         raise HTTPException(404, "There is no such session: it has ended, or the image was never uploaded.")
@@ -100,6 +107,9 @@ def _check_request(app, model: str, image: str, session_id: str, file, output, f
         raise HTTPException(422, "DICOM SEG needs a DICOM store and the field label_info in params.")
     for name in RESERVED_FIELDS:
         fields.pop(name, None)
+    if by_series:
+        fields[VIEWER_REQUEST] = True
+    return image
 
 
 def _client_name(request: Request, user: User, fields: dict) -> str:

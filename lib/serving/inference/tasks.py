@@ -29,6 +29,7 @@ from lib.prompts.volume_prompts import Prompts, make_prompts
 from lib.serving import observability
 from lib.serving.active_learning.annotation_records import AnnotationRecords, structure_of
 from lib.serving.datastore.labels import structure_in, structure_name
+from lib.serving.dicomweb.viewer_grid import request_from_viewer
 from lib.serving.inference.answer import json_answer, requested_extension, write_result
 from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 from lib.serving.inference.request_queue import stop_if_gone
@@ -131,6 +132,7 @@ class Sam2Task(InferTask):
         options = parse_options({"window": self._window, **request, "checkpoint": checkpoint}, propagate=self._propagates)
         with stopwatch("load"):
             volume = self._volumes.get(str(request["image"]))
+        request = request_from_viewer(request, volume, options.axis)
         extension = requested_extension(request, volume)
         prompts = self._prompts(request, volume, options)
         result = self._segmenter.segment(volume, prompts, options, _progress)

@@ -25,7 +25,6 @@ from monailabel.endpoints import (
     login,
     logs,
     model,
-    ohif,
     proxy,
     scoring,
     session,
@@ -39,12 +38,14 @@ from starlette.routing import Mount, Route
 
 from lib.imaging.study_files import split_ending
 from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS
+from lib.serving.dicomweb import routes as dicomweb_routes
+from lib.serving.dicomweb.labels import name_image_by_id
 from lib.serving.inference import route
 from lib.serving.observability import RequestMonitor
-from lib.serving.web import request_checks, routes
+from lib.serving.web import ohif_files, request_checks, routes
 from lib.serving.web.http_errors import clear_errors
 
-WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, proxy, session)
+WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, proxy, session)
 MONAI_LABEL_PREFIX = "monailabel.endpoints."
 TASK_TABLES = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
 MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # Limits of routes that wait for files or the DICOM store.
@@ -58,7 +59,7 @@ def install(app: FastAPI) -> None:
     app.state.sam2_routes = True
     app.router.routes[:] = [r for r in app.router.routes if isinstance(r, (Route, Mount)) and not _is_replaced(r)]
     prefix = settings.MONAI_LABEL_API_STR
-    for router in (route.router, routes.router, _wrap_routes(WRAPPED_MODULES)):
+    for router in (route.router, routes.router, dicomweb_routes.router, ohif_files.router, _wrap_routes(WRAPPED_MODULES)):
         app.include_router(router, prefix=prefix)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router, prefix=prefix)
@@ -172,6 +173,7 @@ def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
         if not request_checks.is_name(fields["image"]):
             raise HTTPException(422, "An image id is a name without / and \\.")
         return
+    name_image_by_id(app, fields)
     for field in ("image", "id", "label"):
         if isinstance(fields.get(field), str):
             request_checks.check_image_id(fields[field], app.datastore())
