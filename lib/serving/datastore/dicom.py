@@ -164,7 +164,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
 
         The series appears there only when it is complete, because half a series could be taken for the whole of it.
         """
-        destination = cache / series
+        destination = cache / checked_file_name(series)
         if destination.is_dir() and any(destination.iterdir()):
             return destination
         incomplete = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
