@@ -27,6 +27,7 @@ from lib.serving.dicomweb.uids import content_digest, derived_uid, is_uid
 
 _LONGEST_TEXT = 64  # Characters of a value of the type LO.
 _CT_AIR_HU = -500
+_SMALL_RANGE = 100  # Windows narrower than this are visibly changed by a difference of 1.
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class MadeSeries(Series):
         volume = self.read()
         stored, (low, high) = StoredValues.of(volume.array), window_bounds(volume)
         is_ct = stored.is_exact and float(volume.array.min()) < _CT_AIR_HU and looks_like_ct(volume.array)
-        return _Appearance(stored, ((low + high + 1) / 2, high - low + 1), is_ct)  # By the function LINEAR of DICOM PS3.3 C.11.2.1.2.
+        margin = 1 if high - low < _SMALL_RANGE else 0  # The function LINEAR of DICOM makes windows narrower by 1 (PS3.3 C.11.2.1.2).
+        return _Appearance(stored, ((low + high + margin) / 2, high - low + margin), is_ct)
 
     @property
     def _modality(self) -> str:

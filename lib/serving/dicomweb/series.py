@@ -46,6 +46,14 @@ class Series(ABC):
         """The index of each object in `sop_uids` by its SOPInstanceUID."""
         return {uid: index for index, uid in enumerate(self.sop_uids)}
 
+    def identity(self) -> dict[str, str]:
+        """Return what OHIF's form of *Next Sample* displays of the image: keywords and values as texts."""
+        attributes, result = self.summary(exact=False), {}
+        for keyword in ("PatientID", "Modality", "StudyDate", "StudyTime"):
+            values = attributes.get(f"{pydicom.datadict.tag_for_keyword(keyword):08X}", {}).get("Value") or [""]
+            result[keyword] = str(values[0])
+        return {**result, "StudyInstanceUID": self.study_uid, "SeriesInstanceUID": self.series_uid}
+
     @abstractmethod
     def summary(self, *, exact: bool) -> dict:
         """Return the attributes of the study and of the series in the DICOM JSON model.

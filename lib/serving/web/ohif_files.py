@@ -20,8 +20,9 @@ FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 SCRIPT = "text/javascript"
 _BUILT_FOR = re.compile(rb"(?<=[\"'`])/ohif/")  # The path in texts of scripts and of HTML attributes.
 _TEXT_ENDINGS = (".js", ".html", ".json", ".css")
+_FOREIGN_TEXT_ENDINGS = (".html", ".css")
 # Typefaces of another server, for which a browser without internet connection would wait.
-_FOREIGN_LINK = re.compile(rb'<link[^>]*https://fonts\.[^>]*>')
+_FOREIGN_TYPEFACE = re.compile(rb"<link[^>]*https://fonts\.[^>]*>|@import url\(https://fonts\.[^)]*\);")
 # OHIF's service worker would keep its configuration when the server has another one, so it is replaced by one that ends itself.
 _NO_WORKER = "self.addEventListener('install', () => self.skipWaiting());\nself.addEventListener('activate', () => self.registration.unregister());\n"
 
@@ -58,7 +59,7 @@ def file(request: Request, path: str) -> Response:
     media_type = SCRIPT if path.endswith(".js") else mimetypes.guess_type(path)[0] or "application/octet-stream"
     headers = {"Cache-Control": "no-cache"}  # The browser asks whether its copy is still good.
     base = base_path(request)
-    if path == "index.html" or (base and path.endswith(_TEXT_ENDINGS)):
+    if path.endswith(_FOREIGN_TEXT_ENDINGS) or (base and path.endswith(_TEXT_ENDINGS)):
         return Response(_adapted(path, base), media_type=media_type, headers=headers)
     return FileResponse(known[path], media_type=media_type, headers=headers)
 
@@ -108,6 +109,6 @@ def _known_files() -> dict[str, Path]:
 def _adapted(path: str, base: str) -> bytes:
     """Return the content of a file of OHIF with the path prefix, and without what its page would load from other servers."""
     content = _known_files()[path].read_bytes()
-    if path == "index.html":
-        content = _FOREIGN_LINK.sub(b"", content)
+    if path.endswith(_FOREIGN_TEXT_ENDINGS):
+        content = _FOREIGN_TYPEFACE.sub(b"", content)
     return _BUILT_FOR.sub(f"{base}/ohif/".encode(), content) if base else content

@@ -30,9 +30,11 @@ from lib.imaging.volume import Grid
 from lib.serving import observability
 from lib.serving.active_learning.strategies import TARGET_DICE
 from lib.serving.datastore.folder import FolderDatastore
+from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.http_errors import clear_errors
+from lib.serving.web.ohif_files import base_path
 from lib.serving.web.viewers import locate_in_viewers
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,14 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     if strategy not in app._strategies:
         raise HTTPException(404, f"There is no strategy {strategy!r}; choose one of {', '.join(app._strategies)}.")
     params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "strategy"}  # The URL has it.
+    if isinstance(params.get("image"), str):
+        params["image"], _ = SeriesIndex.of(app).resolve(params["image"])
     with _sampling, clear_errors(loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
+    if series := SeriesIndex.of(app).of_image(answer["id"]):
+        answer |= series.identity()
     location = _locate(volume_page.find_grid(str(answer.get("path"))), answer)
     return volume_page.describe_slice(answer, location, _ohif_link(request, app, answer["id"], answer.get("slice")))
 
@@ -111,7 +117,7 @@ def left_out() -> dict:
 @router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
 def state(image: str = "") -> dict:
     app = app_instance()
-    _check_image(app, image)
+    image = _check_image(app, image)
     info = app.datastore().get_image_info(image) or {}
     scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
     return {"image": image, "structures": app.records.for_image(image), "scores": scores}
@@ -122,7 +128,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
     """Answer the query fields image, structure (a key of /sam2/state or a name in a saved label) and slice (0-based)."""
     app = app_instance()
     t = _parse_number("slice", request.query_params.get("slice", ""))
-    _check_image(app, image)
+    image = _check_image(app, image)
     with clear_errors():
         volume = app.page_volumes.get(app.datastore().get_image_uri(image))
         record = app.records.for_image(image).get(structure)
@@ -145,11 +151,11 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
 
 @router.get("/sam2/ohif", response_class=HTMLResponse, summary="Page: OHIF's annotation mode standing on a slice")
 def ohif(request: Request, image: str = "") -> HTMLResponse:
-    """Answer the query fields image (SeriesInstanceUID), slice (default: the proposed one) and structure (default: as proposed there)."""
+    """Answer the query fields image (id or SeriesInstanceUID), slice (default: the proposed one), structure (default: as proposed there)."""
     app = app_instance()
-    if not _is_dicom(app):
-        raise HTTPException(404, "The images are files in a folder, which OHIF cannot show: use 3D Slicer.")
-    _check_image(app, image)
+    image = _check_image(app, image)
+    if not _is_in_ohif(app, image):
+        raise HTTPException(422, f"{image} cannot be read, so OHIF cannot show it; the server's log says why.")
     requested = request.query_params.get("slice")
     with clear_errors():
         t = None if requested is None else _parse_number("slice", requested)
@@ -158,19 +164,23 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
         info = app.datastore().get_image_info(image) or {}
         summary = volume_page.summarize_volume(app.datastore(), image, app.records.for_image(image), False)
         structure = volume_page.choose_structure(summary.structures, t, request.query_params.get("structure"))
+        if series := SeriesIndex.of(app).of_image(image):
+            info = {**info, **series.identity()}
         place = _describe_place(image, info, structure, t)
         place["viewer"] = _locate(grid, place)
     if t is not None and place["viewer"] is None:
         raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
     nonce = secrets.token_urlsafe(16)
     policy = f"{PAGE_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
-    text = templates.get_template("ohif.html").render(place=place, base=_base(request), nonce=nonce, title=summary.name)
+    text = templates.get_template("ohif.html").render(place=place, base=base_path(request), nonce=nonce, title=summary.name)
     return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": policy})
 
 
 def _describe_place(image: str, info: dict, structure: volume_page.StructureSummary | None, t: int | None) -> dict:
     """Return what the bar above OHIF displays of slice `t` (None: the proposed one), with the fields of an answer of *Next Sample*."""
-    place: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "slice": t, "label": ""}
+    series = str(info.get("SeriesInstanceUID") or image)
+    place: dict[str, Any] = {"id": image, "StudyInstanceUID": str(info.get("StudyInstanceUID") or ""), "SeriesInstanceUID": series}
+    place |= {"slice": t, "label": ""}
     if structure is None:
         return {**place, "reason": "Nothing is annotated yet."}
     proposal = structure.proposal
@@ -186,7 +196,7 @@ def _describe_place(image: str, info: dict, structure: volume_page.StructureSumm
 
 def _with_links(request: Request, app, summary: volume_page.VolumeSummary) -> dict:
     """Return what the template displays of a volume: its summary, and the worst slices with addresses and their names in viewers."""
-    base, structures = _base(request), []
+    base, structures = base_path(request), []
     grid = _read_grid(app, summary.image) if summary.structures else None
     for structure in summary.structures:
         slices = []
@@ -197,7 +207,7 @@ def _with_links(request: Request, app, summary: volume_page.VolumeSummary) -> di
             slices.append({
                 "slice": t, "dice": structure.dice[t] if t < len(structure.dice) else None, "proposed": proposed,
                 "viewer": _locate(grid, place), "picture": f"{base}/sam2/thumbnail?{query}",
-                "ohif": f"{base}/sam2/ohif?{query}" if _is_dicom(app) else None,
+                "ohif": f"{base}/sam2/ohif?{query}" if _is_in_ohif(app, summary.image) else None,
             })  # fmt: skip
         structures.append({"summary": structure, "plot": structure.plot(), "slices": slices})
     return {"summary": summary, "structures": structures, "ohif": _ohif_link(request, app, summary.image, None)}
@@ -223,16 +233,12 @@ def _locate(grid: Grid | None, place: dict) -> dict | None:
 
 def _ohif_link(request: Request, app, image: str, t: int | None) -> str | None:
     query = {"image": image} | ({} if t is None else {"slice": t})
-    return f"{_base(request)}/sam2/ohif?{urlencode(query)}" if _is_dicom(app) else None
+    return f"{base_path(request)}/sam2/ohif?{urlencode(query)}" if _is_in_ohif(app, image) else None
 
 
-def _base(request: Request) -> str:
-    """Return the path that precedes all routes in addresses of this server."""
-    return str(request.scope.get("root_path") or "").rstrip("/") + settings.MONAI_LABEL_API_STR
-
-
-def _is_dicom(app) -> bool:
-    return isinstance(app.datastore(), DICOMWebDatastore)
+def _is_in_ohif(app, image: str) -> bool:
+    """Return whether OHIF can show an image."""
+    return isinstance(app.datastore(), DICOMWebDatastore) or SeriesIndex.of(app).of_image(image) is not None
 
 
 def _listing(app) -> Listing:
@@ -241,15 +247,17 @@ def _listing(app) -> Listing:
     return store.listing if isinstance(store, FolderDatastore) else Listing()
 
 
-def _check_image(app, image: str) -> None:
-    """Let only ids of the datastore pass, because ids become names of files."""
+def _check_image(app, image: str) -> str:
+    """Return the id of an image that is named by its id or SeriesInstanceUID. Only ids of the datastore pass: they become names of files."""
     if not image:
         raise HTTPException(422, "Say which image: ?image=ID.")
+    image, _ = SeriesIndex.of(app).resolve(image)
     if image in _listing(app).refused:
         raise HTTPException(422, _listing(app).refused[image])
     with clear_errors():
         if image not in app.datastore().list_images():
             raise HTTPException(404, "There is no such image in the datastore.")
+    return image
 
 
 def _parse_number(name: str, text: str) -> int:

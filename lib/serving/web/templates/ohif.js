@@ -45,7 +45,7 @@
   // Returns whether it is displayed, and true also if OHIF does not tell.
   function ensureSeries(viewports) {
     const { viewportGridService, displaySetService, hangingProtocolService } = frame.contentWindow.services;
-    const series = displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === place.id);
+    const series = displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === first.SeriesInstanceUID);
     if (!series || viewports.every((v) => v.getVolumeId().includes(series.displaySetInstanceUID))) return true;
     if (!seriesChanged) viewportGridService.setDisplaySetsForViewports(hangingProtocolService.getViewportsRequireUpdate(viewports[0].id, series.displaySetInstanceUID));
     seriesChanged = true;
@@ -144,7 +144,7 @@
       const form = new FormData();
       form.append("params", JSON.stringify({ label_info: names }));
       form.append("label", new Blob([voxels]), "label.bin");
-      await readAnswer(await fetch(`${base}/datastore/label?image=${encodeURIComponent(place.id)}`, { method: "PUT", body: form }));
+      await readAnswer(await fetch(`${base}/datastore/label?image=${encodeURIComponent(first.SeriesInstanceUID)}`, { method: "PUT", body: form }));
       showMessage("Saved as the final label.");
     } catch (e) {
       showMessage(e instanceof TypeError ? "The segments could not be read, or the server does not answer." : e.message, true);
