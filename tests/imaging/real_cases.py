@@ -117,7 +117,10 @@ def write_nifti(path: Path, array=None, affine_lps=None, **fields) -> Path:
 
 # --- NRRD and MetaImage ----------------------------------------------------------------------------------------------
 NRRD_TYPES = {"i2": "short", "u1": "uchar", "f4": "float", "f8": "double", "u8": "uint64"}
-META_TYPES = {"i2": "MET_SHORT", "u1": "MET_UCHAR", "f4": "MET_FLOAT", "f8": "MET_DOUBLE", "u8": "MET_ULONG_LONG"}
+META_TYPES = {
+    "i2": "MET_SHORT", "u1": "MET_UCHAR", "f4": "MET_FLOAT", "f8": "MET_DOUBLE", "u8": "MET_ULONG_LONG", "u2": "MET_USHORT",
+    "u4": "MET_UINT", "i4": "MET_INT", "i8": "MET_LONG_LONG",
+}  # fmt: skip
 META_GRID = {
     "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "-20 13 40", "CenterOfRotation": "0 0 0", "ElementSpacing": "1.5 2 3",
 }  # fmt: skip
@@ -142,7 +145,8 @@ def write_nrrd(path: Path, fields: dict[str, str], array=None, *, data_file=None
         data_file: Name of the file for the voxels beside a .nhdr; None for one file.
     """
     array = block_image() if array is None else array
-    lines = ["NRRD0005", f"type: {NRRD_TYPES[array.dtype.str[1:]]}", f"dimension: {array.ndim}", f"sizes: {' '.join(map(str, array.shape))}"]
+    sizes = " ".join(map(str, array.shape))
+    lines = ["NRRD0005", f"type: {NRRD_TYPES[array.dtype.str[1:]]}", f"dimension: {array.ndim}", f"sizes: {sizes}"]
     lines += [f"{k}: {v}" for k, v in fields.items() if v is not None] + ["endian: little", f"encoding: {encoding}"]
     body = gzip.compress(array.tobytes("F")) if encoding == "gzip" else array.tobytes("F")
     if data_file:
@@ -295,9 +299,8 @@ def frame_points(segmentation: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
     frames = segmentation.pixel_array
     shared, found = segmentation.SharedFunctionalGroupsSequence[0], []
     for plane, own in zip(frames[None] if frames.ndim == 2 else frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
-        place, turn, measures = (
-            (own.get(name) or shared.get(name))[0] for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        )
+        names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        place, turn, measures = ((own.get(name) or shared.get(name))[0] for name in names)
         position, cosines = np.array(place.ImagePositionPatient, float), np.array(turn.ImageOrientationPatient, float)
         row_mm, column_mm = map(float, measures.PixelSpacing)
         rows, columns = np.nonzero(plane)

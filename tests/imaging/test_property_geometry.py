@@ -1,4 +1,4 @@
-"""Whatever the grid, the units and the format of an image are: a mask of its bright block lies there for SimpleITK, nibabel and highdicom."""
+"""Whatever the grid, units and format of an image: a mask of its block lies there for SimpleITK, nibabel and highdicom."""
 
 import tempfile
 from dataclasses import dataclass
@@ -35,7 +35,10 @@ from tests.imaging.real_cases import (
     write_nrrd,
 )
 
-FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=25, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 NRRD_SPACES = {"left-posterior-superior": (1, 1), "right-anterior-superior": (-1, -1), "left-anterior-superior": (1, -1)}
 SHEAR = 0.02  # Above this, ITK does not read a NIfTI file.
 

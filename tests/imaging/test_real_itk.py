@@ -1,5 +1,8 @@
 """NRRD and MetaImage files as real people have them: the block lies where the format places it, or the file is refused with the reason."""
 
+import gzip
+import zlib
+
 import numpy as np
 import pytest
 
@@ -99,6 +102,27 @@ def test_nrrd_with_the_line_ends_of_windows(tmp_path):
         assert_block_lies_right(read_volume(path), OBLIQUE)
 
 
+@pytest.mark.parametrize("encoding, stored", [
+    ("raw", lambda array: array.tobytes("F")), ("ascii", lambda array: " ".join(map(str, array.ravel("F"))).encode()),
+    ("hex", lambda array: array.tobytes("F").hex().encode()), ("gzip", lambda array: gzip.compress(array.tobytes("F"))),
+])  # fmt: skip
+@pytest.mark.parametrize("endian", ["little", "big"])
+def test_nrrd_encodings(tmp_path, encoding, stored, endian):
+    path = write_nrrd(tmp_path / "a.nrrd", nrrd_fields(OBLIQUE))
+    head = path.read_bytes().partition(b"\n\n")[0].replace(b"endian: little", b"endian: " + endian.encode())
+    head = head.replace(b"encoding: gzip", b"encoding: " + encoding.encode())
+    path.write_bytes(head + b"\n\n" + stored(IMAGE.astype({"little": "<i2", "big": ">i2"}[endian])))
+    assert_block_lies_right(read_volume(path), OBLIQUE)
+
+
+@pytest.mark.parametrize("fields", [
+    {"# made": "by hand"}, {"thicknesses": "NaN NaN 3"}, {"centerings": "cell cell cell"}, {"content": "a head"},
+    {"measurement frame": "(0,1,0) (1,0,0) (0,0,-1)"}, {"old min": "0"}, {"labels": '"x" "y" "z"'}, {"space units": '"mm" "mm" "mm"'},
+])  # fmt: skip
+def test_nrrd_fields_that_say_nothing_of_the_place(tmp_path, fields):
+    assert_block_lies_right(read_volume(write_nrrd(tmp_path / "a.nrrd", {**nrrd_fields(OBLIQUE), **fields})), OBLIQUE)
+
+
 @pytest.mark.parametrize("name", ["A.NRRD", "scan.2024.01.nrrd", "with space ä.nrrd"])
 def test_nrrd_names(tmp_path, name):
     assert_block_lies_right(read_volume(write_nrrd(tmp_path / name, nrrd_fields(OBLIQUE))), OBLIQUE)
@@ -152,15 +176,46 @@ def test_metaimage_files(tmp_path, header, voxels):
 
 @pytest.mark.parametrize("dtype", ["u2", "u4", "i4", "u8", "i8", "f4", "f8"])
 def test_types_of_voxels(tmp_path, dtype):
-    names = {"u2": "MET_USHORT", "u4": "MET_UINT", "i4": "MET_INT", "i8": "MET_LONG_LONG"}
-    array = block_image(dtype=dtype)
-    path = write_metaimage(tmp_path / "a.mha", array=array if dtype not in names else array.astype({"2": "i2", "4": "f4", "8": "u8"}[dtype[1]]))
-    if dtype in names:  # The same number of bytes for each voxel, under the name of the right type.
-        content = path.read_bytes()
-        head, _, _ = content.partition(b"ElementDataFile = LOCAL\n")
-        lines = [f"ElementType = {names[dtype]}".encode() if line.startswith(b"ElementType") else line for line in head.splitlines()]
-        path.write_bytes(b"\n".join(lines) + b"\nElementDataFile = LOCAL\n" + array.tobytes("F"))
+    assert_block_lies_right(read_volume(write_metaimage(tmp_path / "a.mha", array=block_image(dtype=dtype))), lps_affine())
+
+
+@pytest.mark.parametrize("change", [
+    ("CompressedData = False", "CompressedData = True\nCompressedDataSize = %d", lambda array: zlib.compress(array.tobytes("F"))),
+    ("BinaryDataByteOrderMSB = False", "BinaryDataByteOrderMSB = True", lambda array: array.astype(">i2").tobytes("F")),
+    ("BinaryDataByteOrderMSB = False", "ElementByteOrderMSB = True", lambda array: array.astype(">i2").tobytes("F")),
+    ("\n", "\r\n", lambda array: array.tobytes("F")), (" = ", ": ", lambda array: array.tobytes("F")),
+], ids=["compressed", "big endian", "big endian, other field", "line ends of Windows", "colons"])  # fmt: skip
+def test_metaimage_contents(tmp_path, change):
+    path, (old, new, stored) = write_metaimage(tmp_path / "a.mha"), change
+    head = path.read_bytes()[: -IMAGE.nbytes]
+    body = stored(IMAGE)
+    path.write_bytes(head.replace(old.encode(), (new % len(body) if "%d" in new else new).encode()) + body)
+    try:
+        expected = affine_of_itk(path)
+    except RuntimeError:  # ITK refuses colons.
+        with pytest.raises(VolumeError):
+            read_volume(path)
+        return
+    assert_block_lies_right(read_volume(path), expected)
+
+
+@pytest.mark.parametrize("size", [77, -1])
+def test_metaimage_voxels_behind_a_header_of_their_file(tmp_path, size):
+    path = write_metaimage(tmp_path / "a.mhd", {**META_GRID, "HeaderSize": str(size)}, data_file="a.raw")
+    (tmp_path / "a.raw").write_bytes(bytes(77) + IMAGE.tobytes("F"))
     assert_block_lies_right(read_volume(path), lps_affine())
+
+
+@pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
+@pytest.mark.parametrize("name", ["missing.raw", "../a.raw", "/etc/passwd", "sub/a.raw"])
+def test_voxels_elsewhere_are_refused(tmp_path, ending, name):
+    if ending == ".nhdr":
+        path = write_nrrd(tmp_path / "a.nhdr", nrrd_fields(), data_file="a.raw")
+    else:
+        path = write_metaimage(tmp_path / "a.mhd", data_file="a.raw")
+    path.write_bytes(path.read_bytes().replace(b"a.raw", name.encode()))
+    with pytest.raises(VolumeError):
+        read_volume(path)
 
 
 # --- label maps ------------------------------------------------------------------------------------------------------
@@ -178,11 +233,15 @@ def test_a_label_in_another_space_fits(tmp_path, image):
     np.testing.assert_array_equal(read_mask(path, image), LABELS * 57)
 
 
+def layered(kind):
+    return {"kinds": f"{kind} domain domain domain", "space_directions": f"none {vectors(lps_affine()[:3, :3])}"}
+
+
 @pytest.mark.parametrize("array, fields, words", [
     (LABELS[:, :, 2:], {}, "shape"), (LABELS, {"space_origin": "(-20,13,43)"}, "elsewhere"),
     (LABELS, {"space_directions": "(1.5,0,0) (0,2,1) (0,0,3)"}, "elsewhere"), (LABELS.astype(np.float32) * 0.5, {}, "whole"),
-    (np.stack([LABELS, LABELS]), {"kinds": "list domain domain domain", "space_directions": f"none {vectors(lps_affine()[:3, :3])}"}, "layers"),
-    (np.stack([LABELS] * 3), {"kinds": "RGB-color domain domain domain", "space_directions": f"none {vectors(lps_affine()[:3, :3])}"}, "layers"),
+    (np.stack([LABELS, LABELS]), layered("list"), "layers"),
+    (np.stack([LABELS] * 3), layered("RGB-color"), "layers"),
 ])  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(tmp_path, image, array, fields, words):
     path = write_nrrd(tmp_path / "label.nrrd", nrrd_fields(**fields), array)

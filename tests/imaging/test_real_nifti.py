@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import shutil
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -35,9 +36,11 @@ MOVED = lps_affine(origin=(14.0, -22.0, 9.0))
 
 
 # --- where the voxels lie --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("qform_code, sform_code", itertools.product(range(5), range(5)))
+@pytest.mark.parametrize("qform_code, sform_code", itertools.product((-1, 0, 1, 2, 3, 4, 5), repeat=2))
 def test_the_choice_between_qform_and_sform_is_that_of_itk(tmp_path, qform_code, sform_code):
-    path = write_nifti(tmp_path / "a.nii.gz", affine_lps=MOVED, qform=OBLIQUE, qform_code=qform_code, sform_code=sform_code)
+    path, content = tmp_path / "a.nii", bytearray(nifti_bytes(IMAGE, MOVED, qform=OBLIQUE))
+    struct.pack_into("<hh", content, 252, qform_code, sform_code)
+    path.write_bytes(content)
     assert_block_lies_right(read_volume(path), affine_of_itk(path))
     np.testing.assert_allclose(LPS @ read_grid(path).affine, affine_of_itk(path), atol=1e-5)
 
@@ -58,6 +61,9 @@ def test_units(tmp_path, unit, mm, codes):
 
 
 @pytest.mark.parametrize("fields", [
+    {"pixdim": [-1, 1.5, 2, 3, 0, 0, 0, 0]}, {"pixdim": [0, 1.5, 2, 3, 0, 0, 0, 0]}, {"pixdim": [1, 0, 0, 0, 0, 0, 0, 0]},
+    {"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]},
+    {"quatern_b": np.nan}, {"qoffset_x": np.nan, "qform_code": 0}, {"srow_x": [0] * 4},
     {"xyzt_units": 2 + 8}, {"xyzt_units": 2 + 16}, {"xyzt_units": 0}, {"xyzt_units": 63},
     {"qform_code": 0, "sform_code": 0}, {"qform_code": 0, "sform_code": 0, "unit": "micron"},
     {"sform_code": 0, "quatern_d": 1.0000002}, {"sform_code": 0, "quatern_b": 0.6, "quatern_c": 0.6, "quatern_d": 0.5291503},
@@ -131,6 +137,35 @@ def test_big_endian(tmp_path):
     assert_block_lies_right(read_volume(write_nifti(tmp_path / "a.nii.gz", affine_lps=OBLIQUE, endian=">")), OBLIQUE)
 
 
+def test_headers_of_other_writers(tmp_path):
+    plain = nifti_bytes(IMAGE, OBLIQUE)
+    extended = nifti_bytes(IMAGE, OBLIQUE, vox_offset=384)
+    extended = extended[:348] + b"\1\0\0\0" + struct.pack("<ii", 32, 6) + b"a comment".ljust(24, b"\0") + extended[352:]
+    contents = {
+        "no vox_offset": nifti_bytes(IMAGE, OBLIQUE, vox_offset=0), "an extension": extended, "more bytes at the end": plain + bytes(999),
+        "compressed in two parts": gzip.compress(plain[:1000]) + gzip.compress(plain[1000:]),
+        "zeros behind the compressed part": gzip.compress(plain) + bytes(512), "fields that say nothing of the place": nifti_bytes(
+            IMAGE, OBLIQUE, dim_info=57, intent_code=1002, slice_code=3, cal_max=7, descrip=b"x" * 80),
+    }  # fmt: skip
+    for content in contents.values():
+        (tmp_path / "a.nii").write_bytes(content)
+        assert_block_lies_right(read_volume(tmp_path / "a.nii"), OBLIQUE)
+
+
+def test_analyze_files_are_refused(tmp_path):
+    nib.analyze.AnalyzeImage(IMAGE, LPS @ lps_affine()).to_filename(str(tmp_path / "a.hdr"))
+    for name in ("a.hdr", "a.img"):
+        with pytest.raises(VolumeError, match="Analyze 7.5"):
+            read_volume(tmp_path / name)
+
+
+def test_a_sheared_sform_beside_a_qform_elsewhere_is_refused(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", affine_lps=tilted_affine(), qform=lps_affine())
+    for read in (read_volume, read_grid):
+        with pytest.raises(VolumeError, match="qform"):
+            read(path)
+
+
 # --- values ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("slope, inter, factor, offset", [
     (np.nan, np.nan, 1, 0), (np.nan, 0, 1, 0), (1, np.nan, 1, 0), (0, 0, 1, 0), (0, 7, 1, 0), (np.inf, 0, 1, 0), (1, np.inf, 1, 0),
@@ -154,7 +189,8 @@ def test_lengths_of_axes_that_are_not_used(tmp_path, dim):
 def test_types_of_voxels(tmp_path, dtype):
     array = block_image(dtype=np.float64)
     array = (array / 10 if dtype in ("u1", "i1") else array).astype(dtype)
-    assert_block_lies_right(read_volume(write_nifti(tmp_path / "a.nii.gz", array)), lps_affine(), threshold=50 if dtype in ("u1", "i1") else BRIGHT)
+    volume = read_volume(write_nifti(tmp_path / "a.nii.gz", array))
+    assert_block_lies_right(volume, lps_affine(), threshold=50 if dtype in ("u1", "i1") else BRIGHT)
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])

@@ -19,9 +19,10 @@ NO_REASON = "not understood|see its log|no such image"  # Answers that do not sa
 BALL = "ball"  # Name of the structure in requests and labels.
 
 # What must be refused, with a pattern that the reason must match. All other cases must be right or, in `MAY_REFUSE`, refused.
+_UNEVEN = "evenly|missing|gap|distance"
 REFUSED = {
-    "dcm_missing": "missing|gap|evenly|distance", "dcm_missing_six": "missing|gap|evenly|distance", "dcm_mf_gap": "missing|gap|evenly|distance",
-    "dcm_variable": "evenly|distance|missing|gap", "dcm_duplicate": "twice|duplicate|same place|same position|evenly",
+    "dcm_missing": _UNEVEN, "dcm_missing_six": _UNEVEN, "dcm_mf_gap": _UNEVEN, "dcm_variable": _UNEVEN,
+    "dcm_duplicate": "twice|duplicate|same place|same position|evenly",
     "dcm_localizer": "orient|direction|parallel|localizer|plane|several|volumes", "dcm_size_differs": "size|rows|columns|matrix|volumes",
     "dcm_pixel_spacing_differs": "spacing|pixel|volumes", "dcm_one_without_ipp": "position|ImagePositionPatient",
     "lab_cropped": "shape", "lab_scaled": "scale|scl_slope|whole",
@@ -51,7 +52,7 @@ class Verdict:
     """What an answer is worth.
 
     Attributes:
-        kind: "right", "refused" (a sentence, with a status of 400 to 499), "wrong", "crash" (status 500, traceback, timeout), or "not asked".
+        kind: "right", "refused" (with a sentence), "wrong", "crash" (status 500, traceback, no answer in time), or "not asked".
         text: The distance, the reason, or what happened.
     """
 

@@ -1,8 +1,8 @@
 """Bring files as real people have them to the product in each way, and print where the masks lie.
 
-Each file holds a bright ball whose place in mm is known. The ball is clicked and its mask compared with it: as 3D Slicer's client, SimpleITK
-and highdicom see both, never as this project sees them. A table of case x way says: right (mm off), refused (the sentence), wrong, or crash.
-The exit status is 1 if anything is wrong or crashed, or is not what `cases.py` wants.
+Each file holds a bright ball whose place in mm is known. The ball is clicked and its mask compared with it, as 3D Slicer's client, SimpleITK
+and highdicom see both. A table of case x way says: right (mm off), refused (the sentence), wrong, or crash. The exit status is 1 if anything
+is wrong or crashed, or is not what `cases.py` wants.
 """
 
 import argparse

@@ -56,7 +56,8 @@ def cases(tmp_path_factory):
     images = series(tilted, image(tilted))
     note(folder, "dcm_tilt", save_dicom(images, folder / "dcm_tilt"), tilted)
     for ds in (missing := series(straight, image(straight))):
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = (f"{u}.5" for u in (ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID))
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(ds, name, getattr(ds, name) + ".5")
     note(folder, "dcm_missing", save_dicom(missing[:5] + missing[6:], folder / "dcm_missing"), straight)
     return folder
 
@@ -99,7 +100,8 @@ def test_masks_elsewhere_are_wrong(case, tmp_path, shift, kind, ending):
 
 def test_masks_of_another_size_empty_masks_and_files_that_are_none_are_wrong(case, tmp_path):
     grid = Volume(np.zeros(SHAPE, np.int16), LPS @ case.affine)
-    for mask, words in ((ball(case.affine / 0.8), "of the ball"), (ball(1.3 * case.affine), "of the ball"), (np.zeros(SHAPE, bool), "empty")):
+    wrong = (ball(case.affine / 0.8), "of the ball"), (ball(1.3 * case.affine), "of the ball"), (np.zeros(SHAPE, bool), "empty")
+    for mask, words in wrong:
         verdict = judge_mask(case, write_mask(mask, grid, tmp_path / "mask.nrrd"))
         assert verdict.kind == "wrong" and words in verdict.text
     (tmp_path / "text.nrrd").write_text("no mask")

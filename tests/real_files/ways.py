@@ -150,7 +150,7 @@ class _Server:
         return Verdict(verdict.kind, f"{verdict.text}; {remark}") if remark else verdict
 
     def ask_all(self, case: Case, images: dict[str, dict], plain_id: str, stored=None) -> Verdict:
-        """Judge a case that the server lists under any number of ids; if under none, or as several volumes, ask for its plain id as well."""
+        """Judge a case that the server lists under any number of ids. If under none or several, ask for its plain id, too."""
         verdicts = {image: self.ask(case, image, info, stored) for image, info in images.items()}
         found = [v for v in verdicts.values() if v is not None]
         if plain_id not in images and (not found or len(images) > 1 or any("#" in i for i in images)):
