@@ -73,6 +73,7 @@ def fill_up(folder: Path) -> Path:
 def test_full_and_read_only_disks(tmpfs):
     studies, temporary = tmpfs("studies", "4m"), tmpfs("temporary", "4m")
     write_ball_volumes(studies)
+    (studies / "large.nii.gz").write_bytes(image_bytes(np.zeros((80, 80, 80), np.uint8)))
     server = KillableServer(studies, [("rounds", str(studies / "rounds"))], TMPDIR=temporary)
     try:
         noise = image_bytes(np.random.default_rng(0).integers(0, 255, (80, 80, 80), dtype=np.uint8))
@@ -80,7 +81,7 @@ def test_full_and_read_only_disks(tmpfs):
         for n in range(30):
             assert server.save("ball_0", f"small{n}", label_bytes(n), n).ok
             saved.append(n)
-            answer = server.save("ball_1", f"large{n}", noise)
+            answer = server.save("large", f"large{n}", noise)
             if not answer.ok:
                 break
         assert answer.status_code == 507 and not list(studies.glob("**/.*.tmp"))
