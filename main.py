@@ -37,13 +37,14 @@ def _parser() -> argparse.ArgumentParser:
         c.set_defaults(run=run)
         return c
 
-    c = add("serve", _serve, "start the server(s) on the sample data or on your own", [
+    c = add("serve", _serve, "start the server on the sample data or on your own", [
         "python main.py serve", "python main.py serve --studies /data/nifti --port 8000 --conf labels spleen,liver",
     ])  # fmt: skip
     c.add_argument("--studies", help="folder of images or DICOMweb address (default: the sample data)")
     c.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     c.add_argument("--port", type=int, default=8000)
     c.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="passed to the app")
+    c.add_argument("--root-path", default="", metavar="PATH", help="path like /monai under which a proxy offers the server")
 
     c = add("sample-data", _samples, "make the sample volumes", ["python main.py sample-data"])
     c.add_argument("--out", type=Path, default=ROOT / "sample-data")
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options) -> int:
     from lib.serving.launch import serve
 
-    return serve(options.studies, options.host, options.port, options.conf)
+    return serve(options.studies, options.host, options.port, options.conf, options.root_path)
 
 
 def _samples(options) -> None:

@@ -1,8 +1,9 @@
-"""Starts MONAI Label on a folder and, where Orthanc is installed, a second server on a DICOM store, and prints what to click."""
+"""Starts MONAI Label on a folder or a DICOM store, and prints what to click."""
 
 import atexit
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,63 +24,57 @@ LAST_LOG_LINES = 20  # Printed when a server fails.
 PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
-def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=()) -> int:
-    """Start the servers, print what to click, and wait until one of the servers ends.
+def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(), root_path: str = "") -> int:
+    """Start a server for OHIF, 3D Slicer and scripts, print what to click, and wait until it ends.
 
-    All that the servers print goes to log files in the folder build/, which are emptied at each start.
+    All that the server prints goes to a log file in the folder build/, which is emptied at each start.
 
     Args:
-        studies: Folder or DICOMweb address; None for the sample data, then also as DICOM if Orthanc is installed.
-        host, port: Where the server listens. The server for OHIF listens on the next port.
+        studies: Folder or DICOMweb address; None for the sample data.
+        host, port: Where the server listens.
         conf: Pairs (key, value) passed to the app.
+        root_path: See `start_monailabel`.
 
     Returns:
-        The exit status of the server that ended.
+        The exit status of the server.
 
     Raises:
-        OptionError: A port is taken, the folder does not exist, or a server does not start.
+        OptionError: The port is taken, the folder does not exist, or the server does not start.
     """
     is_web = str(studies or "").startswith(("http://", "https://"))
     if studies and not is_web and not Path(studies).is_dir():
         raise OptionError(f"There is no folder {studies}.")
+    if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
+        raise OptionError(f"The root path {root_path!r} must look like /monai.")
     _check_free(host, port)
     LOGS.mkdir(exist_ok=True)
     processes: list[subprocess.Popen] = []
     atexit.register(stop, processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sources, logs = {port: studies or str(ROOT / "sample-data" / "nifti")}, []
-    help_lines, page = _slicer_help(f"http://{host}:{port}"), "the volumes by need"
-    if studies is None:
-        store = start_orthanc(processes, ROOT / "sample-data" / "dicom", log=LOGS / "orthanc.log")
-        if store:
-            logs.append(LOGS / "orthanc.log")
-            sources[port + 1] = store["dicomweb"]
-            help_lines += _ohif_help(host, port + 1, store)
-            page += ", with links to the slice in a connected OHIF"
-        else:
-            help_lines.append("OHIF needs a DICOM store: install Orthanc (Debian: apt install orthanc orthanc-dicomweb), start again.")
-    first = len(processes)
-    for server_port, source in sources.items():
-        _check_free(host, server_port)
-        log = LOGS / f"server_{server_port}.log"
-        _print(f"Starting MONAI Label on port {server_port} for {source}; its log file is {os.path.relpath(log)}.")
-        processes.append(start_monailabel(source, host, server_port, conf, log))
-        logs.append(log)
-    for server_port, process, log in zip(sources, processes[first:], logs[first:], strict=True):
-        address = f"http://{host}:{server_port}"
-        wait_for(f"{address}/info/", process, log=log)
-    _print("Ready. Ctrl+C ends it.", "", *help_lines, "", f"To begin, open {page}:", f"   {address}/sam2/")
-    while all(p.poll() is None for p in processes):
+    source, log, address = studies or str(ROOT / "sample-data" / "nifti"), LOGS / f"server_{port}.log", f"http://{host}:{port}"
+    _print(f"Starting MONAI Label on port {port} for {source}; its log file is {os.path.relpath(log)}.")
+    processes.append(start_monailabel(source, host, port, conf, log, root_path))
+    wait_for(f"{address}/info/", processes[0], log=log)
+    _print("Ready. Ctrl+C ends it.", "", *_help(address), "", "To begin, open the volumes by need, and click one to annotate it in OHIF:",
+           f"   {address}{root_path}/sam2/")  # fmt: skip
+    while processes[0].poll() is None:
         time.sleep(0.5)
-    process, log = next((p, log) for p, log in zip(processes, logs, strict=True) if p.poll() is not None)
-    sys.stderr.write(f"A server ended with status {process.returncode}{_log_end(log)}\n")
-    return process.returncode
+    sys.stderr.write(f"The server ended with status {processes[0].returncode}{_log_end(log)}\n")
+    return processes[0].returncode
 
 
-def start_monailabel(studies: str, host: str, port: int, conf=(), log: Path | None = None) -> subprocess.Popen:
-    """Start a MONAI Label server for this app, see `serve`. Its output goes to the file `log`, emptied first, or None for the terminal."""
+def start_monailabel(
+    studies: str, host: str, port: int, conf=(), log: Path | None = None, root_path: str = ""
+) -> subprocess.Popen:  # fmt: skip
+    """Start a MONAI Label server for this app, see `serve`.
+
+    Args:
+        log: File for its output, emptied first, or None for the terminal.
+        root_path: Path like "/monai" under which a proxy offers the server, which removes it from requests; "" without one.
+    """
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
     command += ["--host", host, "--port", str(port), *(word for key, value in conf for word in ("--conf", key, value))]
+    command += ["--root_path", root_path] if root_path else []
     if log is None:
         return subprocess.Popen(command, cwd=ROOT)
     with open(log, "w") as output:
@@ -181,20 +176,11 @@ def stop(processes: list) -> None:
             p.kill()
 
 
-def _slicer_help(address: str) -> list[str]:
+def _help(address: str) -> list[str]:
+    """Return lines that say what to do in each client."""
     return [
         f"3D Slicer: module MONAILabel, server {address}, press the round arrow; Next Sample;",
         "   section SmartEdit: model sam2, pick a label, place a foreground point on the structure.",
+        f"OHIF's list of studies: {address}/ohif/",
         f"Scripts: {address}/docs",
-    ]
-
-
-def _ohif_help(host: str, port: int, store: dict) -> list[str]:
-    address = f"http://{host}:{port}"
-    return [
-        "OHIF: open one of",
-        *(f"   {name}: {address}/ohif/monai-label?StudyInstanceUIDs={uid}" for name, uid in sorted(store["studies"].items())),
-        f"   panel MONAI Label: enter the server {address}/ and press the round arrow;",
-        "   tab Point Prompts, model sam2; pick a segment,",
-        "   click on the structure, press Run in that tab.",
     ]

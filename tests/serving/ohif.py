@@ -1,11 +1,16 @@
-"""Helpers of the tests with OHIF in headless Chromium, a real Orthanc and a real server; the tests are skipped where one is missing."""
+"""Helpers of the tests with OHIF in headless Chromium and a real server, some with a real Orthanc; they are skipped where one is missing."""
 
+import base64
+import io
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from lib.common.errors import OptionError
 from lib.imaging.masks import deepest_pixel
@@ -16,6 +21,7 @@ from tests.serving.processes import free_port
 CHROMIUM = shutil.which("chromium")
 PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
 playwright = pytest.importorskip("playwright.sync_api")
+FOLDER_MARKS = [pytest.mark.server, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
 MARKS = [
     pytest.mark.server,
     pytest.mark.skipif(not (CHROMIUM and PLUGIN and shutil.which("Orthanc")), reason="needs chromium, Orthanc and its DICOMweb plugin"),
@@ -35,6 +41,40 @@ ON_SCREEN = """(world) => {
     return [box.left + x, box.top + y];
 }"""
 
+LISTEN = """() => {
+    window.updates = 0;
+    const { SEGMENTATION_DATA_MODIFIED } = cornerstoneTools.Enums.Events;
+    cornerstone.eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, () => { window.updates += 1; });
+}"""
+CLICKS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
+# True once the volume is loaded and the label map has the colours of the panel, which OHIF sets a second after connecting.
+READY = """() => {
+    try {
+        const colours = [...document.querySelectorAll('.segColor')].slice(1).map((e) => e.style.backgroundColor); // the first is background
+        const colour = (segment) => cornerstoneTools.segmentation.config.color.getSegmentIndexColor('mpr-axial', '1', segment).slice(0, 3);
+        return services.segmentationService.getLabelmapVolume('1')
+            && cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true)
+            && colours.length && colours.every((c, i) => c === `rgb(${colour(i + 1).join(', ')})`);
+    } catch {
+        return false; // OHIF has not loaded all of its modules yet
+    }
+}"""
+LABEL_MAP = """() => {
+    const { dimensions, origin, spacing, direction, voxelManager } = services.segmentationService.getLabelmapVolume('1');
+    let text = '';
+    for (const voxel of voxelManager.getCompleteScalarDataArray()) text += String.fromCharCode(voxel);
+    return { size: [...dimensions], origin: [...origin], spacing: [...spacing], direction: [...direction], voxels: btoa(text) };
+}"""
+# This build of OHIF has code for submitting but no button, so this calls that code with the label map and the names of its segments.
+SUBMIT = """(image) => {
+    const panel = document.querySelector('.monaiLabelPanel');
+    let node = panel[Object.keys(panel).find((k) => k.startsWith('__reactFiber'))];
+    while (!node.stateNode?.client) node = node.return;
+    const voxels = services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray();
+    const { segments } = services.segmentationService.getSegmentation('1');
+    const names = Object.values(segments).filter(Boolean).map((s) => ({ name: s.label, idx: s.segmentIndex }));
+    return node.stateNode.client().save_label(image, new Blob([voxels]), { label_info: names }).then((answer) => answer.status);
+}"""
 
 @contextmanager
 def stack(folder, labels):
@@ -59,6 +99,22 @@ def stack(folder, labels):
             all_series = requests.get(f"{orthanc}/series?expand", timeout=30).json()
             series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in all_series}
             yield address, orthanc, series, store["studies"]
+        finally:
+            stop(processes)
+
+
+@contextmanager
+def folder_server(folder, labels, root_path=""):
+    """Run a server on the images in `folder`/studies whose labels are `labels`, and yield its address."""
+    processes, port = [], free_port()
+    address = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONAI_LABEL_DATASTORE_CACHE_PATH", str(folder / "cache"))
+        try:
+            conf = [(k, str(folder / k)) for k in ("rounds", "versions")] + [("labels", ",".join(labels))]
+            processes.append(start_monailabel(str(folder / "studies"), "127.0.0.1", port, conf, folder / "server.log", root_path))
+            wait_for(f"{address}/info/", processes[-1], log=folder / "server.log")
+            yield address
         finally:
             stop(processes)
 
@@ -92,3 +148,69 @@ def voxel_in(labels, organ, k):
 def to_lps(volume, ijk):
     """Return the point (3,) in mm LPS of a voxel."""
     return (volume.affine @ [*ijk, 1])[:3] * (-1, -1, 1)
+
+
+class Viewer:
+    """OHIF with its panel connected, one volume open and its axial viewport on slice `k`.
+
+    Args:
+        page: The page of the browser.
+        volume: The volume as written to the store; voxels (i, j, k) refer to its grid.
+    """
+
+    def __init__(self, page, volume):
+        page.wait_for_function(READY, timeout=60_000)
+        page.click("label[for=tab-3]")
+        page.evaluate(LISTEN)
+        self.page, self.volume = page, volume
+        self.tab = page.locator(".tab", has=page.locator("#tab-3"))
+        x, y, z = page.evaluate(CAMERAS)["mpr-axial"]["focal"]
+        self.k = int(np.rint(np.linalg.inv(volume.affine) @ [-x, -y, z, 1])[2])
+
+    def pick(self, segment):
+        """Choose a row of the panel; "background" is for negative clicks."""
+        row = self.tab.locator("tr.clickable-row", has=self.page.get_by_text(segment, exact=True))
+        row.click()
+        playwright.expect(row).to_have_attribute("style", re.compile("dark(red|blue)"))
+
+    def click(self, voxel):
+        before = self.page.evaluate(CLICKS)
+        self.page.mouse.click(*self.on_screen([voxel])[0])
+        self.page.wait_for_function(f"({CLICKS})() === {before + 1}")
+
+    def run(self) -> np.ndarray:
+        """Press Run, and return the labels (I, J, K) once they have arrived and are displayed."""
+        before, updates = self.axial_png(), self.page.evaluate("updates")
+        with self.page.expect_response(lambda r: "/infer/" in r.url, timeout=120_000) as answer:
+            self.tab.get_by_role("button", name="Run").click()
+        assert answer.value.ok, answer.value.text()
+        self.page.wait_for_function(f"updates > {updates}")
+        for _ in range(100):  # the display follows later, so wait until it has changed and stays the same
+            picture = self.axial_png()
+            if picture != before and picture == self.axial_png():
+                return self.labels()
+        pytest.fail("OHIF has not drawn the mask")
+
+    def labels(self) -> np.ndarray:
+        """Return the labels (I, J, K) in cornerstone's cache on the volume's grid; its own grid may count slices the other way round."""
+        label_map = self.page.evaluate(LABEL_MAP)
+        array = np.frombuffer(base64.b64decode(label_map["voxels"]), np.uint8).reshape(label_map["size"], order="F")
+        affine_lps = np.eye(4)
+        affine_lps[:3, :3] = np.reshape(label_map["direction"], (3, 3)).T * label_map["spacing"]
+        affine_lps[:3, 3] = label_map["origin"]
+        voxels = np.array([*np.indices(self.volume.shape).reshape(3, -1), np.ones(self.volume.array.size)])
+        indices = np.linalg.inv(affine_lps) @ np.diag([-1, -1, 1, 1]) @ self.volume.affine @ voxels
+        return array[tuple(np.rint(indices[:3]).astype(int))].reshape(self.volume.shape)
+
+    def on_screen(self, voxels) -> list:
+        """Return the positions (x, y) of voxels of slice `k` in the page, in pixels."""
+        return self.page.evaluate(f"(worlds) => worlds.map({ON_SCREEN})", [to_lps(self.volume, v).tolist() for v in voxels])
+
+    def axial_png(self) -> bytes:
+        """Return a screenshot of the axial viewport as PNG."""
+        return self.page.locator("[data-viewport-uid=mpr-axial]").screenshot()
+
+    def colours(self, voxels) -> np.ndarray:
+        """Return the RGB colours (N, 3) of the screen at N voxels."""
+        picture = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB"), int)
+        return np.array([picture[round(y), round(x)] for x, y in self.on_screen(voxels)])

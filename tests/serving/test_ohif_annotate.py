@@ -1,8 +1,6 @@
 """Annotating in the unmodified OHIF: a click, its correction, a second structure, and the DICOM SEG that the store holds then."""
 
-import base64
 import io
-import re
 from types import SimpleNamespace
 
 import highdicom as hd
@@ -10,117 +8,16 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from PIL import Image
 from scipy import ndimage
 
 from lib.imaging.metrics import dice
 from lib.samples import phantom, sample_data
 from tests.serving import ohif
-from tests.serving.ohif import CAMERAS, ON_SCREEN, SCREENSHOTS, playwright, to_lps, voxel_in
+from tests.serving.ohif import SCREENSHOTS, SUBMIT, Viewer, voxel_in
 
 pytestmark = ohif.MARKS
 SEGMENTS = {"kidney_left": 1, "liver": 2, "vertebra": 3}  # as OHIF numbers them, alphabetically; the liver stays empty
 NAME = "ct_annotated"
-LISTEN = """() => {
-    window.updates = 0;
-    const { SEGMENTATION_DATA_MODIFIED } = cornerstoneTools.Enums.Events;
-    cornerstone.eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, () => { window.updates += 1; });
-}"""
-CLICKS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
-# True once the volume is loaded and the label map has the colours of the panel, which OHIF sets a second after connecting.
-READY = """() => {
-    try {
-        const colours = [...document.querySelectorAll('.segColor')].slice(1).map((e) => e.style.backgroundColor); // the first is background
-        const colour = (segment) => cornerstoneTools.segmentation.config.color.getSegmentIndexColor('mpr-axial', '1', segment).slice(0, 3);
-        return services.segmentationService.getLabelmapVolume('1')
-            && cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true)
-            && colours.length && colours.every((c, i) => c === `rgb(${colour(i + 1).join(', ')})`);
-    } catch {
-        return false; // OHIF has not loaded all of its modules yet
-    }
-}"""
-LABEL_MAP = """() => {
-    const { dimensions, origin, spacing, direction, voxelManager } = services.segmentationService.getLabelmapVolume('1');
-    let text = '';
-    for (const voxel of voxelManager.getCompleteScalarDataArray()) text += String.fromCharCode(voxel);
-    return { size: [...dimensions], origin: [...origin], spacing: [...spacing], direction: [...direction], voxels: btoa(text) };
-}"""
-# This build of OHIF has code for submitting but no button, so this calls that code with the label map and the names of its segments.
-SUBMIT = """(image) => {
-    const panel = document.querySelector('.monaiLabelPanel');
-    let node = panel[Object.keys(panel).find((k) => k.startsWith('__reactFiber'))];
-    while (!node.stateNode?.client) node = node.return;
-    const voxels = services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray();
-    const { segments } = services.segmentationService.getSegmentation('1');
-    const names = Object.values(segments).filter(Boolean).map((s) => ({ name: s.label, idx: s.segmentIndex }));
-    return node.stateNode.client().save_label(image, new Blob([voxels]), { label_info: names }).then((answer) => answer.status);
-}"""
-
-
-class Viewer:
-    """OHIF with its panel connected, one volume open and its axial viewport on slice `k`.
-
-    Args:
-        page: The page of the browser.
-        volume: The volume as written to the store; voxels (i, j, k) refer to its grid.
-    """
-
-    def __init__(self, page, volume):
-        page.wait_for_function(READY, timeout=60_000)
-        page.click("label[for=tab-3]")
-        page.evaluate(LISTEN)
-        self.page, self.volume = page, volume
-        self.tab = page.locator(".tab", has=page.locator("#tab-3"))
-        x, y, z = page.evaluate(CAMERAS)["mpr-axial"]["focal"]
-        self.k = int(np.rint(np.linalg.inv(volume.affine) @ [-x, -y, z, 1])[2])
-
-    def pick(self, segment):
-        """Choose a row of the panel; "background" is for negative clicks."""
-        row = self.tab.locator("tr.clickable-row", has=self.page.get_by_text(segment, exact=True))
-        row.click()
-        playwright.expect(row).to_have_attribute("style", re.compile("dark(red|blue)"))
-
-    def click(self, voxel):
-        before = self.page.evaluate(CLICKS)
-        self.page.mouse.click(*self.on_screen([voxel])[0])
-        self.page.wait_for_function(f"({CLICKS})() === {before + 1}")
-
-    def run(self) -> np.ndarray:
-        """Press Run, and return the labels (I, J, K) once they have arrived and are displayed."""
-        before, updates = self.axial_png(), self.page.evaluate("updates")
-        with self.page.expect_response(lambda r: "/infer/" in r.url, timeout=120_000) as answer:
-            self.tab.get_by_role("button", name="Run").click()
-        assert answer.value.ok, answer.value.text()
-        self.page.wait_for_function(f"updates > {updates}")
-        for _ in range(100):  # the display follows later, so wait until it has changed and stays the same
-            picture = self.axial_png()
-            if picture != before and picture == self.axial_png():
-                return self.labels()
-        pytest.fail("OHIF has not drawn the mask")
-
-    def labels(self) -> np.ndarray:
-        """Return the labels (I, J, K) in cornerstone's cache on the volume's grid; its own grid may count slices the other way round."""
-        label_map = self.page.evaluate(LABEL_MAP)
-        array = np.frombuffer(base64.b64decode(label_map["voxels"]), np.uint8).reshape(label_map["size"], order="F")
-        affine_lps = np.eye(4)
-        affine_lps[:3, :3] = np.reshape(label_map["direction"], (3, 3)).T * label_map["spacing"]
-        affine_lps[:3, 3] = label_map["origin"]
-        voxels = np.array([*np.indices(self.volume.shape).reshape(3, -1), np.ones(self.volume.array.size)])
-        indices = np.linalg.inv(affine_lps) @ np.diag([-1, -1, 1, 1]) @ self.volume.affine @ voxels
-        return array[tuple(np.rint(indices[:3]).astype(int))].reshape(self.volume.shape)
-
-    def on_screen(self, voxels) -> list:
-        """Return the positions (x, y) of voxels of slice `k` in the page, in pixels."""
-        return self.page.evaluate(f"(worlds) => worlds.map({ON_SCREEN})", [to_lps(self.volume, v).tolist() for v in voxels])
-
-    def axial_png(self) -> bytes:
-        """Return a screenshot of the axial viewport as PNG."""
-        return self.page.locator("[data-viewport-uid=mpr-axial]").screenshot()
-
-    def colours(self, voxels) -> np.ndarray:
-        """Return the RGB colours (N, 3) of the screen at N voxels."""
-        picture = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB"), int)
-        return np.array([picture[round(y), round(x)] for x, y in self.on_screen(voxels)])
 
 
 @pytest.fixture(scope="module")

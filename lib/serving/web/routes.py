@@ -120,7 +120,9 @@ def state(image: str = "") -> dict:
     image = _check_image(app, image)
     info = app.datastore().get_image_info(image) or {}
     scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
-    return {"image": image, "structures": app.records.for_image(image), "scores": scores}
+    series = SeriesIndex.of(app).of_image(image)
+    uids = {"StudyInstanceUID": series.study_uid, "SeriesInstanceUID": series.series_uid} if series else {}
+    return {"image": image, **uids, "structures": app.records.for_image(image), "scores": scores}
 
 
 @router.get("/sam2/thumbnail", response_class=Response, summary="PNG of a slice with the contour of a structure's mask")
