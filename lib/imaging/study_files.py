@@ -18,6 +18,7 @@ LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 DICOM_ENDINGS = (".dcm", ".ima")
 MAX_DEPTH = 6  # Levels of subfolders, as in CENTRE/PATIENT/STUDY/SERIES.
 _OWN_NAMES = ("datastore_v2.json", "sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.
+_HEADER_ENDINGS = (".hdr", ".hdr.gz", ".mhd", ".nhdr")
 _VOXEL_ENDINGS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".svs", ".webp", ".pdf")
 
@@ -134,7 +135,9 @@ class FolderScan:
             elif not split_ending(file.name, IMAGE_ENDINGS)[1]:
                 others.append(file)
             else:
-                image_files, reason = self.recall((file, self._versions[file], names), lambda file=file: _files_of_image(file))
+                image_files, reason = (file,), ""
+                if file.name.lower().endswith(_HEADER_ENDINGS):
+                    image_files, reason = self.recall((file, self._versions[file], names), lambda file=file: _files_of_image(file))
                 voxel_files.update(image_files[1:])
                 reason = reason or self._reason_of_pattern(file)
                 if reason:

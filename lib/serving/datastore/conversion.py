@@ -103,18 +103,20 @@ def _is_needed(image: StudyImage) -> bool:
     if image.stack is not None or len(image.files) > 1 or ending not in (".nii.gz", ".nii", ".nrrd", ".mha"):
         return True  # The ending may be one in upper case.
     try:
-        grid = read_grid(image.path)
         if ending.startswith(".nii"):
             with open(image.path, "rb") as file:
                 is_compressed = file.read(2) == b"\x1f\x8b"
-            is_version_2 = isinstance(nifti_header(image.path), nib.Nifti2Header)
-            return is_version_2 or (is_compressed and ending == ".nii") or geometry.has_shear(grid.affine, _ITK_SHEAR)
+            header = nifti_header(image.path)
+            if isinstance(header, nib.Nifti2Header) or (is_compressed and ending == ".nii"):
+                return True
+            may_be_sheared = header["sform_code"] > 0 and geometry.has_shear(header.get_sform(), _ITK_SHEAR)
+            return bool(may_be_sheared and geometry.has_shear(read_grid(image.path).affine, _ITK_SHEAR))
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(image.path))
         reader.ReadImageInformation()
         if reader.GetDimension() != 3:
             return False
         affine = geometry.ras_from_itk(reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection())
-        return not np.allclose(affine, grid.affine, atol=1e-3)
+        return not np.allclose(affine, read_grid(image.path).affine, atol=1e-3)
     except READ_ERRORS:  # Among these is VolumeError. The engine says what is wrong.
         return False
