@@ -109,7 +109,8 @@ def test_labels_that_do_not_fit_are_refused(site, tmp_path):
     affine = grid.affine.copy()
     affine[:3, 3] += 30
     (tmp_path / "label.bin").write_bytes(bytes(10))
-    for file, sentence in ((write_mask(make_labels(), Grid(SHAPE, affine), tmp_path / "label.nrrd"), "elsewhere"), (tmp_path / "label.bin", "10 voxels")):
+    shifted = write_mask(make_labels(), Grid(SHAPE, affine), tmp_path / "label.nrrd")
+    for file, sentence in ((shifted, "elsewhere"), (tmp_path / "label.bin", "10 voxels")):
         answer = submit(address, TILTED, file)
         assert answer.status_code == 422 and sentence in answer.json()["detail"]
     assert len(stored_segmentations(orthanc)) == before
@@ -124,7 +125,8 @@ def test_a_series_that_is_no_volume_answers_with_the_reason(site, tmp_path):
         submit(address, GAP, tmp_path / "label.bin"),
     ]
     assert [a.status_code for a in answers] == [422, 400, 422] and all("not evenly spaced" in a.json()["detail"] for a in answers)
-    proposals = {requests.post(f"{address}/activelearning/{s}", json={}, timeout=60).json().get("id") for s in ("first", "random", "any_volume")}
+    strategies = ("first", "random", "any_volume")
+    proposals = {requests.post(f"{address}/activelearning/{s}", json={}, timeout=60).json().get("id") for s in strategies}
     assert GAP not in proposals and None not in proposals
 
 

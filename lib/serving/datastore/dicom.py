@@ -27,13 +27,13 @@ from lib.common.errors import UserError, VolumeError
 from lib.imaging.dicom.frames import DICOM_ERRORS
 from lib.imaging.dicom.reading import choose_stack
 from lib.imaging.dicom.segmentations import read_segmentation
-from lib.imaging.dicom.stacks import find_stacks
+from lib.imaging.dicom.stacks import Stack, find_stacks
 from lib.imaging.readers import read_grid, read_volume
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_image
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
-from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation
+from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation, image_ids, series_uid_of
 from lib.serving.datastore.folder import FolderDatastore, file_entry
 from lib.serving.datastore.studies import StudiesDatastore
 
@@ -98,7 +98,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
     def list_images(self):
         """Return the ids of all images in the store."""
         counts = {file.parent.name: int(file.read_text()) for file in self._images.glob(f"*/{STACK_COUNT}")}
-        return [image for series in self._search.image_series() for image in _image_ids(series, counts.get(series, 1))]
+        return [image for series in self._search.image_series() for image in image_ids(series, counts.get(series, 1))]
 
     def get_labeled_images(self, label_tag=None, labels=None):
         """Return the ids of the images that have a segmentation in the store."""
@@ -129,7 +129,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         """
         image_id = checked_file_name(image_id)
         file = self._images / f"{image_id}{IMAGE_ENDING}"
-        with self._series_locks.setdefault(_series_uid(image_id), threading.Lock()):
+        with self._series_locks.setdefault(series_uid_of(image_id), threading.Lock()):
             entry = self._datastore.objects.get(image_id)
             is_cached = entry is not None and entry.image.ext == IMAGE_ENDING and "SeriesInstanceUID" in entry.image.info
             if not (is_cached and file.exists()):
@@ -138,15 +138,15 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
 
     def _convert(self, image_id: str, file: Path) -> None:
         """Read the DICOM files of an image, write it to `file` and list it; raise VolumeError if they are no volume."""
-        series = self._download(_series_uid(image_id), self._images)
+        series = self._download(series_uid_of(image_id), self._images)
         try:
             volume = read_volume(series.with_name(image_id))
         except VolumeError:
             self._refused.add(image_id)
-            if series.name == image_id:
-                with suppress(*DICOM_ERRORS):
-                    if (count := len(find_stacks(series))) > 1:
-                        write_text(series / STACK_COUNT, str(count))
+            if (count := _count_stacks(series)) > 1:
+                write_text(series / STACK_COUNT, str(count))
+            else:  # The series may be repaired in the store, or may just be arriving there.
+                shutil.rmtree(series, ignore_errors=True)
             raise
         self._refused.discard(image_id)
         write_image(volume, file)
@@ -158,6 +158,10 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
                 change.obsolete_files.append(self._images / self._filename(image_id, previous.image.ext))
             image = file_entry(file.name, IMAGE_ENDING, {**known, **info})
             change.model.objects[image_id] = ImageLabelModel(image=image, labels=labels)
+
+    def _stack(self, image_id: str) -> Stack:
+        """Return the DICOM frames of an image that was converted before."""
+        return choose_stack(self._download(series_uid_of(image_id), self._images).with_name(image_id))
 
     def _download(self, series: str, cache: Path) -> Path:
         """Return the folder of a series in the folder `cache`; download it before if it is missing.
@@ -199,7 +203,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         """Return the newest segmentation in the store of each image that has one."""
         ids: dict[str, list[str]] = {}
         for image in self.list_images():
-            ids.setdefault(_series_uid(image), []).append(image)
+            ids.setdefault(series_uid_of(image), []).append(image)
         newest = {}
         for segmentation in self._search.segmentations():
             images = ids.get(segmentation.image_series_uid, [])
@@ -221,7 +225,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         if label and label.info.get("SeriesInstanceUID") == segmentation.series_uid and os.path.exists(path):
             return path
         self.get_image_uri(image)
-        stack = choose_stack(self._download(_series_uid(image), self._images).with_name(image))
+        stack = self._stack(image)
         labels, names = read_segmentation(self._download(segmentation.series_uid, Path(self._datastore.label_path(FINAL))), stack)
         rows = [{"name": name, "idx": value} for value, name in names.items()]
         with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
@@ -258,9 +262,8 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
                 label_filename = str(write_labels(labels, image, Path(folder, "label.nrrd")))
             if tag != FINAL:
                 return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
-            stack = choose_stack(self._download(_series_uid(image_id), self._images).with_name(image_id))
             info["label_info"] = segment_rows(info.get("label_info"), labels)
-            segmentation = write_labels_as_segmentation(labels, stack, info["label_info"], Path(folder, "label.dcm"))
+            segmentation = write_labels_as_segmentation(labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"))
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
             try:
                 info["SeriesInstanceUID"] = self._send(segmentation)
@@ -285,11 +288,9 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         return str(dataset.SeriesInstanceUID)
 
 
-def _series_uid(image_id: str) -> str:
-    """Return the SeriesInstanceUID in the id of an image."""
-    return image_id.partition("#")[0]
-
-
-def _image_ids(series: str, count: int) -> list[str]:
-    """Return the ids of the images in a series with so many volumes."""
-    return [series] if count == 1 else [f"{series}#{n}" for n in range(1, count + 1)]
+def _count_stacks(series: Path) -> int:
+    """Return the number of volumes in the folder of a series; 0 if it cannot be read."""
+    try:
+        return len(find_stacks(series))
+    except DICOM_ERRORS:
+        return 0

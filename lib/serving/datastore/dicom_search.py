@@ -19,7 +19,9 @@ from lib.imaging.dicom.frames import DICOM_ERRORS
 from lib.serving.web.request_checks import is_name
 
 # Modalities (0008,0060) of series that hold no images to annotate.
-NO_IMAGES = frozenset(["SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "FID", "RWV", "AU", "ECG", "HD", "PLAN"])
+NO_IMAGES = frozenset(
+    ["SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "FID", "RWV", "AU", "ECG", "HD", "PLAN"]
+)
 STUDY_UID, SERIES_UID, MODALITY = "0020000D", "0020000E", "00080060"
 INFO_FIELDS = {"StudyDate": "00080020", "StudyTime": "00080030", "Modality": MODALITY, "RetrieveURL": "00081190", "PatientID": "00100020",
                "StudyInstanceUID": STUDY_UID}  # fmt: skip
@@ -126,6 +128,20 @@ class DicomSearch:
                 found[uid] = _describe(self._client.retrieve_series_metadata(_value(series, STUDY_UID), uid), uid)
         self._segmentations = found
         return sorted((s for s in found.values() if s), key=lambda s: s.time)
+
+
+def series_uid_of(image_id: str) -> str:
+    """Return the SeriesInstanceUID in the id of an image.
+
+    >>> series_uid_of("1.2.3#2"), image_ids("1.2.3", 2), image_ids("1.2.4", 1)
+    ('1.2.3', ['1.2.3#1', '1.2.3#2'], ['1.2.4'])
+    """
+    return image_id.partition("#")[0]
+
+
+def image_ids(series_uid: str, count: int) -> list[str]:
+    """Return the ids of the images in a series with so many volumes."""
+    return [series_uid] if count == 1 else [f"{series_uid}#{n}" for n in range(1, count + 1)]
 
 
 def _describe(metadata: list[dict], series_uid: str) -> StoredSegmentation | None:

@@ -28,7 +28,8 @@ from tests.serving.datastore.fake_store import FakeStore
 
 TILT_MM = 0.8
 NAMES = {2: "肝臟", 7: "Größe"}
-LABEL_INFO = {"label_info": [{"name": "unused", "idx": 1}, {"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "id": 2}]}
+ROWS = [{"name": "unused", "idx": 1}, {"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "id": 2}]
+LABEL_INFO = {"label_info": ROWS}
 
 
 @pytest.fixture
@@ -134,14 +135,22 @@ def test_series_without_images_are_not_listed(datastore, store, series, tmp_path
 
 def test_a_series_that_is_no_volume_answers_with_the_reason(open_datastore, store, gap, series):
     datastore = open_datastore()
-    for _ in range(2):
-        with pytest.raises(VolumeError, match="not evenly spaced"):
-            datastore.get_image_uri(gap)
+    with pytest.raises(VolumeError, match="not evenly spaced"):
+        datastore.get_image_uri(gap)
     with pytest.raises(VolumeError, match="not evenly spaced"):
         datastore.save_label(gap, "x.nrrd", "final", {})
     assert datastore.list_images() == [gap, series] and datastore.get_unlabeled_images() == [series]
     with pytest.raises(ImageNotFoundException):
         datastore.get_image_uri("1.9")
+
+
+def test_a_series_that_is_completed_in_the_store_can_be_opened(open_datastore, store, gap, tmp_path):
+    datastore = open_datastore()
+    with pytest.raises(VolumeError, match="not evenly spaced"):
+        datastore.get_image_uri(gap)
+    write_single_frames(tmp_path / "complete", SeriesInstanceUID=gap)
+    store.add(tmp_path / "complete" / "1.dcm")
+    assert read_grid(datastore.get_image_uri(gap)).shape == SHAPE and datastore.get_unlabeled_images() == [gap]
 
 
 def test_next_sample_goes_on_to_an_image_that_can_be_read(open_datastore, gap, series):
@@ -184,7 +193,8 @@ def test_a_final_label_becomes_a_segmentation_with_the_names_of_its_values(datas
 
 
 def test_the_only_name_belongs_to_the_only_value(datastore, store, series, tmp_path):
-    datastore.save_label(series, upload(datastore, series, make_labels(1), tmp_path), "final", {"label_info": [{"name": "liver", "idx": 3}]})
+    label_info = {"label_info": [{"name": "liver", "idx": 3}]}
+    datastore.save_label(series, upload(datastore, series, make_labels(1), tmp_path), "final", label_info)
     assert store.segmentations()[0].SegmentSequence[0].SegmentLabel == "liver"
 
 
@@ -221,7 +231,8 @@ def damaged(path: Path, datastore, series) -> Path:
 
 @pytest.mark.parametrize("tag", ["final", "original"])
 @pytest.mark.parametrize("make, message", [
-    (shifted, "The label lies elsewhere than the image .by 12.5 mm"), (cropped, "The label has shape"), (short, "voxels"), (damaged, "The label"),
+    (shifted, "The label lies elsewhere than the image .by 12.5 mm"), (cropped, "The label has shape"), (short, "voxels"),
+    (damaged, "The label"),
 ], ids=["elsewhere", "cropped", "short", "damaged"])  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(datastore, store, series, tmp_path, make, message, tag):
     file = make(tmp_path, datastore, series)
@@ -279,7 +290,7 @@ def test_an_answer_as_dicom_seg(datastore, series, tmp_path):
     """As MONAI Label's route asks for it: with the path of the image in the cache without its ending."""
     file = upload(datastore, series, make_labels(1), tmp_path)
     image = datastore.get_image_uri(series).removesuffix(".nrrd")
-    path = dicom_labels.nifti_to_dicom_seg(image, file, LABEL_INFO["label_info"][1:2], use_itk=True)
+    path = dicom_labels.nifti_to_dicom_seg(image, file, ROWS[1:2], use_itk=True)
     labels, names = read_segmentation(path, find_stacks(tmp_path / "tilted")[0])
     assert (labels == make_labels(1)).all() and names == {1: "Größe"}
     Path(path).unlink()
