@@ -26,10 +26,12 @@ class SeriesIndex:
     Args:
         get_listing: Returns the listing of this moment.
         read: Returns the volume of an image by its id.
-        reads_channels: Whether `read` takes one channel of images that have several.
+        reads_channels: Returns whether `read` takes one channel of images that have several.
     """
 
-    def __init__(self, get_listing: Callable[[], Listing], read: Callable[[str], Volume], *, reads_channels: bool = False):
+    def __init__(
+        self, get_listing: Callable[[], Listing], read: Callable[[str], Volume], reads_channels: Callable[[], bool] = lambda: False
+    ):  # fmt: skip
         self._get_listing, self._read, self._reads_channels = get_listing, read, reads_channels
         self._lock = threading.Lock()
         self._listing: Listing | None = None
@@ -48,7 +50,7 @@ class SeriesIndex:
             def read(image: str) -> Volume:
                 return app._infers["sam2"].read(app.datastore().get_image_uri(image))
 
-            app.series_index = cls(get_listing, read, reads_channels=bool(app.conf.get("channel")))
+            app.series_index = cls(get_listing, read, lambda: bool(app.conf.get("channel")))
         return app.series_index
 
     def all_series(self) -> list[Series]:
@@ -125,7 +127,7 @@ class SeriesIndex:
             try:
                 slice_count = image.grid().shape[2]
             except VolumeError:
-                if not self._reads_channels:
+                if not self._reads_channels():
                     raise
                 slice_count = read().shape[2]
             return MadeSeries.of(image_id, image, slice_count, read)

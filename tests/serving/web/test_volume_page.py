@@ -123,7 +123,7 @@ def test_the_page_sorts_volumes_by_need(serve, studies):
     answer = client.get("/sam2/")
     assert answer.status_code == 200 and "default-src 'none'" in answer.headers["content-security-policy"]
     t = worst["proposal"]["slice"]
-    assert f"Next: slice {t}." in answer.text and "open in OHIF" not in answer.text
+    assert f"Next: slice {t}." in answer.text and answer.text.count("open in OHIF") == 4
     assert answer.text.count("<polyline") == 3 and answer.text.count("/sam2/thumbnail?") == 9
     assert f"Slicer Red {5 * t}.0 mm" in answer.text
     assert "http://" not in answer.text and "https://" not in answer.text and "<script" not in answer.text
@@ -201,7 +201,11 @@ def test_next_sample_of_files_names_the_slice_for_slicer(serve):
     answer = client.post("/activelearning/worst_slice", json={"client_id": ""}).json()
     t = record["proposal"]["slice"]
     assert (answer["id"], answer["slice"], answer["viewer"]["slicer"]["view"]) == ("b", t, "Red")
-    assert answer["name"] == f"b slice {t} Dice {record['proposal']['expected_dice']:.2f}.nii.gz" and "RetrieveURL" not in answer
+    assert answer["name"] == f"b slice {t} Dice {record['proposal']['expected_dice']:.2f}.nii.gz"
+    assert answer["RetrieveURL"] == f"/sam2/ohif?image=b&slice={t}"
+    state = client.get("/sam2/state?image=b").json()
+    assert (answer["StudyInstanceUID"], answer["SeriesInstanceUID"]) == (state["StudyInstanceUID"], state["SeriesInstanceUID"])
+    assert client.get("/sam2/state", params={"image": state["SeriesInstanceUID"]}).json() == state
     assert answer["viewer"]["slicer"]["offset_mm"] == 5.0 * t
     after = app.store.json()
     after["objects"]["b"]["image"]["info"].pop("strategy")  # that is MONAI Label's
@@ -226,9 +230,17 @@ def test_next_sample_of_dicom_links_to_the_page_that_opens_the_slice(serve):
     assert client.get("/sam2/ohif?image=nobody").status_code == 404
 
 
-def test_ohif_needs_a_dicom_store(serve):
-    answer = serve()[1].get("/sam2/ohif?image=a")
-    assert answer.status_code == 404 and "3D Slicer" in answer.json()["detail"]
+def test_files_are_opened_in_ohif_by_their_own_identifiers(serve):
+    app, client = serve()
+    uids = {k: v for k, v in client.get("/sam2/state?image=a").json().items() if k.endswith("UID")}
+    text = client.get("/sam2/ohif?image=a").text
+    assert len(uids) == 2 and all(f'"{key}": "{uid}"' in text for key, uid in uids.items())
+
+
+def test_ohif_does_not_open_what_cannot_be_read(serve, studies):
+    (studies / "damaged.nii.gz").write_bytes(b"\x1f\x8b damaged")
+    answer = serve()[1].get("/sam2/ohif?image=damaged")
+    assert answer.status_code == 422 and "damaged cannot be read" in answer.json()["detail"]
 
 
 def test_a_store_that_does_not_answer_is_reported_with_a_sentence(serve, monkeypatch):
@@ -258,7 +270,8 @@ def test_what_is_left_out_is_said_with_the_reason(serve, studies):
 def test_state_returns_the_records(serve):
     app, client = serve()
     record = note_round(app, "a")
-    assert client.get("/sam2/state?image=a").json() == {"image": "a", "structures": {"spleen": record}, "scores": {}}
+    state = client.get("/sam2/state?image=a").json()
+    assert (state["image"], state["structures"], state["scores"]) == ("a", {"spleen": record}, {})
     assert client.get("/sam2/state?image=b").json()["structures"] == {}
 
 
