@@ -4,11 +4,13 @@ import io
 from pathlib import Path
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import requests
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.endpoints import activelearning
@@ -25,6 +27,7 @@ from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.inference.tasks import VolumeCache
 from lib.serving.web import routes, volume_page
 from lib.serving.web.viewers import locate_in_viewers, ohif_slice_number, viewer_orientation
+from tests.imaging.real_cases import SHAPE as SERIES_SHAPE
 from tests.imaging.real_cases import save_dicom, series
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -212,6 +215,17 @@ def test_next_sample_of_files_names_the_slice_for_slicer(serve):
     assert after["objects"] == before["objects"]
     unknown = client.post("/activelearning/best")
     assert unknown.status_code == 404 and "worst_slice" in unknown.json()["detail"]
+
+
+def test_next_sample_of_a_dicom_folder_is_a_file_that_slicer_opens(serve, studies, monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_CACHE_PATH", str(tmp_path / "cache"))
+    for file in studies.iterdir():
+        file.unlink()
+    save_dicom(series(), studies / "ct")
+    _, client = serve()
+    answer = client.post("/activelearning/worst_slice", json={"client_id": ""}).json()
+    assert answer["id"] == "ct" and answer["name"] == f"ct slice {answer['slice']}.nrrd" and answer["viewer"]["slicer"]["view"] == "Red"
+    assert nrrd.read_header(answer["path"])["sizes"].tolist() == list(SERIES_SHAPE)
 
 
 def test_next_sample_of_dicom_links_to_the_page_that_opens_the_slice(serve):
