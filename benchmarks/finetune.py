@@ -46,19 +46,20 @@ def slicer_client(address: str, folder: Path):
 
 
 def make_studies(folder: Path) -> None:
-    """Write the images to `folder` and their labels to `folder/reference`."""
-    (folder / "reference").mkdir(parents=True)
+    """Write the images to `folder` and their labels to the folder reference beside it."""
+    for target in (folder, folder.parent / "reference"):
+        target.mkdir(parents=True)
     for seed in (*TRAINING_SEEDS, *TEST_SEEDS):
         volume, labels = phantom.abdomen(seed)
         nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / f"phantom_{seed}.nii.gz")
-        nib.save(nib.Nifti1Image(labels, volume.affine), folder / "reference" / f"phantom_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(labels, volume.affine), folder.parent / "reference" / f"phantom_{seed}.nii.gz")
 
 
 def submit_labels(client, studies: Path) -> None:
     """Submit the reference labels of the training phantoms as final labels."""
     label_info = [{"name": name, "idx": value} for name, value in phantom.LABELS.items()]
     for seed in TRAINING_SEEDS:
-        client.save_label(f"phantom_{seed}", str(studies / "reference" / f"phantom_{seed}.nii.gz"), "final", {"label_info": label_info})
+        client.save_label(f"phantom_{seed}", str(studies.parent / "reference" / f"phantom_{seed}.nii.gz"), "final", {"label_info": label_info})
 
 
 def measure(client, studies: Path) -> list[dict]:
@@ -67,7 +68,7 @@ def measure(client, studies: Path) -> list[dict]:
     for seed in TEST_SEEDS:
         name = f"phantom_{seed}"
         volume = read_volume(studies / f"{name}.nii.gz")
-        labels = np.asarray(nib.load(studies / "reference" / f"{name}.nii.gz").dataobj)
+        labels = np.asarray(nib.load(studies.parent / "reference" / f"{name}.nii.gz").dataobj)
         frames = Frames.of(volume)
         for label, value in tqdm(phantom.LABELS.items(), desc=name):
             reference = frames.from_volume(labels == value)

@@ -12,7 +12,7 @@ examples:
 
 import argparse
 import json
-import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -167,8 +167,7 @@ def main() -> None:
     studies.mkdir()
     cases = read_cases(a.data)
     for case in cases:
-        (studies / f"{case.name}{''.join(case.image.suffixes[-2:])}").symlink_to(case.image.resolve())
-    os.environ["MONAI_LABEL_DATASTORE_FILE_EXT"] = '["*.nii.gz"]'
+        shutil.copy(case.image, studies / f"{case.name}{''.join(case.image.suffixes[-2:])}")
     server, rows = Server(studies, folder), []
     try:
         for case in tqdm(cases, desc="cases"):

@@ -18,6 +18,7 @@ LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 DICOM_ENDINGS = (".dcm", ".ima")
 MAX_DEPTH = 6  # Levels of subfolders, as in CENTRE/PATIENT/STUDY/SERIES.
 _OWN_NAMES = ("datastore_v2.json", "sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.
+_LABEL_FOLDERS = ("labels", "labelsTr", "labelsTs")  # Those of MONAI Label, the Medical Segmentation Decathlon and nnU-Net.
 _HEADER_ENDINGS = (".hdr", ".hdr.gz", ".mhd", ".nhdr")
 _VOXEL_ENDINGS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".svs", ".webp", ".pdf")
@@ -118,7 +119,7 @@ class FolderScan:
             if target.is_dir():
                 return "The link leads to another folder of the studies."
         if entry.is_dir():
-            return ""
+            return "Folders of label maps are not offered as images." if entry.name in _LABEL_FOLDERS else ""
         if not entry.is_file():
             return "This is no file."
         if entry.stat().st_size == 0:

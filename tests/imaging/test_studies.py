@@ -102,6 +102,7 @@ def test_what_is_no_image_is_left_out_with_its_reason(tmp_path, caplog):
     (folder / "preview.png").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
     write_nrrd(folder / "a.seg.nrrd", nrrd_fields())
+    write(folder / "decathlon" / "labelsTr" / "a.nii.gz")
     for name in ("labels/final/a.nii.gz", "sam2_rounds/a.json", "datastore_v2.json", ".lock"):  # The server's own files are no news.
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
@@ -111,6 +112,7 @@ def test_what_is_no_image_is_left_out_with_its_reason(tmp_path, caplog):
     words = {
         "._a.nii.gz": "Hidden", "empty.nii.gz": "empty", "gone.nii.gz": "nowhere", "elsewhere.nii.gz": "out of the studies",
         "up": "out of the studies", "loop": "another folder|out of", "preview.png": "Pictures", "notes.txt": "no image", "a.seg.nrrd": "label",
+        "decathlon/labelsTr": "label",
     }  # fmt: skip
     assert set(listing.left_out) == set(words)
     for name, word in words.items():
