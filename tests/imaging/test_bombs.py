@@ -42,6 +42,7 @@ def write_nrrd(path, encoding="gzip", shape=SHAPE, kinds="domain domain domain")
 def write_metaimage(path, compressed=True, shape=SHAPE, data="LOCAL", dimensions=3):
     """Write a MetaImage file of a few bytes whose header claims this shape and number of dimensions."""
     head = f"ObjectType = Image\nNDims = {dimensions}\nBinaryData = True\nCompressedData = {compressed}\n"
+    head += "CompressedDataSize = 12\n" if compressed else ""
     head += f"DimSize = {' '.join(map(str, shape))}\nElementType = MET_SHORT\nElementDataFile = {data}\n"
     path.write_bytes(head.encode() + zlib.compress(bytes(100)))
 

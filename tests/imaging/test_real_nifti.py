@@ -36,7 +36,7 @@ MOVED = lps_affine(origin=(14.0, -22.0, 9.0))
 
 
 # --- where the voxels lie --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("qform_code, sform_code", itertools.product((-1, 0, 1, 2, 3, 4, 5), repeat=2))
+@pytest.mark.parametrize("qform_code, sform_code", itertools.product((-1, 0, 1, 2, 3, 4, 5, 6, 100), repeat=2))
 def test_the_choice_between_qform_and_sform_is_that_of_itk(tmp_path, qform_code, sform_code):
     path, content = tmp_path / "a.nii", bytearray(nifti_bytes(IMAGE, MOVED, qform=OBLIQUE))
     struct.pack_into("<hh", content, 252, qform_code, sform_code)
@@ -62,7 +62,7 @@ def test_units(tmp_path, unit, mm, codes):
 
 @pytest.mark.parametrize("fields", [
     {"pixdim": [-1, 1.5, 2, 3, 0, 0, 0, 0]}, {"pixdim": [0, 1.5, 2, 3, 0, 0, 0, 0]}, {"pixdim": [1, 0, 0, 0, 0, 0, 0, 0]},
-    {"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]},
+    {"pixdim": [1, -1.5, 2, 3, 0, 0, 0, 0]}, {"pixdim": [1, 1.5, 2, -3, 0, 0, 0, 0], "sform_code": 0}, {"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]},
     {"quatern_b": np.nan}, {"qoffset_x": np.nan, "qform_code": 0}, {"srow_x": [0] * 4},
     {"xyzt_units": 2 + 8}, {"xyzt_units": 2 + 16}, {"xyzt_units": 0}, {"xyzt_units": 63},
     {"qform_code": 0, "sform_code": 0}, {"qform_code": 0, "sform_code": 0, "unit": "micron"},

@@ -73,6 +73,8 @@ def _scaled(plane: np.ndarray, dataset: Dataset, index: int, name: str) -> np.nd
         next((float(v[0]) for d in (transformation, dataset) if (v := numbers(d, keyword, 1, name)) is not None), default)
         for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
+    if slope == 0 and plane.any():
+        raise VolumeError(f"RescaleSlope of {name} is 0, so its values are unknown: repair the file.")
     if "ModalityLUTSequence" in dataset and "RescaleSlope" not in dataset and dataset.ModalityLUTSequence:
         return apply_modality_lut(plane, dataset)
     if plane.dtype.kind not in "ui" or not (slope.is_integer() and intercept.is_integer()):

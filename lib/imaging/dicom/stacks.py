@@ -54,7 +54,8 @@ class _Uneven(Exception):
 
 
 def find_stacks(path: Path | Sequence[Path], spacing_mm: Sequence[float] | None = None) -> list[Stack]:
-    """Return the stacks in a DICOM file, in several, or in the DICOM files of a folder and its subfolders, sorted by series.
+    """Return the stacks in a DICOM file, in several, or in the DICOM files of a folder and its subfolders, sorted by the
+    number of their series.
 
     A series becomes several stacks where its slices have several orientations, or where the same slices exist for several time points,
     echoes, phases and the like.
@@ -67,9 +68,9 @@ def find_stacks(path: Path | Sequence[Path], spacing_mm: Sequence[float] | None 
     """
     series = defaultdict(list)
     for frame in read_headers(path):
-        series[frame.series[:2]].append(frame)
+        series[frame.series[1]].append(frame)
     stacks = []
-    for _, frames in sorted(series.items()):
+    for _, frames in sorted(series.items(), key=lambda item: (min(f.series[0] for f in item[1]), item[0])):
         faulty = [f for f in frames if f.problem]
         if faulty:
             _, uid, description = faulty[0].series
@@ -192,7 +193,9 @@ def _check_distances(frames: list[FrameHeader], depths_mm: np.ndarray) -> None:
     distances = np.diff(depths_mm)
     apart = distances[distances > _SAME_PLACE * distances.max()]
     if not len(apart) or distances.max() < 1e-6:
-        raise _Uneven(f"{frames[0].name} and {frames[1].name} lie at the same position.", repeated=True)
+        raise _Uneven(
+            f"{frames[0].name} and {frames[1].name} lie at the same position: frames of one slice at several times are no volume.", repeated=True
+        )
     usual, smallest = float(np.median(apart)), int(distances.argmin())
     if distances[smallest] < _SAME_PLACE * usual:
         raise _Uneven(

@@ -73,7 +73,7 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, float]:
     head = _head(path)
     is_metaimage = path.suffix.lower() in (".mha", ".mhd")
     if is_metaimage:
-        _check_dimensions(head, path.name)
+        _check_metaimage(head, path.name)
     _data_file_names(path, head)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -95,11 +95,13 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _check_dimensions(head: bytes, name: str) -> None:
-    """Raise VolumeError if a MetaImage header claims so many dimensions that ITK, and thus the server, would crash."""
+def _check_metaimage(head: bytes, name: str) -> None:
+    """Raise VolumeError for MetaImage headers with which ITK, and thus the server, would crash or read wrong values."""
     claimed = {c.strip() for c in re.findall(rb"^\s*NDims\s*[=:](.*)$", head, re.M)}
     if claimed - {b"2", b"3", b"4"}:
         raise VolumeError(f"{name} claims to have other than two to four axes.")
+    if re.search(rb"^\s*CompressedData\s*[=:]\s*T", head, re.M | re.I) and b"CompressedDataSize" not in head:
+        raise VolumeError(f"{name} does not say how long its compressed data are (CompressedDataSize), so they would be read wrongly.")
 
 
 def _data_file_names(path: Path, head: bytes) -> list[str]:

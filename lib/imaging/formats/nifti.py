@@ -56,7 +56,7 @@ def read_nifti(path: Path, channel: int | None = None, *, as_label: bool = False
             array = np.asarray(data).reshape(shape, order="F")
         else:
             array = np.asarray(data, np.float32).reshape(shape, order="F")
-    return make_volume(array, _affine(header, path.name), name=path.name, channel=channel)
+    return make_volume(array, _affine(path, header), name=path.name, channel=channel)
 
 
 def read_nifti_grid(path: Path) -> Grid:
@@ -65,7 +65,7 @@ def read_nifti_grid(path: Path) -> Grid:
     shape = _without_length_one(header.get_data_shape())
     if len(shape) < 2 or 0 in shape:
         raise VolumeError(f"{path.name} has no voxels (shape {shape}).")
-    return Grid(tuple(int(n) for n in (*shape, 1)[:3]), _affine(header, path.name), planar=len(shape) == 2)
+    return Grid(tuple(int(n) for n in (*shape, 1)[:3]), _affine(path, header), planar=len(shape) == 2)
 
 
 def nifti_header(path: str | Path) -> nib.Nifti1Header:
@@ -74,26 +74,33 @@ def nifti_header(path: str | Path) -> nib.Nifti1Header:
     `nibabel.load` would also read the header's extensions, whose claimed size it does not check.
 
     Raises:
+        VolumeError: It is the header of an Analyze 7.5 file.
         ImageFileError, HeaderDataError, OSError: The file is damaged or is not a NIfTI file.
     """
-    with _open(_part(Path(path), ".hdr")) as file:
+    header = _stored_header(Path(path))
+    is_single = header["magic"].item() == header.single_magic
+    if is_single and header["vox_offset"] == 0:
+        header["vox_offset"] = header.single_vox_offset
+    if not np.isfinite(header["scl_slope"]) or header["scl_slope"] == 0:
+        header["scl_slope"], header["scl_inter"] = 1, 0
+    if not np.isfinite(header["scl_inter"]):
+        header["scl_inter"] = 0
+    count = int(header["dim"][0])
+    if 3 < count < 8:  # Some writers leave trailing lengths at 0.
+        header["dim"][4 : count + 1] = np.where(header["dim"][4 : count + 1] == 0, 1, header["dim"][4 : count + 1])
+    pair_class = {nib.Nifti1Header: nib.nifti1.Nifti1PairHeader, nib.Nifti2Header: nib.nifti2.Nifti2PairHeader}[type(header)]
+    return (type(header) if is_single else pair_class)(header.binaryblock, endianness=header.endianness)  # This checks the rest.
+
+
+def _stored_header(path: Path) -> nib.Nifti1Header:
+    """Return the header as it is stored: nibabel's checks would change codes and negative voxel sizes, which ITK uses as they are."""
+    with _open(_part(path, ".hdr")) as file:
         block = file.read(nib.Nifti2Header.sizeof_hdr)
-    for header_class, pair_class in ((nib.Nifti1Header, nib.nifti1.Nifti1PairHeader), (nib.Nifti2Header, nib.nifti2.Nifti2PairHeader)):
+    for header_class in (nib.Nifti1Header, nib.Nifti2Header):
         if header_class.may_contain_header(block):
-            header = header_class(block[: header_class.sizeof_hdr], check=False)
-            is_single = header["magic"].item() == header_class.single_magic
-            if is_single and header["vox_offset"] == 0:
-                header["vox_offset"] = header_class.single_vox_offset
-            if not np.isfinite(header["scl_slope"]) or header["scl_slope"] == 0:
-                header["scl_slope"], header["scl_inter"] = 1, 0
-            if not np.isfinite(header["scl_inter"]):
-                header["scl_inter"] = 0
-            count = int(header["dim"][0])
-            if 3 < count < 8:  # Some writers leave trailing lengths at 0.
-                header["dim"][4 : count + 1] = np.where(header["dim"][4 : count + 1] == 0, 1, header["dim"][4 : count + 1])
-            return (header_class if is_single else pair_class)(header.binaryblock, endianness=header.endianness)
-    if len(block) >= 348 and nib.AnalyzeHeader.may_contain_header(block[:348]) and _part(Path(path), ".hdr") != _part(Path(path), ".img"):
-        raise VolumeError(f"{Path(path).name} is an Analyze 7.5 file, which does not tell left from right: convert it to NIfTI.")
+            return header_class(block[: header_class.sizeof_hdr], check=False)
+    if nib.AnalyzeHeader.may_contain_header(block[:348]) and nifti_pair(path):
+        raise VolumeError(f"{path.name} is an Analyze 7.5 file, which does not tell left from right: convert it to NIfTI.")
     raise nib.filebasedimages.ImageFileError("no NIfTI header")
 
 
@@ -131,16 +138,19 @@ def _check_label(header, name: str) -> None:
         raise VolumeError(f"{name} holds colours: save one label map in which every structure has a number.")
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if (slope, inter) != (1, 0):
-        raise VolumeError(f"The header of {name} scales its values (by {slope:g}, plus {inter:g}): save the label map without scaling.")
+        raise VolumeError(f"{name} has a header that scales its values (by {slope:g}, plus {inter:g}): save the label map without scaling.")
 
 
-def _affine(header, name: str) -> np.ndarray:
+def _affine(path: Path, header) -> np.ndarray:
     """Return the affine (4, 4) in mm RAS: ITK's, or nibabel's where ITK refuses the header.
+
+    Args:
+        header: The result of `nifti_header`.
 
     Raises:
         VolumeError: The sform is sheared and the qform lies elsewhere: ITK shows the qform without a word, other viewers the sform.
     """
-    affine = _itk_affine(header)
+    affine = _itk_affine(_stored_header(path))
     mm_per_unit = np.diag([_MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)] * 3 + [1])
     if affine is None:
         return mm_per_unit @ header.get_best_affine()
@@ -150,14 +160,14 @@ def _affine(header, name: str) -> np.ndarray:
         offset_mm = np.linalg.norm(geometry.to_mm(sform, last_voxel) - geometry.to_mm(affine, last_voxel))
         if offset_mm > 0.5 * geometry.spacing(affine).min():
             raise VolumeError(
-                f"The sform of {name} is sheared, and its qform lies up to {offset_mm:.3g} mm elsewhere, so viewers show the image at "
+                f"The sform of {path.name} is sheared, and its qform lies up to {offset_mm:.3g} mm elsewhere, so viewers show the image at "
                 "different places: resample it to perpendicular axes, or set the qform code to 0."
             )
     return affine
 
 
 def _itk_affine(header) -> np.ndarray | None:
-    """Return the affine (4, 4) in mm RAS that ITK reads from a header, or None if it refuses it."""
+    """Return the affine (4, 4) in mm RAS that ITK reads from a stored header, or None if it refuses it."""
     small = nib.Nifti1Header()  # The same geometry with a single voxel, so ITK meets none of the file's other contents.
     small.set_data_dtype(np.uint8)
     small.set_data_shape((1, 1, 1))
