@@ -5,9 +5,11 @@ MHA files and refuses such NIfTI files.
 """
 
 import io
+import json
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import nibabel as nib
 import nrrd
@@ -16,6 +18,7 @@ import SimpleITK as sitk
 
 from lib.common.errors import OptionError
 from lib.imaging import geometry
+from lib.imaging.formats.itk_files import WARNINGS_FIELD
 from lib.imaging.volume import Volume
 
 SEGMENT_NAME_FIELD = b"Segment0_Name:="
@@ -69,7 +72,7 @@ def write_mask(
 
 
 def write_image(volume: Volume, path: str | Path) -> Path:
-    """Write the voxels of a volume as an uncompressed NRRD file with its affine, and return the path; the file is replaced atomically.
+    """Write a volume as an uncompressed NRRD file with its affine and warnings, and return the path; the file is replaced atomically.
 
     Raises:
         OSError: The disk is full or not writable.
@@ -80,7 +83,10 @@ def write_image(volume: Volume, path: str | Path) -> Path:
     os.close(handle)
     try:
         array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
-        _write_raw(array, _nrrd_header(volume, compress=False), temporary)
+        header = _nrrd_header(volume, compress=False)
+        if volume.warnings:
+            header[WARNINGS_FIELD] = quote(json.dumps(volume.warnings))
+        _write_raw(array, header, temporary)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from lib.common.errors import VolumeError
 from lib.imaging import geometry
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
-from lib.imaging.writers import EXTENSIONS, write_mask
+from lib.imaging.writers import EXTENSIONS, write_image, write_mask
 from lib.samples.sample_data import write_dicom
 
 SHAPE, MARKED = (4, 5, 6), (1, 3, 2)
@@ -72,6 +72,17 @@ def test_empty_slices_of_a_raw_nrrd_read_as_zeros(filled, dtype, tmp_path):
     content, header = nrrd.read(str(path))
     np.testing.assert_array_equal(content, mask)
     assert content.dtype == dtype and path.read_bytes().partition(b"\n\n")[2] == mask.astype(dtype).tobytes("F")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.uint16, ">i2"])
+def test_an_image_keeps_values_place_and_warnings(affine, dtype, tmp_path):
+    affine = affine.copy()
+    affine[:3, 2] += 0.3 * affine[:3, 1]  # sheared
+    volume = Volume(RAMP.astype(dtype), affine, warnings=("Die Lage von Prüfung \\ 1 ist unbekannt.", "頭部"))
+    result = read_volume(write_image(volume, tmp_path / "a.nrrd"))
+    np.testing.assert_array_equal(result.array, volume.array)
+    np.testing.assert_allclose(result.affine, affine, atol=1e-6)
+    assert result.warnings == volume.warnings
 
 
 def test_formats_and_dicom_agree(tmp_path):

@@ -1,7 +1,9 @@
 """Read NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd) by SimpleITK."""
 
+import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import SimpleITK as sitk
@@ -11,6 +13,7 @@ from lib.imaging import geometry
 from lib.imaging.formats.size_limit import check_size
 from lib.imaging.volume import Grid, Volume, make_volume
 
+WARNINGS_FIELD = "sam2_warnings"  # Key of a NRRD header under which warnings of the first reader are kept, as quoted JSON.
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _MM_PER_UNIT = {
     "nm": 1e-6, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3,
@@ -49,10 +52,20 @@ def read_itk(path: Path, channel: int | None = None, *, as_label: bool = False) 
     array = array.transpose((*axes, dimension) if components > 1 else axes)
     if dimension == 2 and components > 1:  # Channels must be the fourth axis. Without channels, `make_volume` adds the third.
         array = array[:, :, None]
-    warnings = ()
+    warnings = _stored_warnings(image)
     if mm_per_unit != 1:
-        warnings = (f"{path.name} states its positions in a unit of {mm_per_unit:g} mm, which 3D Slicer takes for 1 mm.",)
+        warnings += (f"{path.name} states its positions in a unit of {mm_per_unit:g} mm, which 3D Slicer takes for 1 mm.",)
     return make_volume(array, _affine(image, mm_per_unit), name=path.name, channel=channel, warnings=warnings)
+
+
+def _stored_warnings(image: sitk.Image) -> tuple[str, ...]:
+    """Return the warnings that `lib.imaging.writers.write_image` has stored with a volume."""
+    if not image.HasMetaDataKey(WARNINGS_FIELD):
+        return ()
+    try:
+        return tuple(str(w) for w in json.loads(unquote(image.GetMetaData(WARNINGS_FIELD))))
+    except (ValueError, TypeError):  # The field is another program's.
+        return ()
 
 
 def read_itk_grid(path: Path) -> Grid:
