@@ -7,11 +7,13 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from monailabel.config import Settings
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.common.errors import UserError, VolumeError
+from lib.imaging.dicom.stacks import Stack
 from lib.imaging.readers import check_fits, read_grid
 from lib.imaging.studies import SOURCE, StudiesFolder, image_key
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
@@ -20,7 +22,7 @@ from lib.imaging.volume import Grid
 from lib.serving.datastore.changes import ChangeHandler
 from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name
 from lib.serving.datastore.conversion import CONVERTED_ENDING, ConvertedImages
-from lib.serving.datastore.dicom_labels import read_label, write_labels
+from lib.serving.datastore.dicom_labels import read_label, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.folder import FolderDatastore, file_entry
 
 FINAL = "final"
@@ -200,20 +202,41 @@ class StudiesDatastore(FolderDatastore):
         super().update_image_info(image_id, {key: value for key, value in info.items() if key != SOURCE})
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Save a label that fits its image, and return the image's id.
+        """Save a label that fits its image, and return the image's id. A label of a DICOM image is also written as DICOM SEG beside it.
 
         Raises:
             UserError: It does not fit or cannot be read; nothing is changed.
         """
         image_id = checked_file_name(image_id)
-        grid = self._known_image(image_id).grid()
+        image = self._known_image(image_id)
+        grid = image.grid()
         is_bare = str(label_filename).endswith(".bin")
         if not is_bare and not str(label_filename).lower().endswith(LABEL_ENDINGS):
             raise UserError(f"Labels are files with one of the endings {', '.join(LABEL_ENDINGS)}.")
         labels = read_label(label_filename, grid)
         with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
             file = write_labels(labels, grid, Path(folder, "label.nrrd")) if is_bare else label_filename
-            return super().save_label(image_id, str(file), label_tag, label_info)
+            image_id = super().save_label(image_id, str(file), label_tag, label_info)
+        if image.stack is not None:
+            self._write_segmentation(image_id, label_tag, labels, image.stack, (label_info or {}).get("label_info"))
+        return image_id
+
+    def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, rows) -> None:
+        """Write a label of a DICOM image as DICOM SEG, which refers to the image's files; log why it cannot be written."""
+        path = self._segmentation_file(image_id, tag)
+        try:
+            path.unlink(missing_ok=True)
+            write_labels_as_segmentation(labels, stack, rows, path)
+        except (OSError, VolumeError) as e:
+            logger.warning("No DICOM SEG was made of the label of %s: %s", image_id, e)
+
+    def _segmentation_file(self, image_id: str, tag) -> Path:
+        return Path(self._datastore.label_path(checked_file_name(tag)), f"{image_id}.dcm")
+
+    def remove_label(self, label_id, label_tag):
+        """Remove a label, also as DICOM SEG; do nothing if there is none."""
+        super().remove_label(label_id, label_tag)
+        self._segmentation_file(checked_file_name(label_id), label_tag).unlink(missing_ok=True)
 
     def get_label_uri(self, label_id, label_tag):
         """Return the path of a label, or "" if there is none.

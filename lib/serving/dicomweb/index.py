@@ -26,13 +26,10 @@ class SeriesIndex:
     Args:
         get_listing: Returns the listing of this moment.
         read: Returns the volume of an image by its id.
-        reads_channels: Returns whether `read` takes one channel of images that have several.
     """
 
-    def __init__(
-        self, get_listing: Callable[[], Listing], read: Callable[[str], Volume], reads_channels: Callable[[], bool] = lambda: False
-    ):  # fmt: skip
-        self._get_listing, self._read, self._reads_channels = get_listing, read, reads_channels
+    def __init__(self, get_listing: Callable[[], Listing], read: Callable[[str], Volume]):
+        self._get_listing, self._read = get_listing, read
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._known: dict[tuple[str, str, bool], Series | None] = {}  # By image, its version, and whether its series is shared.
@@ -50,7 +47,7 @@ class SeriesIndex:
             def read(image: str) -> Volume:
                 return app._infers["sam2"].read(app.datastore().get_image_uri(image))
 
-            app.series_index = cls(get_listing, read, lambda: bool(app.conf.get("channel")))
+            app.series_index = cls(get_listing, read)
         return app.series_index
 
     def all_series(self) -> list[Series]:
@@ -123,14 +120,7 @@ class SeriesIndex:
         try:
             if image.stack is not None and not is_shared and (series := FileSeries.of(image_id, image)):
                 return series
-            read = partial(self._read, image_id)
-            try:
-                slice_count = image.grid().shape[2]
-            except VolumeError:
-                if not self._reads_channels():
-                    raise
-                slice_count = read().shape[2]
-            return MadeSeries.of(image_id, image, slice_count, read)
+            return MadeSeries.of(image_id, image, image.grid().shape[2], partial(self._read, image_id))
         except (VolumeError, OSError) as e:
             logger.warning("%s is not offered by DICOMweb: %s", image_id, e)
             return None

@@ -4,10 +4,9 @@ Results are dictionaries in the DICOM JSON model.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 
 from fastapi import HTTPException
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -56,10 +55,6 @@ class Query:
     def matches(self, attributes: dict) -> bool:
         """Return whether attributes match all filters."""
         return all(_matches(attributes.get(tag) or {}, tag, text) for tag, text in self.filters)
-
-    def page(self, results: Iterable[dict]) -> Iterator[dict]:
-        """Yield the results of the page that is asked for."""
-        return islice(results, self.offset, None if self.limit is None else self.offset + self.limit)
 
     def choose(self, attributes: dict, always: Iterable[str]) -> dict:
         """Return the attributes that a result has: those of the tags `always`, those filtered by, and the included ones, in the order of tags."""

@@ -84,8 +84,9 @@ def studies(tmp_path):
 
 
 @pytest.fixture
-def serve(studies, monkeypatch):
+def serve(studies, tmp_path, monkeypatch):
     """Return a function that starts an app: serve(class of the datastore) -> (app, client)."""
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_CACHE_PATH", str(tmp_path / "cache"))
 
     def start(kind=Store):
         app, server = App(studies, kind), FastAPI()
@@ -217,8 +218,7 @@ def test_next_sample_of_files_names_the_slice_for_slicer(serve):
     assert unknown.status_code == 404 and "worst_slice" in unknown.json()["detail"]
 
 
-def test_next_sample_of_a_dicom_folder_is_a_file_that_slicer_opens(serve, studies, monkeypatch, tmp_path):
-    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_CACHE_PATH", str(tmp_path / "cache"))
+def test_next_sample_of_a_dicom_folder_is_a_file_that_slicer_opens(serve, studies):
     for file in studies.iterdir():
         file.unlink()
     save_dicom(series(), studies / "ct")
