@@ -24,7 +24,7 @@ from lib.evaluation.methods.method import (
 )
 from lib.imaging.datasets import Case, read_cases
 from lib.imaging.frames import Frames
-from lib.imaging.readers import read_volume
+from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 
 CASE = Case("a", Path("a"), Path("b"), {1: "liver", 2: "tumour", 4: "tumour", 7: "spleen"})
@@ -149,13 +149,14 @@ def test_random_choices_depend_on_the_seed(balls):
 @pytest.mark.parametrize("protocol, mode, settings, columns", [
     ("he", "published", ("background removed",), {"dice", "nsd"}), ("shen", "published", ("1 mask",), {"hd95"}),
     ("dong", "described", ("median/box/both/best", "three/points/forward/first"), {"slice_iou_sum"}),
-    ("rounds", "described", ("box",), {"iou"}),
+    ("rounds", "described", ("box",), {"iou"}), ("cvpr25", "described", ("box and 5 clicks",), {"nsd"}),
+    ("isvalidate", "described", ("random clicks",), {"nsd"}),
 ])  # fmt: skip
 def test_protocols_with_this_engine(balls, protocol, mode, settings, columns):
     """The embedded network segments balls well."""
     options = Options()
     propose_masks = DecoderCandidates(options) if protocol == "dong" else None
-    evaluation_settings = EvaluationSettings(protocol, mode, settings=settings, labels=("large",))
+    evaluation_settings = EvaluationSettings(protocol, mode, settings=settings, labels=("large",), edits=4)
     report = evaluate_case(read_cases(balls)[1], evaluation_settings, [AppMethod(options)], propose_masks)
     rows = report["rows"]
     assert {r["setting"] for r in rows} == set(settings) and all(columns <= set(r) for r in rows)
@@ -178,3 +179,53 @@ def test_the_propagation_mode_reaches_the_engine(balls):
     forward = app.segment(prompt, PropagationMode(direction="forward")).mask.any((1, 2))
     assert not forward[:4].any() and forward[5]
     assert app.segment(prompt).mask[3].any() and app.segment(prompt).result is not None
+
+
+class HalfRightMethod(ConstantMethod):
+    """Predicts the reference of the ball whose prompts it gets, but only its lower or only its upper half; keeps all prompts."""
+
+    def __init__(self, name, references, is_lower):
+        super().__init__(name, False)
+        self.references, self.is_lower = references, is_lower
+
+    def segment(self, annotations, mode=DEFAULT_MODE):
+        self.requests.append((annotations, mode))
+        t, (x, y) = next((t, xy) for t, p in annotations.items() for xy, label in zip(p.points, p.labels, strict=True) if label)
+        centre = min(self.references, key=lambda r: abs(np.argwhere(r).mean(0) - (t, y, x)).sum())
+        mask = centre.copy()
+        mask[slice(4, None) if self.is_lower else slice(4)] = False
+        return Prediction(mask)
+
+
+@pytest.mark.parametrize("protocol", ["cvpr25", "isvalidate"])
+def test_each_method_is_clicked_by_its_own_errors(balls, protocol):
+    """The first prompts are the same for both methods; later clicks lie in the half that the method misses."""
+    case = read_cases(balls)[0]
+    volume = read_volume(case.image)
+    labels = Frames.of(volume).from_volume(read_mask(case.label, volume))
+    references = [labels == 1, labels == 2]
+    lower, upper = (HalfRightMethod(name, references, name == "lower") for name in ("lower", "upper"))
+    painter = ConstantMethod("painter", False)
+    painter.takes_clicks = False
+    report = evaluate_case(case, EvaluationSettings(protocol, edits=5), [lower, upper, painter])
+    assert {(r["method"], r["label"]) for r in report["rows"]} == {(m, x) for m in ("lower", "upper") for x in ("large", "small")}
+    assert {r["round"] for r in report["rows"]} == set(range(6)) and len(report["overlays"]) == 2
+    assert {t: p.key for t, p in lower.requests[0][0].items()} == {t: p.key for t, p in upper.requests[0][0].items()}
+    for method, is_missed in ((lower, lambda t: t >= 4), (upper, lambda t: t < 4)):
+        annotations = method.requests[-1][0]
+        clicks = [t for t, p in annotations.items() for label in p.labels if label == 1]
+        assert clicks and all(is_missed(t) for t in clicks[protocol == "isvalidate" :]), method.name
+
+
+def test_tolerance_reaches_the_surface_dice(balls):
+    def nsd(tolerance_mm):
+        settings = EvaluationSettings("cvpr25", labels=("large",), tolerance_mm=tolerance_mm)
+        return evaluate_case(read_cases(balls)[0], settings, [ConstantMethod("all", True)])["rows"][0]["nsd"]
+
+    assert nsd(0.5) < nsd(20.0) <= 1
+
+
+@pytest.mark.parametrize("change, words", [({"tolerance_mm": 0.0}, "tolerance"), ({"edits": 0}, "one edit")])
+def test_wrong_numbers(change, words):
+    with pytest.raises(OptionError, match=words):
+        EvaluationSettings("isvalidate", **change)

@@ -26,8 +26,9 @@ class FillMethod:
 
     def __init__(self, options=None):
         """Create the method; it has no options."""
-        self._interpolate = itk.morphological_contour_interpolator  # ITK loads the filter here, which takes seconds.
+        self._interpolate = itk.morphological_contour_interpolator
         self._frames: Frames | None = None
+        self._fill(np.ones((3, 1, 1), bool))  # ITK loads the filter at its first use, which takes seconds.
 
     def open(self, frames: Frames) -> None:
         self._frames = frames

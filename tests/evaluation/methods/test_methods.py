@@ -103,6 +103,13 @@ def test_builtin_takes_no_painted_slices(builtin, ball):
     np.testing.assert_array_equal(builtin.segment(INSIDE | {7: empty}).mask, builtin.segment(INSIDE).mask, "it cannot be told")
 
 
+def test_builtin_spreads_a_box_over_its_slices(builtin, ball):
+    """With a 3D box, the task gets the box on all its slices, and so finds the structure before the middle slice as well."""
+    annotations, mode = {4: box_prompt((11, 7), (29, 25))}, PropagationMode(box_slices=(2, 6), propagate=True)
+    mask = builtin.segment(annotations, mode).mask
+    assert not mask[:2].any() and all(dice(mask[t], ball[1][t]) > 0.5 for t in (3, 4, 5))
+
+
 def test_builtin_steps_along_any_axis(balls):
     """The task gets the volume with the slicing axis last."""
     volume = read_volume(read_cases(balls)[0].image)
