@@ -1,7 +1,7 @@
-"""Make the picture docs/ohif.png: a click in the real OHIF, which MONAI Label serves from Orthanc, in a headless Chromium.
+"""Make the picture docs/ohif.png: a click in the real OHIF, which the server brings, in a headless Chromium.
 
 examples:
-  pip install playwright ; apt install orthanc orthanc-dicomweb chromium
+  pip install playwright ; apt install chromium
   python docs/ohif_screenshot.py
 """
 
@@ -10,12 +10,13 @@ import logging
 import sys
 from pathlib import Path
 
+import requests
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for  # noqa: E402
+from lib.serving.launch import start_monailabel, stop, wait_for  # noqa: E402
 
 CHROMIUM_OPTIONS = [
     "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic",
@@ -55,26 +56,26 @@ def annotate(page: Page, address: str, study: str, segment: str, click_xy: tuple
 
 
 def main() -> None:
-    """Start Orthanc and MONAI Label, make the picture and stop both."""
+    """Start the server, make the picture and stop the server."""
     logging.basicConfig(level=logging.INFO)
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / "docs" / "ohif.png", help="the picture (default: docs/ohif.png)")
     p.add_argument("--port", type=int, default=8201, help="port of the MONAI Label server (default: %(default)s)")
-    p.add_argument("--study", default="ct_phantom", help="name of a study in sample-data (default: %(default)s)")
+    p.add_argument("--study", default="ct_phantom", help="name of an image in sample-data/nifti (default: %(default)s)")
     p.add_argument("--segment", default="liver", help="name of the segment (default: %(default)s)")
     p.add_argument("--at", default="0.33,0.47",
                    help="where to click, as shares of the axial viewport's width and height (default: %(default)s)")  # fmt: skip
     a = p.parse_args()
     processes: list = []
     try:
-        orthanc = start_orthanc(processes, ROOT / "sample-data" / "dicom")
-        processes.append(start_monailabel(orthanc["dicomweb"], "127.0.0.1", a.port))
+        processes.append(start_monailabel(str(ROOT / "sample-data" / "nifti"), "127.0.0.1", a.port))
         address = f"http://127.0.0.1:{a.port}"
         wait_for(f"{address}/info/", processes[-1])
+        study = requests.get(f"{address}/sam2/state", params={"image": a.study}, timeout=30).json()["StudyInstanceUID"]
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_OPTIONS)
             page = browser.new_page(viewport={"width": 1500, "height": 900})
-            annotate(page, address, orthanc["studies"][a.study], a.segment, tuple(float(v) for v in a.at.split(",")))
+            annotate(page, address, study, a.segment, tuple(float(v) for v in a.at.split(",")))
             page.screenshot(path=a.out)
             browser.close()
     finally:

@@ -1,15 +1,12 @@
 """Starts MONAI Label on a folder or a DICOM store, and prints what to click."""
 
 import atexit
-import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps" / "sam2"
 LOGS = ROOT / "build"
 LAST_LOG_LINES = 20  # Printed when a server fails.
-PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
 def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(), root_path: str = "") -> int:
@@ -80,41 +76,6 @@ def start_monailabel(
     with open(log, "w") as output:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # A killed server has then written all of its messages.
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-
-
-def start_orthanc(processes: list, dicom: Path, port: int = 8042, log: Path | None = None) -> dict | None:
-    """Start a private Orthanc on loopback that holds the DICOM files below the folder `dicom`.
-
-    Args:
-        processes: List to which the new process is appended.
-        port: First port to try.
-        log: File that takes its output, emptied first; None for one in a temporary folder.
-
-    Returns:
-        {"dicomweb": address, "studies": {description: StudyInstanceUID}}, or None if Orthanc or its DICOMweb plugin is not installed.
-    """
-    program = shutil.which("Orthanc")
-    plugin = next((p for d in PLUGINS if (p := Path(d, "libOrthancDicomWeb.so")).exists()), None)
-    if program is None or plugin is None:
-        return None
-    port = next(p for p in range(port, port + 50) if _is_free("127.0.0.1", p))
-    folder = Path(tempfile.mkdtemp(prefix="orthanc_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    settings = {
-        "Name": "samples", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
-        "HttpPort": port, "DicomServerEnabled": False, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-        "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    log, address = log or folder / "orthanc.log", f"http://127.0.0.1:{port}"
-    with open(log, "w") as output:
-        processes.append(subprocess.Popen([program, str(folder / "orthanc.json")], stdout=output, stderr=subprocess.STDOUT))
-    wait_for(f"{address}/system", processes[-1], log=log)
-    for file in sorted(dicom.rglob("*.dcm")):
-        requests.post(f"{address}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
-    tags = [study["MainDicomTags"] for study in requests.get(f"{address}/studies?expand", timeout=30).json()]
-    studies = {t.get("StudyDescription", t["StudyInstanceUID"]): t["StudyInstanceUID"] for t in tags}
-    return {"dicomweb": f"{address}/dicom-web", "studies": studies}
 
 
 def wait_for(address: str, process: subprocess.Popen, timeout_s: float = 180, log: Path | None = None) -> None:

@@ -1,7 +1,6 @@
 """The script run.py on a few small cases that are made here, and its judgements of answers that are wrong."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from lib.imaging.dicom.segmentations import write_segmentation
 from lib.imaging.dicom.stacks import find_stacks
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_mask
-from lib.serving.launch import PLUGINS
 from tests.imaging.real_cases import LPS, lps_affine, save_dicom, series, tilted_affine, write_nifti
 from tests.real_files.cases import BALL, Case, Verdict, complaint, judge_mask, read_cases, refusal, worst
 from tests.real_files.ways import _slice_positions, judge_segmentation, verdict_of
+from tests.serving import orthanc
 
 RUN = Path(__file__).with_name("run.py")
-HAS_ORTHANC = bool(shutil.which("Orthanc")) and any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
 SHAPE, CENTRE_IJK, RADIUS_MM = (48, 40, 14), (27, 17, 6), 11.0
 SPACING_MM = (1.5, 2.0, 3.0)
 
@@ -64,13 +62,13 @@ def cases(tmp_path_factory):
 
 @pytest.mark.server
 def test_all_ways_give_the_wanted_answers(cases, tmp_path):
-    ways = ["cli", "folder"] + ["orthanc"] * HAS_ORTHANC
+    ways = ["cli", "folder"] + ["orthanc"] * orthanc.IS_INSTALLED
     command = [sys.executable, str(RUN), "--cases", str(cases), "--ways", ",".join(ways), "--json", str(tmp_path / "verdicts.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = json.loads((tmp_path / "verdicts.json").read_text())
     kinds = {name: [v["kind"] for v in row.values()] for name, row in verdicts.items()}
-    store = ["right"] * HAS_ORTHANC, ["refused"] * HAS_ORTHANC, ["not asked"] * HAS_ORTHANC
+    store = ["right"] * orthanc.IS_INSTALLED, ["refused"] * orthanc.IS_INSTALLED, ["not asked"] * orthanc.IS_INSTALLED
     assert kinds == {
         "with_label": ["right", "right", *store[2]], "dcm_tilt": ["right", "right", *store[0]],
         "dcm_missing": ["refused", "refused", *store[1]],

@@ -16,9 +16,10 @@ import numpy as np
 import pydicom
 import requests
 
-from lib.serving.launch import start_monailabel, start_orthanc, stop, wait_for
+from lib.serving.launch import start_monailabel, stop, wait_for
 from tests.imaging.real_cases import frame_points
 from tests.real_files.cases import BALL, Case, Grid, Verdict, holds_ball, judge, judge_mask, read_as_client, refusal, worst
+from tests.serving import orthanc
 from tests.serving.processes import free_port
 from tests.serving.test_server import slicer_client
 
@@ -201,11 +202,11 @@ class DicomStore(_Server):
     """An Orthanc with the series of all DICOM cases."""
 
     def __init__(self, folder: Path, cases: list[Case]):
+        if not orthanc.IS_INSTALLED:
+            raise SystemExit("Orthanc with its DICOMweb plugin is not installed; choose other --ways.")
         (folder / "nothing").mkdir()
         processes: list = []
-        store = start_orthanc(processes, folder / "nothing", free_port())
-        if store is None:
-            raise SystemExit("Orthanc with its DICOMweb plugin is not installed; choose other --ways.")
+        store = orthanc.start_orthanc(processes, folder / "nothing", free_port())
         self._orthanc = store["dicomweb"].removesuffix("/dicom-web")
         self._series, self._not_stored = {}, {}
         for case in cases:

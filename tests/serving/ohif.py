@@ -15,16 +15,16 @@ from PIL import Image
 from lib.common.errors import OptionError
 from lib.imaging.masks import deepest_pixel
 from lib.samples import phantom
-from lib.serving.launch import PLUGINS, start_monailabel, start_orthanc, stop, wait_for
+from lib.serving.launch import start_monailabel, stop, wait_for
+from tests.serving import orthanc
 from tests.serving.processes import free_port
 
 CHROMIUM = shutil.which("chromium")
-PLUGIN = any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
 playwright = pytest.importorskip("playwright.sync_api")
 FOLDER_MARKS = [pytest.mark.server, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
 MARKS = [
     pytest.mark.server,
-    pytest.mark.skipif(not (CHROMIUM and PLUGIN and shutil.which("Orthanc")), reason="needs chromium, Orthanc and its DICOMweb plugin"),
+    pytest.mark.skipif(not (CHROMIUM and orthanc.IS_INSTALLED), reason="needs chromium, Orthanc and its DICOMweb plugin"),
 ]
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build"
 ARGUMENTS = [
@@ -87,18 +87,18 @@ def stack(folder, labels):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "cache"))
         try:
-            store = start_orthanc(processes, folder / "dicom", free_port())
+            store = orthanc.start_orthanc(processes, folder / "dicom", free_port())
             port = free_port()
             conf = [(k, str(folder / k)) for k in ("rounds", "versions")] + [("labels", ",".join(labels))]
             processes.append(start_monailabel(store["dicomweb"], "127.0.0.1", port, conf))
-            address, orthanc = f"http://127.0.0.1:{port}", store["dicomweb"].removesuffix("/dicom-web")
+            address, store_address = f"http://127.0.0.1:{port}", store["dicomweb"].removesuffix("/dicom-web")
             try:
                 wait_for(f"{address}/info/", processes[-1])
             except OptionError as e:
                 pytest.fail(str(e))
-            all_series = requests.get(f"{orthanc}/series?expand", timeout=30).json()
+            all_series = requests.get(f"{store_address}/series?expand", timeout=30).json()
             series = {s["MainDicomTags"]["SeriesDescription"]: s["MainDicomTags"]["SeriesInstanceUID"] for s in all_series}
-            yield address, orthanc, series, store["studies"]
+            yield address, store_address, series, store["studies"]
         finally:
             stop(processes)
 

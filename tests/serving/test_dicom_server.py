@@ -1,7 +1,6 @@
 """Tests of a real server on a real Orthanc: what clients get of series of all kinds, and what arrives in the DICOM store."""
 
 import json
-import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -14,17 +13,15 @@ from lib.imaging.readers import read_grid, read_mask
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_mask
 from lib.samples import phantom, sample_data
-from lib.serving.launch import PLUGINS, start_orthanc, stop
+from lib.serving.launch import stop
 from tests.imaging.dicom.series import SHAPE, positions_mm, write_multi_frame, write_single_frames
+from tests.serving import orthanc
 from tests.serving.faults import KillableServer
 from tests.serving.processes import free_port
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(
-        not (shutil.which("Orthanc") and any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)),
-        reason="needs Orthanc and its DICOMweb plugin",
-    ),
+    pytest.mark.skipif(not orthanc.IS_INSTALLED, reason="needs Orthanc and its DICOMweb plugin"),
 ]
 TILT_MM = 0.8
 GAP, TILTED, ECHOES = "1.2.3.10", "1.2.3.20", "1.2.3.30"
@@ -44,7 +41,7 @@ def site(tmp_path_factory):
     volume, _ = phantom.abdomen(seed=1, shape=(48, 48, 12), spacing_mm=(7.0, 7.0, 20.0))
     sample_data.write_dicom(volume, folder / "dicom" / "ct", modality="CT", description="ct")
     try:
-        store = start_orthanc(processes, folder / "dicom", free_port())
+        store = orthanc.start_orthanc(processes, folder / "dicom", free_port())
         series = requests.get(f"{store['dicomweb']}/series", params={"PatientID": "SAMPLE-ct"}, timeout=30).json()
         conf = [(k, str(folder / k)) for k in ("rounds", "versions")]
         server = KillableServer(store["dicomweb"], conf, MONAI_LABEL_DICOMWEB_CACHE_PATH=folder / "cache")

@@ -75,7 +75,7 @@ def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log(studie
 
 
 def test_a_server_that_ends_is_reported_with_the_end_of_its_log(studies, port, tmp_path, monkeypatch, capsys):
-    def start(studies, host, port, conf, log):
+    def start(studies, host, port, conf, log, root_path):
         with open(log, "w") as output:
             return subprocess.Popen([sys.executable, "-c", "for n in range(99): print('message', n)\nraise SystemExit(5)"], stdout=output)
 
@@ -88,30 +88,29 @@ def test_a_server_that_ends_is_reported_with_the_end_of_its_log(studies, port, t
     assert "status 5" in error and "message 98" in error and "message 79\n" in error and "message 78" not in error
 
 
-def test_sample_data_are_served_to_slicer_and_to_ohif(tmp_path, monkeypatch, capsys):
-    started = {}
+def test_one_server_serves_the_sample_data_to_all_clients(tmp_path, monkeypatch, capsys):
+    started = []
 
-    def start(studies, host, port, conf, log):
-        started[port] = studies, log.name
+    def start(studies, host, port, conf, log, root_path):
+        started.append((studies, port, log.name, root_path))
         return SimpleNamespace(poll=lambda: 0, returncode=0, terminate=lambda: None, wait=lambda seconds: 0)
-
-    def start_orthanc(processes, dicom, log):
-        processes.append(start("dicom", "127.0.0.1", 8042, (), log))
-        return {"dicomweb": "http://127.0.0.1:8042/dicom-web", "studies": {"ct": "1.2.3"}}
 
     monkeypatch.setattr(launch, "LOGS", tmp_path)
     monkeypatch.setattr(launch, "start_monailabel", start)
-    monkeypatch.setattr(launch, "start_orthanc", start_orthanc)
     monkeypatch.setattr(launch, "wait_for", lambda *_, **__: None)
     monkeypatch.setattr(launch, "_check_free", lambda *_: None)
     monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
-    (tmp_path / "orthanc.log").touch()
-    assert launch.serve(None, port=8000) == 0
+    (tmp_path / "server_8000.log").touch()
+    assert launch.serve(None, port=8000, root_path="/monai") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert started[8000] == (str(ROOT / "sample-data" / "nifti"), "server_8000.log")
-    assert started[8001] == ("http://127.0.0.1:8042/dicom-web", "server_8001.log") and started[8042] == ("dicom", "orthanc.log")
-    assert "   ct: http://127.0.0.1:8001/ohif/monai-label?StudyInstanceUIDs=1.2.3" in lines
-    assert len(lines) <= 25 and lines[-1].strip() == "http://127.0.0.1:8001/sam2/"
+    assert started == [(str(ROOT / "sample-data" / "nifti"), 8000, "server_8000.log", "/monai")]
+    assert len(lines) <= 25 and lines[-1].strip() == "http://127.0.0.1:8000/monai/sam2/"
+
+
+@pytest.mark.parametrize("root_path", ["monai", "/monai/", "/", "/a b", "/<x>"])
+def test_a_root_path_that_cannot_be_one_is_refused(studies, root_path):
+    with pytest.raises(OptionError, match="must look like /monai"):
+        launch.serve(str(studies), root_path=root_path)
 
 
 def test_a_process_that_does_not_answer_is_an_error(tmp_path):

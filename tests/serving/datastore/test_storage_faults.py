@@ -21,8 +21,9 @@ from fastapi import HTTPException
 from lib.samples import phantom, sample_data
 from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.studies import StudiesDatastore
-from lib.serving.launch import PLUGINS, start_orthanc, stop
+from lib.serving.launch import stop
 from lib.serving.web.http_errors import clear_errors
+from tests.serving import orthanc
 from tests.serving.active_learning.test_strategies import note_round
 from tests.serving.faults import (
     KillableServer,
@@ -36,8 +37,6 @@ from tests.serving.faults import (
 from tests.serving.processes import free_port
 
 pytestmark = pytest.mark.server
-
-HAS_ORTHANC = shutil.which("Orthanc") and any(Path(d, "libOrthancDicomWeb.so").exists() for d in PLUGINS)
 
 
 @pytest.fixture
@@ -126,14 +125,14 @@ def suspended(process):
         process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.skipif(not HAS_ORTHANC, reason="needs Orthanc and its DICOMweb plugin")
+@pytest.mark.skipif(not orthanc.IS_INSTALLED, reason="needs Orthanc and its DICOMweb plugin")
 def test_a_dicom_store_that_fails(tmp_path):
     for n in range(2):
         volume, _ = phantom.abdomen(seed=n, shape=(48, 48, 12), spacing_mm=(7.0, 7.0, 20.0))
         sample_data.write_dicom(volume, tmp_path / "dicom" / str(n), modality="CT", description=f"ct_{n}")
     processes = []
     try:
-        store = start_orthanc(processes, tmp_path / "dicom", free_port())
+        store = orthanc.start_orthanc(processes, tmp_path / "dicom", free_port())
         conf = [(k, str(tmp_path / k)) for k in ("rounds", "versions")] + [("store_seconds", "2")]
         server = KillableServer(store["dicomweb"], conf, MONAI_LABEL_DICOMWEB_CACHE_PATH=tmp_path / "cache")
         processes.append(server.process)
