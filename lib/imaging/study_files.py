@@ -17,7 +17,7 @@ IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".nhdr", ".mhd", ".hdr.gz",
 LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 DICOM_ENDINGS = (".dcm", ".ima")
 MAX_DEPTH = 6  # Levels of subfolders, as in CENTRE/PATIENT/STUDY/SERIES.
-_OWN_NAMES = ("datastore_v2.json", "sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.
+_OWN_NAMES = ("sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.
 _LABEL_FOLDERS = ("labels", "labelsTr", "labelsTs")  # Those of MONAI Label, the Medical Segmentation Decathlon and nnU-Net.
 _HEADER_ENDINGS = (".hdr", ".hdr.gz", ".mhd", ".nhdr")
 _VOXEL_ENDINGS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
@@ -82,7 +82,7 @@ class FolderScan:
         files, subfolders = [], []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                if entry.name in excluded or entry.name.endswith((".tmp", ".damaged")):
+                if entry.name in excluded or entry.name.endswith(".tmp") or entry.name.startswith("datastore_v2.json"):
                     continue
                 path = folder / entry.name
                 try:

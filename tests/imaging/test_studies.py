@@ -103,7 +103,7 @@ def test_what_is_no_image_is_left_out_with_its_reason(tmp_path, caplog):
     (folder / "notes.txt").write_text("x")
     write_nrrd(folder / "a.seg.nrrd", nrrd_fields())
     write(folder / "decathlon" / "labelsTr" / "a.nii.gz")
-    for name in ("labels/final/a.nii.gz", "sam2_rounds/a.json", "datastore_v2.json", ".lock"):  # The server's own files are no news.
+    for name in ("labels/final/a.nii.gz", "sam2_rounds/a.json", "datastore_v2.json.damaged1", ".lock"):  # The server's own files are no news.
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     studies = StudiesFolder(folder)

@@ -22,7 +22,7 @@ from lib.imaging.volume import Grid
 from lib.serving.datastore.changes import ChangeHandler
 from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name
 from lib.serving.datastore.conversion import CONVERTED_ENDING, ConvertedImages
-from lib.serving.datastore.dicom_labels import read_label, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.folder import FolderDatastore, file_entry
 
 FINAL = "final"
@@ -218,10 +218,11 @@ class StudiesDatastore(FolderDatastore):
             file = write_labels(labels, grid, Path(folder, "label.nrrd")) if is_bare else label_filename
             image_id = super().save_label(image_id, str(file), label_tag, label_info)
         if image.stack is not None:
-            self._write_segmentation(image_id, label_tag, labels, image.stack, (label_info or {}).get("label_info"))
+            rows = segment_rows((label_info or {}).get("label_info"), labels)
+            self._write_segmentation(image_id, label_tag, labels, image.stack, rows)
         return image_id
 
-    def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, rows) -> None:
+    def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, rows: list[dict]) -> None:
         """Write a label of a DICOM image as DICOM SEG, which refers to the image's files; log why it cannot be written."""
         path = self._segmentation_file(image_id, tag)
         try:
