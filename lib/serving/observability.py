@@ -72,7 +72,7 @@ class RequestMonitor:
             route = getattr(scope.get("route"), "path", "other")
             REQUESTS.labels(scope["method"], route, status).inc()
             DURATION.labels(route).observe(seconds)
-            level = logging.DEBUG if route == "other" or scope["path"].startswith(DEBUG_PATHS) else logging.INFO
+            level = logging.DEBUG if route == "other" or route.startswith(DEBUG_PATHS) else logging.INFO
             if logger.isEnabledFor(level):
                 client = notes.pop("client", (scope.get("client") or ["-"])[0])
                 fields = {"client": client, "method": scope["method"], "path": scope["path"], "status": status}

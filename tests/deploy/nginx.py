@@ -1,4 +1,4 @@
-"""Runs nginx with the shipped deploy/nginx.conf, in which only addresses and paths are replaced."""
+"""Runs nginx with the shipped configurations, in which only addresses and paths are replaced."""
 
 import datetime
 import ipaddress
@@ -18,22 +18,25 @@ PROGRAM = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-def write_configuration(folder: Path, servers: dict[str, str], plain: int, tls: int) -> Path:
-    """Write the shipped configuration with this machine's addresses and a certificate, and return its path.
+def write_configuration(folder: Path, servers: dict[str, str], plain: int | None, tls: int, name: str = "nginx.conf") -> Path:
+    """Write a shipped configuration with this machine's addresses and a certificate, and return its path.
 
     Args:
         servers: for each "host:port" in the file, the one to put in its place.
-        plain, tls: ports to listen on without and with TLS.
+        plain, tls: ports to listen on without and with TLS; plain is None if the configuration has none.
+        name: name of the configuration.
     """
     write_certificate(folder)
     paths = "".join(f"    {t}_temp_path {folder}/{t};\n" for t in TEMPORARY)
     replaced = {
-        **servers, "listen 127.0.0.1:8080": f"listen 127.0.0.1:{plain}", "listen 443": f"listen 127.0.0.1:{tls}",
-        "/etc/nginx/certificates": str(folder), "/run/nginx.pid": f"{folder}/nginx.pid", "http {\n": f"http {{\n{paths}",
+        **servers, "listen 443": f"listen 127.0.0.1:{tls}", "/etc/nginx/certificates": str(folder),
+        "/run/nginx.pid": f"{folder}/nginx.pid", "http {\n": f"http {{\n{paths}",
     }  # fmt: skip
-    text = (DEPLOY / "nginx.conf").read_text()
+    if plain is not None:
+        replaced["listen 127.0.0.1:8080"] = f"listen 127.0.0.1:{plain}"
+    text = (DEPLOY / name).read_text()
     for old, new in replaced.items():
-        assert old in text, f"deploy/nginx.conf does not have {old!r} any more"
+        assert old in text, f"deploy/{name} does not have {old!r} any more"
         text = text.replace(old, new)
     path = folder / "nginx.conf"
     path.write_text(text)

@@ -1,0 +1,72 @@
+"""A server under a path of an address with TLS, behind the real nginx with the shipped configuration, in the real OHIF."""
+
+import time
+
+import nibabel as nib
+import pytest
+import requests
+
+from lib.samples import phantom
+from tests.deploy import nginx
+from tests.serving import ohif
+from tests.serving.ohif import SCREENSHOTS, Viewer, voxel_in
+from tests.serving.processes import free_port, running
+
+pytestmark = [*ohif.FOLDER_MARKS, pytest.mark.skipif(nginx.PROGRAM is None, reason="nginx is not installed")]
+SEGMENTS = {"kidney_left": 1, "liver": 2}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """Yield a folder with studies that hold one image, the image, and its labels (I, J, K)."""
+    folder = tmp_path_factory.mktemp("path")
+    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
+    (folder / "studies").mkdir()
+    nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "studies" / "ct.nii.gz")
+    return folder, volume, organs
+
+
+@pytest.fixture(scope="module")
+def address(image):
+    """The address of the server behind nginx, https://127.0.0.1:PORT/monai."""
+    folder, tls = image[0], free_port()
+    with ohif.folder_server(folder, SEGMENTS, root_path="/monai") as server:
+        conf = nginx.write_configuration(folder, {"127.0.0.1:8000": server.removeprefix("http://")}, None, tls, "nginx-path.conf")
+        with running(nginx.command(conf), f"{server}/info/", 20):
+            address = f"https://127.0.0.1:{tls}/monai"
+            wait_until_open(address)
+            yield address
+
+
+def wait_until_open(address):
+    for _ in range(100):
+        try:
+            return requests.get(f"{address}/info/", verify=False, timeout=5).raise_for_status()
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    pytest.fail("nginx does not answer")
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_ohif_draws_and_answers_under_a_path(image, address):
+    _, volume, organs = image
+    state = requests.get(f"{address}/sam2/state", params={"image": "ct"}, verify=False, timeout=30).json()
+    found = requests.get(f"{address}/dicomweb/studies", verify=False, timeout=30).json()[0]
+    assert found["00081190"]["Value"] == [f"{address}/dicomweb/studies/{state['StudyInstanceUID']}"]
+    with ohif.chromium() as browser:
+        page = browser.new_page(viewport={"width": 1500, "height": 900}, ignore_https_errors=True)
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        ohif.connect(page, address, state["StudyInstanceUID"])
+        viewer = Viewer(page, volume)
+        click = voxel_in(organs, "kidney_left", viewer.k)
+        viewer.pick("kidney_left")
+        viewer.click(click)
+        assert viewer.run()[tuple(click)] == SEGMENTS["kidney_left"]
+        page.screenshot(path=SCREENSHOTS / "ohif_path.png")
+        page.goto(f"{address}/sam2/")
+        page.get_by_role("link", name="open in OHIF").first.click()
+        page.wait_for_selector("#bar")
+        page.frame_locator("#ohif").locator("canvas").first.wait_for(timeout=60_000)
+    elsewhere = {url for url in asked if not url.startswith((f"{address}/", "blob:", "data:"))}
+    assert not elsewhere, "all requests go to the path"
