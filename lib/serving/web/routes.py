@@ -157,7 +157,7 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
     app = app_instance()
     image = _check_image(app, image)
     if not _is_in_ohif(app, image):
-        raise HTTPException(422, f"{image} cannot be read, so OHIF cannot show it; the server's log says why.")
+        raise HTTPException(422, f"OHIF cannot show {image}: it has a single slice, or cannot be read (see the server's log). Use 3D Slicer.")
     requested = request.query_params.get("slice")
     with clear_errors():
         t = None if requested is None else _parse_number("slice", requested)
@@ -239,8 +239,9 @@ def _ohif_link(request: Request, app, image: str, t: int | None) -> str | None:
 
 
 def _is_in_ohif(app, image: str) -> bool:
-    """Return whether OHIF can show an image."""
-    return isinstance(app.datastore(), DICOMWebDatastore) or SeriesIndex.of(app).of_image(image) is not None
+    """Return whether OHIF can show an image. Its annotation mode draws nothing for a single slice."""
+    series = SeriesIndex.of(app).of_image(image)
+    return isinstance(app.datastore(), DICOMWebDatastore) or (series is not None and len(series.sop_uids) > 1)
 
 
 def _listing(app) -> Listing:

@@ -251,10 +251,13 @@ def test_files_are_opened_in_ohif_by_their_own_identifiers(serve):
     assert len(uids) == 2 and all(f'"{key}": "{uid}"' in text for key, uid in uids.items())
 
 
-def test_ohif_does_not_open_what_cannot_be_read(serve, studies):
+def test_ohif_does_not_open_what_it_cannot_show(serve, studies):
     (studies / "damaged.nii.gz").write_bytes(b"\x1f\x8b damaged")
-    answer = serve()[1].get("/sam2/ohif?image=damaged")
-    assert answer.status_code == 422 and "damaged cannot be read" in answer.json()["detail"]
+    save(studies / "flat.nii.gz", np.zeros((20, 16, 1), np.int16))
+    client = serve()[1]
+    for image in ("damaged", "flat"):
+        answer = client.get("/sam2/ohif", params={"image": image})
+        assert answer.status_code == 422 and f"OHIF cannot show {image}" in answer.json()["detail"]
 
 
 def test_a_store_that_does_not_answer_is_reported_with_a_sentence(serve, monkeypatch):
