@@ -161,7 +161,8 @@ def test_protocols_with_this_engine(balls, protocol, mode, settings, columns):
     rows = report["rows"]
     assert {r["setting"] for r in rows} == set(settings) and all(columns <= set(r) for r in rows)
     assert max(r["dice"] for r in rows) > 0.6
-    assert all(0 <= r["dice"] <= 1 and r["seconds"] > 0 for r in rows) and len(report["overlays"]) == 1
+    assert all(0 <= r["dice"] <= 1 for r in rows) and len(report["overlays"]) == 1
+    assert all(r["seconds"] > 0 for r in rows if protocol != "cvpr25" or not r["round"]), "without a further click nothing is computed"
 
 
 def test_candidates_are_the_decoders_three_masks(balls):

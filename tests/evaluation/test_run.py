@@ -1,7 +1,10 @@
 """Test runs: which results are kept, which cases are repeated, errors, and a process that is killed."""
 
 import csv
+import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from lib.common.errors import UserError
 from lib.evaluation import report, run
 from lib.evaluation.case_evaluation import EvaluationSettings
@@ -154,6 +158,30 @@ def test_a_killed_and_resumed_run_gives_the_same_results(balls, uninterrupted, t
     assert done.returncode == 0 and f"{len(kept)} of 3 cases are finished already" in done.stderr, done.stderr
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished cases are not repeated"
     assert read_results(tmp_path) == read_results(uninterrupted)
+
+
+def test_random_clicks_from_the_command_line(balls, tmp_path, caplog):
+    """The options reach the run, and the run is resumed with the same options only."""
+    caplog.set_level(logging.INFO)
+    command = ["evaluate", "--protocol", "isvalidate", "--edits", "3", "--method", "classical", "--data", str(balls), "--out", str(tmp_path)]
+    assert main.main([*command, "--tolerance", "4"]) == 0
+    rows, text = read_results(tmp_path), (tmp_path / "summary.md").read_text()
+    assert {r["method"] for r in rows} == {"classical"} and max(int(r["round"]) for r in rows) == 3
+    assert "Dice nAUC@3" in text and "tolerance of 4 mm" in text and "| random walker |" in text
+    assert main.main([*command, "--tolerance", "4"]) == 0 and "3 of 3 cases are finished already" in caplog.text
+    with pytest.raises(SystemExit):
+        main.main(command)  # The tolerance is 2 mm now.
+
+
+def test_the_tolerance_is_that_of_the_data_set(balls, tmp_path):
+    """Three balls pose as a task of the Decathlon, for which the authors of IS_Validate have a tolerance."""
+    task = tmp_path / "Task04_Hippocampus"
+    shutil.copytree(balls, task)
+    arguments = ["--limit", "1", "--labels", "large", "--method", "classical", "--data", str(task)]
+    for protocol, tolerance_mm in (("isvalidate", 1.0), ("cvpr25", 2.0)):
+        out = tmp_path / protocol
+        assert main.main(["evaluate", "--protocol", protocol, "--out", str(out), *arguments]) == 0
+        assert json.loads((out / "run.json").read_text())["tolerance_mm"] == tolerance_mm
 
 
 def test_ray_gives_the_same(balls, uninterrupted, tmp_path):

@@ -43,7 +43,7 @@ class ClassicalMethod:
     def segment(self, annotations: Annotations, mode: PropagationMode = DEFAULT_MODE) -> Prediction:
         seeds, shape = self._make_seeds(annotations), self._frames.stack.shape
         probability = random_walker(
-            self._image, seeds, beta=130, mode="cg_j", tol=1e-3, spacing=self._spacing, return_full_prob=True,
+            self._image, seeds, beta=130, mode="cg_j", tol=1e-3, spacing=self._spacing, return_full_prob=True, prob_tol=0.1,
         )  # fmt: skip
         enlarged = ndimage.zoom(probability[0], np.array(shape) / np.array(seeds.shape), order=1)
         mask = enlarged[tuple(slice(n) for n in shape)] > 0.5
