@@ -3,7 +3,7 @@
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
     [--conf random any_volume] [--conf auto_scoring true] [--conf concurrent 1] [--conf queue 64] [--conf queue_per_client 8]
-    [--conf store_seconds 60]
+    [--conf store_seconds 60] [--conf lend_minutes 15]
 """
 
 import hashlib
@@ -18,8 +18,6 @@ if ROOT in sys.path:
 sys.path.insert(0, ROOT)
 
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
-from monailabel.tasks.activelearning.first import First  # noqa: E402
-from monailabel.tasks.activelearning.random import Random  # noqa: E402
 
 from lib.engine.request import parse_bool  # noqa: E402
 from lib.engine.segmenter import Segmenter  # noqa: E402
@@ -28,8 +26,8 @@ from lib.model.feature_cache import FeatureCache  # noqa: E402
 from lib.model.feature_overflow import HOST_BYTES, FeatureOverflow  # noqa: E402
 from lib.serving.active_learning.annotation_records import AnnotationRecords  # noqa: E402
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
-from lib.serving.active_learning.strategies import WorstSlice, WorstVolume  # noqa: E402
-from lib.serving.app import HttpErrorsMixin, PrefetchMixin, RoutesMixin  # noqa: E402
+from lib.serving.active_learning.strategies import AnyVolume, FirstVolume, WorstSlice, WorstVolume  # noqa: E402
+from lib.serving.app import HttpErrorsMixin, PrefetchMixin, RoutesMixin, SharingMixin  # noqa: E402
 from lib.serving.datastore.dicom import DatastoreMixin  # noqa: E402
 from lib.serving.datastore.labels import parse_labels  # noqa: E402
 from lib.serving.inference.checkpoint_catalog import CheckpointCatalog  # noqa: E402
@@ -37,7 +35,7 @@ from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # 
 from lib.serving.training import Sam2Train  # noqa: E402
 
 
-class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAILabelApp):
+class Sam2App(HttpErrorsMixin, PrefetchMixin, SharingMixin, RoutesMixin, DatastoreMixin, MONAILabelApp):
     """The MONAI Label app with its tasks. Constructing it loads no checkpoint and starts no thread."""
 
     def __init__(self, app_dir, studies, conf):
@@ -71,8 +69,8 @@ class Sam2App(HttpErrorsMixin, PrefetchMixin, RoutesMixin, DatastoreMixin, MONAI
         return CheckpointCatalog.of(self.conf.get("checkpoint", "embedded"), folder)
 
     def init_strategies(self):
-        by_records = {"worst_slice": WorstSlice(self.records), "worst_volume": WorstVolume(self.records)}
-        strategies = {**by_records, "any_volume": Random(), "first": First()}
+        kinds = {"worst_slice": WorstSlice, "worst_volume": WorstVolume, "any_volume": AnyVolume, "first": FirstVolume}
+        strategies = {name: kind(self.records, self.lending, self.readable_volumes) for name, kind in kinds.items()}
         name = self.conf.get("random", "worst_slice")  # OHIF always asks for the strategy "random".
         if name not in strategies:
             raise ValueError(f"--conf random {name}: choose one of {', '.join(strategies)}.")

@@ -1,6 +1,10 @@
-"""Mix-ins of the app, listed before `MONAILabelApp` among its bases: HTTP errors, volumes opened ahead, and the app's own routes."""
+"""Mix-ins of the app, to be listed before `MONAILabelApp` among its bases.
+
+They bring HTTP errors, volumes opened ahead, loans of volumes, and the app's own routes.
+"""
 
 import logging
+import math
 import threading
 from functools import cached_property
 
@@ -8,7 +12,9 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
-from lib.common.errors import VolumeError
+from lib.common.errors import OptionError
+from lib.serving.active_learning.lending import LEND_MINUTES, Lending
+from lib.serving.active_learning.readable_volumes import ReadableVolumes
 from lib.serving.datastore.labels import saved_label
 from lib.serving.datastore.sessions import UploadSessions
 from lib.serving.inference.tasks import VolumeCache
@@ -38,22 +44,10 @@ class PrefetchMixin:
     """Starts to read and encode a volume in the background when it is proposed by *Next Sample* or uploaded as a session."""
 
     def next_sample(self, request):
-        """Answer as MONAI Label does, but go on to another image if the chosen one cannot be read.
-
-        Raises:
-            VolumeError: The datastore offers an image again that could not be read.
-        """
-        failures = set()
-        while True:
-            try:
-                answer = super().next_sample(request)
-                self.open_ahead(answer.get("path"))
-                return answer
-            except VolumeError as e:
-                if str(e) in failures:
-                    raise
-                failures.add(str(e))
-                logger.warning("Next Sample goes on to another image: %s", e)
+        """Answer as MONAI Label does, and open the volume that is proposed."""
+        answer = super().next_sample(request)
+        self.open_ahead(answer.get("path"))
+        return answer
 
     def _load_sessions(self, load=False):
         if not load:
@@ -75,6 +69,31 @@ class PrefetchMixin:
         thread = threading.Thread(target=open_or_log, name="open", daemon=True)
         thread.start()
         return thread
+
+
+class SharingMixin:
+    """Holds what the strategies need so that several annotators share the volumes: the loans, and which volumes cannot be read."""
+
+    @cached_property
+    def lending(self) -> Lending:
+        """Who has which volume, kept in the folder of the annotation records.
+
+        Raises:
+            OptionError: The value of `--conf lend_minutes` is not a positive number.
+        """
+        text = str(self.conf.get("lend_minutes", LEND_MINUTES))
+        try:
+            minutes = float(text)
+        except ValueError:
+            minutes = math.nan
+        if not 0 < minutes < math.inf:
+            raise OptionError(f"--conf lend_minutes {text}: give a number of minutes that is greater than 0.")
+        return Lending(self.records.folder / ".lending", minutes)
+
+    @cached_property
+    def readable_volumes(self) -> ReadableVolumes:
+        """Opens volumes for the strategies by the cache from which inference takes them."""
+        return ReadableVolumes(lambda path: self._infers["sam2"].read(path))
 
 
 class RoutesMixin:

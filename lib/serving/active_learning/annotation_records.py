@@ -56,9 +56,9 @@ class AnnotationRecords:
         """
         mask = frames.from_volume(result.mask)
         annotated = frozenset(result.annotated)
-        structure = structure_of(request)
         with self._lock:
             records = self.for_image(image)
+            structure = record_key(records, request)
             corrections = self._corrections(records.get(structure) or {}, image, structure, annotated, mask)
             shift = learned_dice_shift(*zip(*corrections, strict=True)) if corrections else 0.0
             state = RoundState(frames, None, result.estimates, mask, annotated, shift)
@@ -99,8 +99,12 @@ class AnnotationRecords:
                 self._mask_file(image, structure).unlink(missing_ok=True)
             self._file(image).unlink(missing_ok=True)
 
+    def key_of(self, image: str, request: dict) -> str:
+        """Return the key under which the record of a request is or would be kept, see `record_key`."""
+        return record_key(self.for_image(image), request)
+
     def mask(self, image: str, structure: str) -> np.ndarray | None:
-        """Return the last mask of a structure, bool (T, Y, X), or None if there is none that can be read."""
+        """Return the last mask under the key of a record, bool (T, Y, X), or None if there is none that can be read."""
         try:
             return _unpack_mask(self._mask_file(image, structure))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -163,6 +167,19 @@ def structure_of(request: dict) -> str:
     if isinstance(clicks, str):
         clicks = json.loads(clicks) or [None]
     return structure_name(request) or ("" if clicks[0] is None else "@" + ",".join(str(round(float(v))) for v in clicks[0]))
+
+
+def record_key(records: dict[str, dict], request: dict) -> str:
+    """Return the key of a request's record among those of its image.
+
+    It is the structure's, and names the client as well if another client has begun that structure, so that neither overwrites the other's.
+
+    >>> record_key({"spleen": {"client": "anna"}}, {"label": "spleen", "client_id": "ben"}), record_key({}, {"label": "spleen"})
+    ('spleen by ben', 'spleen')
+    """
+    structure, client = structure_of(request), str(request.get("client_id") or "")
+    is_of_another = structure in records and records[structure]["client"] != client
+    return f"{structure} by {client}" if is_of_another else structure
 
 
 def _to_json(proposal: Proposal) -> dict:

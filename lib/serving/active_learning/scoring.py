@@ -124,7 +124,8 @@ class SliceDice(_Scoring):
                 continue
             covered_voxels = np.bincount(reference[mask & (reference > 0)], minlength=2)
             if value := values.get(record["label"], int(covered_voxels.argmax())):
-                pairs[record["label"] or names.get(value, f"label_{value}")] = mask, reference == value
+                name = record["label"] or names.get(value, f"label_{value}")
+                pairs[structure if name in pairs else name] = mask, reference == value
         return pairs
 
 
@@ -155,7 +156,8 @@ class SliceQuality(_Scoring):
         structures = {}
         for name, r in records.items():
             allowed = np.setdiff1d(np.arange(r["slices"]), r["annotated"])
-            structures[r["label"] or name] = _score_structure(r["expected_dice"], r["areas"], r["volume_dice"], allowed)
+            title = r["label"] if r["label"] and r["label"] not in structures else name
+            structures[title] = _score_structure(r["expected_dice"], r["areas"], r["volume_dice"], allowed)
         axis = next(iter(records.values()))["axis"]
         return _summarize(structures, axis, checkpoint=sorted({r["checkpoint"] for r in records.values()}))
 

@@ -186,7 +186,8 @@ class Sam2Scribbles(Sam2Task):
             raise PromptError("Nothing was painted: the label map of the segments and scribbles is missing in the request.")
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         image, structure = str(request.get("image_id") or ""), structure_of(request)
-        previous_mask, record = self._records.mask(image, structure), self._records.for_image(image).get(structure, {})
+        key = self._records.key_of(image, request)
+        previous_mask, record = self._records.mask(image, key), self._records.for_image(image).get(key, {})
         if previous_mask is not None and (previous_mask.shape != (len(frames), *frames.size) or record.get("axis") != frames.axis):
             previous_mask = None  # It belongs to another image that had this id before.
         layers = split_layers(read_mask(upload, volume), request.get("label_info") or [], structure)

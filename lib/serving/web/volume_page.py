@@ -61,7 +61,9 @@ class StructureSummary:
 
     @property
     def title(self) -> str:
-        """The name, or where the structure was first clicked if it has none, as from OHIF."""
+        """The name, with the client if several have begun the structure, or where it was first clicked if it has none."""
+        if self.label and self.key.startswith(f"{self.label} by "):
+            return self.key
         return self.label or (f"structure clicked at {self.key[1:]}" if self.key.startswith("@") else "structure without a name")
 
     def worst_slices(self, count: int = 3) -> list[int]:

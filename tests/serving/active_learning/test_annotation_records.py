@@ -59,6 +59,15 @@ def test_structures_have_records_of_their_own(records):
     assert structure_of({"label": "/tmp/upload.nii.gz", "selected_label_name": "spleen"}) == "spleen"
 
 
+def test_records_of_several_annotators_on_one_structure_do_not_overwrite_each_other(records):
+    of_anna = note(records, make_result())
+    of_ben = note(records, make_result(annotated=(7,)), client_id="ben")
+    assert records.for_image("ct_1") == {"spleen": of_anna, "spleen by ben": of_ben}
+    assert records.key_of("ct_1", {"label": "spleen", "client_id": "ben"}) == "spleen by ben"
+    assert note(records, make_result(annotated=(7, 9)), client_id="ben")["annotated"] == [7, 9]
+    assert records.for_image("ct_1")["spleen"] == of_anna
+
+
 def test_an_empty_answer_is_kept(records):
     note(records, make_result(filled=()))
     assert not records.mask("ct_1", "spleen").any() and records.for_image("ct_1")["spleen"]["volume_dice"] == 0

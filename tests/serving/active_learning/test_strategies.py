@@ -10,13 +10,16 @@ import torch
 from monai.metrics import DiceMetric
 from monailabel.datastore.local import LocalDatastore
 
+from lib.common.errors import UserError
 from lib.engine.result import Result
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import AnnotationRecords
+from lib.serving.active_learning.lending import Lending
+from lib.serving.active_learning.readable_volumes import ReadableVolumes
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality
-from lib.serving.active_learning.strategies import WorstSlice, WorstVolume
+from lib.serving.active_learning.strategies import AnyVolume, FirstVolume, WorstSlice, WorstVolume
 from lib.serving.datastore.labels import label_names
 
 SHAPE = (20, 16, 12)
@@ -70,6 +73,11 @@ def submit(store, image, labels, tag="final", info=None):
     store.save_label(image, path, tag, info or {})
 
 
+def make(kind, records):
+    """Return a strategy of this kind; strategies of the same records share their loans, as servers on one folder do."""
+    return kind(records, Lending(records.folder / "lending"), ReadableVolumes())
+
+
 def ask(strategy, store, client="anna", **fields):
     return strategy({"strategy": "worst_slice", "client_id": client, **fields}, store)
 
@@ -77,9 +85,9 @@ def ask(strategy, store, client="anna", **fields):
 def test_goes_on_with_the_volume_of_this_client(store, records):
     record = note_round(records, "b", 0.6)
     note_round(records, "c", 0.2, client="ben")
-    answer = ask(WorstSlice(records), store)
+    answer = ask(make(WorstSlice, records), store)
     assert (answer["id"], answer["slice"], answer["rounds"]) == ("b", record["proposal"]["slice"], 1)
-    assert ask(WorstSlice(records), store, client="ben")["id"] == "c"
+    assert ask(make(WorstSlice, records), store, client="ben")["id"] == "c"
     assert {"axis", "slices", "expected_dice", "volume_dice", "reason", "prompt", "point", "label"} <= answer.keys()
     json.dumps(answer)
 
@@ -88,57 +96,120 @@ def test_goes_on_with_the_volume_that_a_viewer_shows(store, records):
     """OHIF sends no client id, so two annotators would otherwise be sent to each other's volumes."""
     note_round(records, "b", 0.6, client="")
     note_round(records, "c", 0.2, client="")
-    assert ask(WorstSlice(records), store, client="")["id"] == "c", "the last one"
-    assert ask(WorstSlice(records), store, client="", image="b")["id"] == "b"
+    assert ask(make(WorstSlice, records), store, client="")["id"] == "c", "the last one"
+    assert ask(make(WorstSlice, records), store, client="", image="b")["id"] == "b"
 
 
-def test_then_another_structure_of_it_then_the_worst_volume_then_a_new_one(store, records):
+def test_then_another_structure_of_it_then_a_new_volume_then_those_of_others(store, records):
     note_round(records, "b", 0.5, label="liver")
     note_round(records, "b", 0.99)
     note_round(records, "c", 0.2, client="ben")
-    strategy = WorstSlice(records)
+    strategy = make(WorstSlice, records)
     assert (ask(strategy, store)["id"], ask(strategy, store)["label"]) == ("b", "liver")
     note_round(records, "b", 0.99, label="liver")
-    assert ask(strategy, store)["id"] == "c"
-    note_round(records, "c", 0.99, client="ben")
     untouched = ask(strategy, store)
     assert (untouched["id"], untouched["slice"], untouched["rounds"]) == ("a", 6, 0)
     note_round(records, "a", 0.98)
-    assert ask(strategy, store)["id"] == "a" and "target" in ask(strategy, store)["reason"]
+    of_ben = ask(strategy, store)
+    assert of_ben["id"] == "c" and "Another annotator has begun" in of_ben["reason"]
+    note_round(records, "c", 0.99, client="ben")
+    finished = ask(strategy, store)
+    assert finished["id"] == "a" and "target" in finished["reason"]
+
+
+@pytest.mark.parametrize("kind", [WorstSlice, WorstVolume, FirstVolume, AnyVolume])
+def test_no_volume_is_given_to_two_clients_while_others_are_free(store, records, kind):
+    strategy = make(kind, records)
+    assert {ask(strategy, store, client)["id"] for client in ("anna", "ben", "cleo")} == set("abc")
+    assert "lent to another annotator" in ask(strategy, store, "dora")["reason"]
+
+
+@pytest.mark.parametrize("kind", [WorstSlice, WorstVolume, FirstVolume, AnyVolume])
+def test_a_newcomer_is_never_sent_into_the_volume_of_another(store, records, kind):
+    for image in "ab":
+        note_round(records, image, 0.2, client="ben")
+    assert {ask(make(kind, records), store, "newcomer")["id"] for _ in range(5)} == {"c"}
+
+
+def test_a_chosen_volume_comes_first_even_if_another_has_begun_it(store, records):
+    note_round(records, "b", 0.6)
+    note_round(records, "c", 0.2, client="ben")
+    strategy = make(WorstSlice, records)
+    strategy._lending.choose("c", "newcomer")
+    assert ask(strategy, store, "newcomer")["id"] == "c"
+
+
+def test_of_a_structure_that_both_have_begun_each_goes_on_with_the_own_one(store, records):
+    note_round(records, "b", 0.3, client="ben")
+    note_round(records, "b", 0.6)
+    strategy = make(WorstSlice, records)
+    assert ask(strategy, store, "ben")["volume_dice"] < ask(strategy, store)["volume_dice"]
+
+
+@pytest.mark.parametrize("kind", [WorstSlice, WorstVolume, FirstVolume, AnyVolume])
+def test_skipped_and_bad_volumes_are_not_proposed(store, records, kind):
+    strategy = make(kind, records)
+    strategy._lending.reject("a", "ben", "motion")
+    strategy._lending.skip("b", "anna", "not my organ")
+    note_round(records, "a", 0.3)
+    assert ask(strategy, store)["id"] == "c" and {ask(strategy, store, "cleo")["id"] for _ in range(5)} == {"b"}
+    strategy._lending.skip("c", "anna")
+    with pytest.raises(UserError, match="you have skipped 2, and 1 more is marked as bad"):
+        ask(strategy, store)
+    strategy._lending.take_back("a", "anna")
+    assert ask(strategy, store)["id"] == "a"
 
 
 def test_a_volume_that_has_had_its_rounds_is_left(store, records):
     note_round(records, "b", 0.3, annotated=(2, 5, 8))
-    assert ask(WorstSlice(records), store, max_rounds=4)["id"] == "b"
-    assert ask(WorstSlice(records), store, max_rounds="3")["id"] == "a"
+    assert ask(make(WorstSlice, records), store, max_rounds=4)["id"] == "b"
+    assert ask(make(WorstSlice, records), store, max_rounds="3")["id"] == "a"
 
 
-def test_worst_volume_does_not_depend_on_the_client(store, records):
+def test_worst_volume_compares_all_that_a_client_has_begun(store, records):
+    note_round(records, "c", 0.2)
     note_round(records, "b", 0.6)
-    note_round(records, "c", 0.2, client="ben")
-    assert ask(WorstVolume(records), store)["id"] == "c"
+    assert ask(make(WorstVolume, records), store)["id"] == "c" and ask(make(WorstSlice, records), store)["id"] == "b"
 
 
 def test_labelled_volumes_are_done(store, records):
     note_round(records, "b", 0.1)
     submit(store, "b", make_labels((1, 1, 10, 8)))
-    assert ask(WorstSlice(records), store)["id"] != "b"
+    assert ask(make(WorstSlice, records), store)["id"] != "b"
     for image in "ac":
         submit(store, image, make_labels((1, 1, 10, 8)))
-    assert ask(WorstSlice(records), store) is None
+    assert ask(make(WorstSlice, records), store) is None
 
 
 def test_a_label_of_batch_inference_gives_the_first_proposal(store, records):
     labels = make_labels((1, 1, 3, 6), (2, 2, 9, 3))
     labels[:12, 7:11, 8] = 2
     submit(store, "a", labels, "original")
-    answer = ask(WorstSlice(records), store)
+    answer = ask(make(WorstSlice, records), store)
     assert (answer["id"], answer["slice"]) == ("a", 8) and labels[tuple(answer["point"])] == 2
 
 
-def test_an_unreadable_volume_can_still_be_proposed(store, records, studies):
-    (studies / "a.nii.gz").write_bytes(b"no image")
-    assert ask(WorstSlice(records), store)["id"] == "a"
+@pytest.mark.parametrize("kind", [WorstSlice, WorstVolume, FirstVolume, AnyVolume])
+def test_what_cannot_be_read_is_passed_over_and_reported(store, records, studies, kind, caplog):
+    for name in "ab":
+        (studies / f"{name}.nii.gz").write_bytes(b"no image")
+    note_round(records, "b", 0.2)
+    strategy = make(kind, records)
+    answers = [ask(strategy, store) for _ in range(8)]
+    assert {a["id"] for a in answers} == {"c"}
+    passed_over = {v["id"] for a in answers for v in a.get("passed_over", ())}
+    assert passed_over == set(strategy._volumes.problems()) != set() and f"passes over {min(passed_over)}" in caplog.text
+    assert all("cannot be read" in a["reason"] for a in answers if "passed_over" in a)
+
+
+def test_when_no_volume_can_be_read_the_reasons_are_given(store, records, studies):
+    for name in "abc":
+        (studies / f"{name}.nii.gz").write_bytes(b"no image")
+    strategy = make(WorstSlice, records)
+    with pytest.raises(UserError, match=r"No volume is left that can be read: . \(.\.nii\.gz could not be read.*, . .*, . "):
+        ask(strategy, store)
+    save(studies / "b.nii.gz", np.zeros(SHAPE, np.int16))
+    assert ask(strategy, store)["id"] == "b" and set(strategy._volumes.problems()) == {"a", "c"}
 
 
 def test_slice_dice_and_its_worst_slice_equal_those_of_monai(store, records):
