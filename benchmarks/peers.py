@@ -1,7 +1,7 @@
 """Other implementations of SAM 2 that this app is compared with: the official video predictor and MONAI Label's built-in task.
 
-`Official` and `Builtin` have one method for the benchmarks, `segment(case, volume, frames, prompts) -> mask, bool (I, J, K)`.
-`OfficialMethod` and `BuiltinMethod` offer the same through the interface of `main.py evaluate` (lib/evaluation/methods/method.py).
+`Official` and `Builtin` wrap them as they are. `OfficialMethod` and `BuiltinMethod` offer them through the interface of the evaluation
+(lib/evaluation/methods/method.py).
 """
 
 import logging
@@ -22,7 +22,7 @@ from lib.evaluation.methods.method import DEFAULT_MODE, Annotations, Prediction,
 from lib.model import checkpoints, device
 from lib.model.build import CONFIG_DIRS, build_official, normalize
 from lib.model.features import SliceFeatures
-from lib.prompts.volume_prompts import SlicePrompt, group_by_slice, make_prompts
+from lib.prompts.volume_prompts import SlicePrompt
 
 
 class Builtin:
@@ -51,21 +51,6 @@ class Builtin:
         for name in ("monailabel", "sam2", "root"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.task = Sam2InferTask(str(folder), dimension=3, writer=Writer(ref_image="image"))
-
-    def segment(self, case, volume, frames, prompts) -> np.ndarray:
-        """Return the mask, bool (I, J, K), that the prompts give.
-
-        Raises:
-            ValueError: The slicing axis is not k, the only one that the task knows.
-        """
-        if frames.axis != 2:
-            raise ValueError("MONAI Label's built-in task can only step along the last axis.")
-        request = self.make_request(case.image, prompts.get("positive", []), prompts.get("negative", []), reset=True)
-        for low, high in prompts.get("boxes", []):
-            # The task expects i, j of the first corner, then of the second one, then a range of slices.
-            request["roi"] = [int(v) for v in (low[0], low[1], high[0], high[1], low[2], low[2] + 1)]
-        mask, _ = self.task(request)
-        return np.asarray(mask) > 0
 
     def run(self, image: Path, clicks: list, *, reset: bool) -> Path:
         """Segment with positive clicks and return the file of the mask that a server would send.
@@ -117,7 +102,7 @@ class Official:
             self.predictor.memory_attention.register_forward_pre_hook(
                 lambda _, args, kwargs: (args, {k: v.float() if torch.is_tensor(v) else v for k, v in kwargs.items()}), with_kwargs=True
             )
-        self.features = self.state = self._case = None
+        self.features = self.state = None
 
     def open(self, frames) -> None:
         """Start with the slices of a new volume and forget any earlier one."""
@@ -181,17 +166,9 @@ class Official:
             mask[t] = (self.features.to_slices(logits[None])[0] > 0).numpy()
         return frames.to_volume(mask)
 
-    def segment(self, case, volume, frames, prompts) -> np.ndarray:
-        """Return the mask, bool (I, J, K), that the prompts give."""
-        if case is not self._case:
-            self.open(frames)
-            self._case = case
-        self.predictor.reset_state(self.state)
-        return self.mask(self.track(group_by_slice(make_prompts(volume, axis=frames.axis, **prompts), frames)))
-
 
 class OfficialMethod:
-    """`Official` behind the interface of `main.py evaluate`.
+    """`Official` as a method under evaluation.
 
     Both directions start at the slice that was annotated first (He et al. 2024, section 2.2). The direction "forward" starts at the
     volume's first slice, with the annotated slice, further ahead, as conditioning frame, as in the code of Dong et al.
@@ -243,7 +220,7 @@ class OfficialMethod:
 
 
 class BuiltinMethod:
-    """`Builtin` behind the interface of `main.py evaluate`.
+    """`Builtin` as a method under evaluation.
 
     The task knows only slices along the last axis, so it gets an image whose last axis is the slicing axis. It propagates forward
     only, takes clicks and at most one box, and cannot be told that a slice is empty. The box spans the slices of a 3D box.

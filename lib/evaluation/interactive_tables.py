@@ -98,65 +98,57 @@ def count_interactions(scores: np.ndarray, threshold: float) -> int:
 
 def format_challenge_tables(rows: list[dict], dataset_name: str) -> list[str]:
     """Return the tables of "cvpr25": the figures of the challenge, the curves over the steps, and the final values of structures."""
+    cases_by_method = {m: collect_challenge_cases(method_rows) for m, method_rows in _rows_by_method(rows).items()}
     table = []
-    for method, method_rows in _rows_by_method(rows).items():
-        cases = collect_challenge_cases(method_rows)
-        figures = zip(*(case.figures for case in cases.values()), strict=True)
-        estimates = [format_estimate(estimate_mean(values, list(cases))) for values in figures]
+    for method, cases in cases_by_method.items():
+        figures = np.array([case.figures for case in cases.values()])
         over = sum(case.is_over_limit for case in cases.values())
         seconds = np.concatenate([case.seconds for case in cases.values()])
-        table.append([_method_name(method), *estimates, *_percentiles(seconds), f"{over} of {len(cases)}", str(len(cases))])
+        cells = *_format_means(figures, list(cases)), *_percentiles(seconds), f"{over} of {len(cases)}", str(len(cases))
+        table.append([_method_name(method), *cells])
     for name, values in published_results.CVPR25.items():
         table.append([f"{name}, published (hidden test set)", *(format_cell(v) for v in values), *["-"] * 4])
     head = ["method", "DSC_AUC", "NSD_AUC", "DSC_Final", "NSD_Final", "s per step, p50", "p95", "over the time limit", "volumes"]
     lines = [f"Figures of the challenge on {dataset_name}:", "", *format_markdown(head, table)]
-    steps = ["box", *(f"{n} click{'s' * (n > 1)}" for n in range(1, cvpr25.CLICK_STEPS + 1))]
+    head = ["method", "box", *(f"{n} click{'s' * (n > 1)}" for n in range(1, cvpr25.CLICK_STEPS + 1))]
     for name, key in (("Dice", "dsc"), ("NSD", "nsd")):
-        table = []
-        for method, method_rows in _rows_by_method(rows).items():
-            cases = collect_challenge_cases(method_rows)
-            columns = np.array([getattr(case, key) for case in cases.values()]).T
-            table.append([_method_name(method), *(format_estimate(estimate_mean(c, list(cases))) for c in columns)])
-        lines += ["", f"{name} after each step, mean over classes, then over volumes:", "", *format_markdown(["method", *steps], table)]
+        table = [[_method_name(m), *_format_means(np.array([getattr(case, key) for case in cases.values()]), list(cases))]
+                 for m, cases in cases_by_method.items()]  # fmt: skip
+        lines += ["", f"{name} after each step, mean over classes, then over volumes:", "", *format_markdown(head, table)]
     return lines + format_structures(rows, cvpr25.CLICK_STEPS)
 
 
 def format_edits_tables(rows: list[dict], dataset_name: str, edits: int) -> list[str]:
     """Return the tables of "isvalidate": nAUC, final values, NoI and failures, the curves, and the final values of structures."""
     ranges = sorted({min(SHORT_RUN, edits), edits})
-    head = ["method", *(f"{name} nAUC@{n}" for n in ranges for name in ("Dice", "NSD")), "final Dice", "final NSD"]
-    head += [f"NoI > {threshold:.2f} (failed)" for threshold in NOI_THRESHOLDS] + ["s per step, p50", "p95", "structures"]
-    table = []
+    listed = [n for n in LISTED_EDITS if n <= edits]
+    table: list[list[str]] = []
+    curve_tables: dict[str, list[list[str]]] = {"dice": [], "nsd": []}
     for method, method_rows in _rows_by_method(rows).items():
-        curves = {key: collect_curves(method_rows, key, edits + 1) for key in ("dice", "nsd")}
-        volumes = [case for case, _ in curves["dice"]]
-        columns: list[list[float]] = []
-        for n in ranges:
-            columns += [[normalized_auc(c[: n + 1]) for c in curves[key].values()] for key in ("dice", "nsd")]
-        columns += [[float(c[-1]) for c in curves[key].values()] for key in ("dice", "nsd")]
-        cells = [format_estimate(estimate_mean(values, volumes)) for values in columns]
+        curves = {key: collect_curves(method_rows, key, edits + 1) for key in curve_tables}
+        volumes, stacks = [case for case, _ in curves["dice"]], {key: np.array(list(c.values())) for key, c in curves.items()}
+        figures = [[normalized_auc(scores[: n + 1]) for scores in stacks[key]] for n in ranges for key in stacks]
+        figures += [stack[:, -1] for stack in stacks.values()]
+        cells = _format_means(np.array(figures).T, volumes)
         for threshold in NOI_THRESHOLDS:
-            counts = [count_interactions(c, threshold) for c in curves["dice"].values()]
+            counts = [count_interactions(scores, threshold) for scores in stacks["dice"]]
             failed = np.mean([n > edits for n in counts])
             cells.append(f"{format_estimate(estimate_mean(counts, volumes), 1)} ({100 * failed:.0f} %)")
         seconds = np.array([r["seconds"] for r in method_rows])
         table.append([_method_name(method), *cells, *_percentiles(seconds), str(len(volumes))])
+        for key, stack in stacks.items():
+            curve_tables[key].append([_method_name(method), *_format_means(stack[:, listed], volumes)])
+    head = ["method", *(f"{name} nAUC@{n}" for n in ranges for name in ("Dice", "NSD")), "final Dice", "final NSD"]
+    head += [f"NoI > {threshold:.2f} (failed)" for threshold in NOI_THRESHOLDS] + ["s per step, p50", "p95", "structures"]
     lines = [f"Random clicks on {dataset_name}:", "", *format_markdown(head, table)]
-    listed = [n for n in LISTED_EDITS if n <= edits]
-    for name, key in (("Dice", "dice"), ("NSD", "nsd")):
-        table = []
-        for method, method_rows in _rows_by_method(rows).items():
-            curves_of_key = collect_curves(method_rows, key, edits + 1)
-            volumes = [case for case, _ in curves_of_key]
-            columns_of_key = np.array(list(curves_of_key.values())).T[listed]
-            table.append([_method_name(method), *(format_estimate(estimate_mean(c, volumes)) for c in columns_of_key)])
-        head = ["method", *(f"{n} edits" for n in listed)]
-        lines += ["", f"{name} after so many edits, mean over structures:", "", *format_markdown(head, table)]
+    for name, curve_table in zip(("Dice", "NSD"), curve_tables.values(), strict=True):
+        lines += ["", f"{name} after so many edits, mean over structures:", ""]
+        lines += format_markdown(["method", *map(str, listed)], curve_table)
     return lines + format_structures(rows, edits)
 
 
 def format_structures(rows: list[dict], last_round: int) -> list[str]:
-    """Return a table of Dice / NSD after the last round for each name of structure and method."""
+    """Return a table of Dice / NSD after the last round for each name of structure and method; no NSD is set to 0."""
     methods = _rows_by_method(rows)
     curves = {(m, key): collect_curves(methods[m], key, last_round + 1) for m in methods for key in ("dice", "nsd")}
     table = []
@@ -175,6 +167,11 @@ def _final_values(curves: dict[tuple[str, str], np.ndarray], label: str) -> tupl
     """Return the last values of the curves of one name of structure, and their volumes."""
     chosen = {case: float(curve[-1]) for (case, name), curve in curves.items() if name == label}
     return list(chosen.values()), list(chosen)
+
+
+def _format_means(values: np.ndarray, volumes: list[str]) -> list[str]:
+    """Return the mean of each column of values (N, C) with its interval, as text; `volumes` are those of the N rows."""
+    return [format_estimate(estimate_mean(column.tolist(), volumes)) for column in values.T]
 
 
 def _rows_by_method(rows: list[dict]) -> dict[str, list[dict]]:

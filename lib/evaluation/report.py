@@ -66,7 +66,8 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     if failed:
         lines += ["## Failed cases", "", *(f"* {r['case']}: {r['error']}" for r in failed), ""]
     if not rows:
-        return [*lines, "Nothing was measured: no case holds a structure that was asked for, or no method takes the prompts of this protocol."]
+        why = "no case holds a structure that was asked for, or no method takes the prompts of this protocol"
+        return [*lines, f"Nothing was measured: {why}."]
     left_out = [METHOD_NAMES.get(m, m) for m in settings.methods if all(r["method"] != m for r in rows)]
     if left_out:
         lines += [f"Left out, because it cannot take the prompts of this protocol: {', '.join(left_out)}.", ""]

@@ -176,7 +176,7 @@ def format_dong_table(rows: list[dict], dataset_name: str) -> list[str]:
 
 
 def format_rounds_table(rows: list[dict], dataset_name: str) -> list[str]:
-    """Return the Dice after 1, 3 and 8 rounds and the area under its curve (mean over the 8 rounds), and the last NSD, for each structure."""
+    """Return the Dice after 1, 3 and 8 rounds, the area under its curve (mean over the 8 rounds), and the last NSD of structures."""
     table = []
     for label in (None, *dict.fromkeys(r["label"] for r in rows)):
         for setting in dict.fromkeys(r["setting"] for r in rows):

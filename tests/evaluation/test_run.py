@@ -163,7 +163,8 @@ def test_a_killed_and_resumed_run_gives_the_same_results(balls, uninterrupted, t
 def test_random_clicks_from_the_command_line(balls, tmp_path, caplog):
     """The options reach the run, and the run is resumed with the same options only."""
     caplog.set_level(logging.INFO)
-    command = ["evaluate", "--protocol", "isvalidate", "--edits", "3", "--method", "classical", "--data", str(balls), "--out", str(tmp_path)]
+    folders = ["--data", str(balls), "--out", str(tmp_path)]
+    command = ["evaluate", "--protocol", "isvalidate", "--edits", "3", "--method", "classical", *folders]
     assert main.main([*command, "--tolerance", "4"]) == 0
     rows, text = read_results(tmp_path), (tmp_path / "summary.md").read_text()
     assert {r["method"] for r in rows} == {"classical"} and max(int(r["round"]) for r in rows) == 3

@@ -118,7 +118,8 @@ def test_the_box_encloses_the_middle_slice(reference):
 
 def test_prompts_of_a_box_and_clicks():
     """The slices beyond the box are empty; a click on the slice of the box joins it; equal clicks count once."""
-    annotations = make_annotations(Box(4, (2, 3), (5, 7), 2, 6), [(True, 4, 3, 5), (False, 1, 0, 0), (True, 5, 1, 2), (True, 5, 1, 2)], (9, 8, 9))
+    clicks = [(True, 4, 3, 5), (False, 1, 0, 0), (True, 5, 1, 2), (True, 5, 1, 2)]
+    annotations = make_annotations(Box(4, (2, 3), (5, 7), 2, 6), clicks, (9, 8, 9))
     assert list(annotations) == [4, 1, 7, 5]
     assert annotations[4].points.tolist() == [[2.5, 1.5], [7.5, 5.5], [5, 3]] and annotations[4].labels.tolist() == [2, 3, 1]
     assert all(a.mask is not None and not a.mask.any() for a in (annotations[1], annotations[7]))

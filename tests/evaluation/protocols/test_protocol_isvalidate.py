@@ -69,11 +69,14 @@ def test_a_perfect_mask_gets_no_further_click():
 
 def test_clicks_are_repeated_with_the_same_seed_only():
     def clicks(seed):
-        return [read_clicks(s) for s in isvalidate.run_steps(BadMethod(), make_target(make_reference()), np.random.default_rng(seed), edits=3)]
+        steps = isvalidate.run_steps(BadMethod(), make_target(make_reference()), np.random.default_rng(seed), edits=3)
+        return [read_clicks(s) for s in steps]
 
     assert clicks(1) == clicks(1) and clicks(1) != clicks(2)
 
 
-@pytest.mark.parametrize("name, tolerance_mm", [("MSD01", 5), ("MSD04", 1), ("MSD09", 2.5), ("HEPATICVESSEL", 3), ("Prostate", 4), ("dev", 2.5)])
+@pytest.mark.parametrize("name, tolerance_mm", [
+    ("MSD01", 5), ("MSD04", 1), ("MSD09", 2.5), ("HEPATICVESSEL", 3), ("Prostate", 4), ("dev", 2.5),
+])  # fmt: skip
 def test_tolerance_of_a_data_set(name, tolerance_mm):
     assert isvalidate.choose_tolerance_mm(name, 2.5) == tolerance_mm
