@@ -129,7 +129,7 @@ class MadeSeries(Series):
         y /= np.linalg.norm(y)
         slice_mm = abs(float(np.cross(x, y) @ lps[:3, 2]))
         dataset.SOPClassUID, dataset.ConversionType, dataset.ImageType = SecondaryCaptureImageStorage, "WSD", ["DERIVED", "SECONDARY"]
-        dataset.PositionReferenceIndicator = ""
+        dataset.PositionReferenceIndicator = dataset.Laterality = dataset.PatientOrientation = ""
         dataset.ImageOrientationPatient = _decimals([*x, *y])
         dataset.PixelSpacing = _decimals([row_mm, column_mm])
         dataset.SliceThickness = dataset.SpacingBetweenSlices = _decimals([slice_mm])

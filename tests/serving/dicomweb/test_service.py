@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -26,6 +27,7 @@ from tests.imaging.real_cases import (
     write_nrrd,
 )
 
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 LEFT_HANDED = lps_affine(np.diag([1.0, 1.0, -1.0]))
 OBLIQUE = lps_affine(np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0])
 
@@ -89,6 +91,15 @@ def test_metadata_and_frames_agree_with_the_objects(filled, image):
     one = filled.client.retrieve_instance_metadata(study, uid, header.SOPInstanceUID)
     assert one == [metadata[-1]] or one == metadata[-1]
     assert filled.client.retrieve_instance(study, uid, header.SOPInstanceUID) == ds
+
+
+def test_the_checks_with_programs_of_others_find_no_problem(filled, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dicomweb
+
+    checks = dicomweb.Checks()
+    dicomweb.check_service(filled.address, 1, checks)
+    assert not checks.problems and {"search for series", "metadata", "frames", "wrong requests"} <= set(checks.counts)
 
 
 def test_made_objects_say_no_more_than_the_file(filled):
