@@ -8,7 +8,8 @@ All fields but the prompts are optional. Voxels are [i, j, k].
     slice: Index of the slice that a 2D client displays.
     mask_slices: Indices of the slices of an uploaded or saved label that are painted prompts; default: all slices that are not empty.
     mask_tag: Tag of the saved label, by default "final".
-    device, window, axis, direction, z_range, components, largest_cc, checkpoint, obey, focus, stop_mm, stride: See `lib.engine.options`.
+    device, window, axis, direction, z_range, components, largest_cc, checkpoint, obey, refine, focus, stop_mm, stride: See
+        `lib.engine.options`.
 """
 
 import json
@@ -43,7 +44,8 @@ def parse_options(request: dict, *, propagate: bool = True) -> Options:
         checkpoint=str(value("checkpoint", "embedded")), device=str(value("device", "auto")),
         window=str(value("window", "auto")), axis=str(value("axis", "auto")),
         direction=str(value("direction", "both")), z_range=_z_range(value("z_range", None)),
-        components=components, propagate=propagate, obey=parse_bool(value("obey", True)), focus=parse_bool(value("focus", True)),
+        components=components, propagate=propagate,
+        obey=parse_bool(value("obey", True)), refine=parse_bool(value("refine", False)), focus=parse_bool(value("focus", True)),
         stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
         stride=int(_number("stride", "a number of slices", value("stride", 0))),
     )  # fmt: skip

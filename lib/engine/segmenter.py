@@ -254,7 +254,7 @@ class Segmenter:
                 [PropagationTask(t.features, t.annotated, t.low, t.high, t.scope, t.ensure_encoded) for t in tasks],
                 forward=options.direction != "backward", backward=options.direction != "forward", stop_mm=options.stop_mm,
                 stride=task.network.stride(options, task.frames), batch=options.batch or device.passes_at_once(task.features.device),
-                cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
+                refines=options.refine, cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
             )  # fmt: skip
 
 

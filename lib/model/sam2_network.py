@@ -39,7 +39,7 @@ class Sam2Network:
     def decode(
         self, features: SliceFeatures, slices: Sequence[int], *, prompt: SlicePrompt | None = None,
         start_logits: torch.Tensor | None = None, memories: dict | None = None, time: int = 0, remember: bool = False,
-        adjust_scores: Callable | None = None,
+        refine_logits: Callable | None = None, adjust_scores: Callable | None = None,
     ) -> dict:  # fmt: skip
         """Decode a batch of slices at the same virtual time, by one call of SAM 2's `track_step`.
 
@@ -50,6 +50,7 @@ class Sam2Network:
             memories: SAM 2's output dictionary with one row for each slice; None decodes without memory.
             time: Virtual time of the step; memories carry theirs.
             remember: Whether to encode the memory of the result, too.
+            refine_logits: Maps logits (B, h, w) to those that are returned and remembered.
             adjust_scores: Maps object scores (B,) and logits (B, h, w) to the scores that count. Where these are negative, the
                 object counts as absent.
 
@@ -66,6 +67,9 @@ class Sam2Network:
                 track_in_reverse=False, prev_sam_mask_logits=start_logits,
             )  # fmt: skip
             candidates, _, ious, low_res, high_res, pointer, score = heads_output
+            if refine_logits is not None:
+                low_res = refine_logits(low_res[:, 0])[:, None].to(low_res)
+                high_res = F.interpolate(low_res.float(), high_res.shape[-2:], mode="bilinear", align_corners=False).to(high_res)
             if adjust_scores is not None:
                 score = adjust_scores(score[:, 0].float(), low_res[:, 0])[:, None].to(score)
                 absent = score <= 0

@@ -19,6 +19,7 @@ from lib.model.sam2_network import FAR_END_TIME, Sam2Network
 from lib.model.worker_pool import run_all
 from lib.propagation.blending import PassOutputs, blend_into, fill_pass
 from lib.propagation.gaps import GapPass, plan_passes
+from lib.propagation.mask_refiner import MaskRefiner, PassRefiner
 from lib.propagation.object_end import ObjectEndDetector
 from lib.propagation.progress import SharedProgress
 from lib.propagation.result_cache import ResultCache
@@ -67,7 +68,7 @@ class Propagator:
     @torch.inference_mode()
     def propagate_all(
         self, tasks: Sequence[PropagationTask], *, forward: bool = True, backward: bool = True, stop_mm: float = 0.0, stride: int = 1,
-        batch: int = 32, cache: ResultCache | None = None, progress: Callable = lambda iterable: iterable,
+        batch: int = 32, refines: bool = False, cache: ResultCache | None = None, progress: Callable = lambda iterable: iterable,
     ) -> list[Tracks]:  # fmt: skip
         """Fill the slices of at least one task (structures, or crops of one), all on one device and volume.
 
@@ -77,6 +78,7 @@ class Propagator:
                 tracked slices); 0 never ends it.
             stride: Only slices whose index is a multiple of it go through the network; those between are interpolated.
             batch: Largest number of passes that go through the network as one batch; on a CPU it should be 1.
+            refines: Whether each mask is adapted to its slice before it is remembered, see `lib.propagation.mask_refiner`.
             cache: Holds known outputs of passes, and gets the new ones.
             progress: Wraps an iterable for display; an error that it raises ends all passes.
 
@@ -85,13 +87,13 @@ class Propagator:
         """
         patience = max(3, math.ceil(stop_mm / tasks[0].features.frames.slice_mm / stride)) if stop_mm else 0
         plans = [plan_passes(t.annotated, t.low, t.high, forward=forward, backward=backward, stride=stride) for t in tasks]
-        keys = {(task, p): _cache_key(task, p, patience) for task, passes in zip(tasks, plans, strict=True) for p in passes}
+        keys = {(task, p): (*_cache_key(task, p, patience), refines) for task, passes in zip(tasks, plans, strict=True) for p in passes}
         outputs: dict[TaskPass, PassOutputs] = {tp: hit for tp, key in keys.items() if cache and (hit := cache.get(key)) is not None}
         missing = sorted((tp for tp in keys if tp not in outputs), key=lambda tp: -len(tp[1].tracked_slices))
         batches = sorted(_batches(missing, batch), key=lambda b: -len(b[0][1].tracked_slices))
         bar = SharedProgress(progress, sum(len(b[0][1].tracked_slices) for b in batches))
         features = tasks[0].features
-        for results in run_all(lambda b: self._run_batch(b, patience, bar), batches, features.device, features.threads_each):
+        for results in run_all(lambda b: self._run_batch(b, patience, refines, bar), batches, features.device, features.threads_each):
             for task_pass, result in results.items():
                 outputs[task_pass] = result
                 if cache:
@@ -104,7 +106,7 @@ class Propagator:
         return tracks
 
     @torch.inference_mode()  # The mode belongs to a thread, and this one may be a worker.
-    def _run_batch(self, batch: list[TaskPass], patience: int, bar: SharedProgress) -> dict[TaskPass, PassOutputs]:
+    def _run_batch(self, batch: list[TaskPass], patience: int, refines: bool, bar: SharedProgress) -> dict[TaskPass, PassOutputs]:
         """Take passes of one kind (outer or inner) through the same frames, the longest first, and return their outputs."""
         features, ensure_encoded = batch[0][0].features, batch[0][0].ensure_encoded or batch[0][0].features.ensure
         starts = [task.annotated[p.near] for task, p in batch]
@@ -115,6 +117,7 @@ class Propagator:
         memories = {"cond_frame_outputs": ends, "non_cond_frame_outputs": {}}
         first = [(p.near, a.logits[0, 0]) for (_, p), a in zip(batch, starts, strict=True)]
         detector = ObjectEndDetector(features, self.score_drop, self.appearance_gain, first)
+        refiner = MaskRefiner([PassRefiner(features, _ends(*task_pass)) for task_pass in batch]) if refines else None
         steps: list[list] = [[] for _ in batch]
         absent_steps = [0] * len(batch)
         running, time = list(range(len(batch))), 0
@@ -127,24 +130,45 @@ class Propagator:
             if len(remaining) < len(running):
                 rows = [running.index(i) for i in remaining]
                 memories, detector, running = select_rows(memories, rows), detector.select(rows), remaining
+                refiner = refiner and refiner.select(rows)
             ahead = SLICES_AHEAD if features.device.type != "cpu" else 1  # A GPU encodes in few large batches.
             if time % ahead == 1 % ahead:
                 ensure_encoded([t for i in running for t in batch[i][1].tracked_slices[time - 1 : time - 1 + ahead]])
             slices = [batch[i][1].tracked_slices[time - 1] for i in running]
             is_last = time == len(batch[running[0]][1].tracked_slices)
             adjust = detector.score_adjustment(time, slices)
-            output = self.network.decode(features, slices, memories=memories, time=time, remember=not is_last, adjust_scores=adjust)
+            hooks = _hooks(refiner, slices, adjust)
+            output = self.network.decode(features, slices, memories=memories, time=time, remember=not is_last, **hooks)
             if not is_last:
                 memories["non_cond_frame_outputs"][time] = memory_entry(output)
                 memories["non_cond_frame_outputs"].pop(time - self.network.memory_span, None)
             scores = output["object_score_logits"][:, 0].float()
             detector.observe(time, scores)
+            if refiner is not None:
+                refiner.accept((scores > 0).tolist())
             is_present = (scores > 0).tolist() if patience and is_outer else [True] * len(running)
             for row, i in enumerate(running):
                 steps[i].append((output["pred_masks"][row, 0].float(), output["iou"][row], scores[row]))
                 absent_steps[i] = 0 if is_present[row] else absent_steps[i] + 1
         begin = [(a.logits[0, 0], a.iou, a.object_score) for a in starts]
         return {task_pass: fill_pass(task_pass[1], steps[i], begin[i]) for i, task_pass in enumerate(batch)}
+
+
+def _ends(task: PropagationTask, gap_pass: GapPass) -> list[tuple[int, torch.Tensor]]:
+    """Return the index and logits (h, w) of the annotated slices at the ends of a pass, first the near one."""
+    ends = [gap_pass.near] if gap_pass.far is None else [gap_pass.near, gap_pass.far]
+    return [(t, task.annotated[t].logits[0, 0]) for t in ends]
+
+
+def _hooks(refiner: MaskRefiner | None, slices: list[int], adjust: Callable | None) -> dict[str, Callable | None]:
+    """Return what `Sam2Network.decode` calls for a step: to refine the logits of `slices`, and to decide whether the object is there."""
+    if refiner is None:
+        return {"adjust_scores": adjust}
+
+    def decide_presence(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return refiner.decide_presence(scores if adjust is None else adjust(scores, logits), scores)
+
+    return {"refine_logits": lambda logits: refiner.refine(slices, logits), "adjust_scores": decide_presence}
 
 
 def _cache_key(task: PropagationTask, gap_pass: GapPass, patience: int) -> tuple:
