@@ -1,6 +1,6 @@
 """Parse requests, as OHIF, 3D Slicer and scripts send them, to prompts and options.
 
-All fields but the prompts are optional. Voxels are [i, j, k].
+All fields but the prompts are optional; without any prompt, a server answers with an empty mask. Voxels are [i, j, k].
     foreground, background: Lists of voxels inside and outside of the structure.
     roi: [i0, i1, j0, j1, k0, k1]; each pair in either order, possibly outside of the volume.
     boxes: List of pairs of voxels.
@@ -79,6 +79,16 @@ def parse_prompts(
         volume, positive=_points(positive, request, axis), negative=_points(negative, request, axis), boxes=boxes,
         roi=roi, masks=masks, absent=[_integer(t, "absent") for t in _list(request, "absent")], axis=axis,
     )  # fmt: skip
+
+
+def has_no_prompt(request: dict) -> bool:
+    """Return whether a request holds no prompt at all: its client has deleted all of them, so the structure is to be empty.
+
+    Raises:
+        PromptError: A field is no list.
+    """
+    names = ("foreground", "background", "boxes", "absent", "mask_slices")
+    return not any(_list(request, n) for n in names) and not any(_list(request, "roi")) and uploaded_label_path(request) is None
 
 
 def parse_bool(value) -> bool:

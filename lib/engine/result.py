@@ -46,6 +46,12 @@ class Result:
     encoded_count: int = 0
     tracked: tuple[TrackedRange, ...] = ()
 
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int], axis: int) -> "Result":
+        """Return the outcome without any prompt, for a volume of this shape (I, J, K): an empty mask about whose slices nothing is known."""
+        unknown = np.full(shape[axis], np.nan)
+        return cls(np.zeros(shape, bool), axis, (), SliceEstimates(unknown, unknown, unknown, np.zeros((len(unknown), 0)), unknown))
+
     @cached_property
     def areas(self) -> np.ndarray:
         """Pixels (T,) of the mask on each slice."""

@@ -6,7 +6,8 @@ import pytest
 
 from lib.common.errors import OptionError, PromptError, VolumeError
 from lib.engine.options import Options
-from lib.engine.request import parse_bool, parse_options, parse_prompts
+from lib.engine.request import has_no_prompt, parse_bool, parse_options, parse_prompts
+from lib.engine.result import Result
 from lib.imaging.frames import resolve_axis, window_bounds
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_mask
@@ -36,6 +37,9 @@ def test_defaults(request_):
         ("device", "cpu", "cpu"),
         ("checkpoint", ["embedded"], "embedded"),
         ("components", "all", "all"),
+        ("obey", "no", False),
+        ("refine", ["true"], True),
+        ("refine", False, False),
     ],
 )
 def test_option(name, value, expected):
@@ -112,6 +116,15 @@ def test_foreground(clicks):
 def test_refused(more, message):
     with pytest.raises(PromptError, match=message):
         prompts({"foreground": CLICK} | more)
+
+
+def test_a_request_without_any_prompt_is_recognized(tmp_path):
+    assert has_no_prompt({"foreground": [], "background": "[]", "boxes": None, "roi": [0] * 6, "label": "spleen"})
+    for name in ("foreground", "background", "boxes", "absent", "mask_slices"):
+        assert not has_no_prompt({name: [1]})
+    assert not has_no_prompt({"roi": [0, 1, 0, 1, 0, 1]}) and not has_no_prompt({"label": str(tmp_path / "painted.nrrd")})
+    result = Result.empty((4, 5, 6), 1)
+    assert not result.mask.any() and result.areas.tolist() == [0] * 5 and np.isnan(result.estimates.expected_iou).all()
 
 
 @pytest.mark.parametrize(("axis", "voxel"), [(0, (6, 3, 4)), (1, (3, 6, 4)), (2, (3, 4, 6))])

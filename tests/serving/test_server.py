@@ -134,7 +134,7 @@ def test_regions_may_be_unsorted_and_out_of_bounds(client, roi):
 
 
 @pytest.mark.parametrize("image, params, status, words", [
-    ("small", {}, 400, "click"),
+    ("small", {"background": [[1, 1, 1]]}, 400, "click"),
     ("small", {"foreground": [[99, 1, 1]]}, 400, "outside"),
     ("small", {"foreground": [["a", 1, 1]]}, 400, "three numbers"),
     ("small", {"foreground": [[1, 1, 1]], "background": [[1, 1, 1]]}, 400, "both"),

@@ -259,6 +259,20 @@ def test_images_that_are_no_volume_get_a_sentence(slicer, studies):
             slicer.ask(name)
 
 
+# --- no prompt at all ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("model", ["sam2", "sam2_slice"])
+def test_no_prompt_at_all_makes_the_mask_empty_and_undo_stays_exact(slicer, model):
+    """As when the last point is deleted in Slicer, or after *Clear All Points* and *Run* in OHIF."""
+    _, first, answer = slicer.ask(model=model, label="cleared")
+    _, mask, empty = slicer.ask(foreground=[], model=model, label="cleared")
+    assert first.any() and not mask.any() and mask.shape == first.shape
+    assert (empty["annotated_slices"], empty["voxels"], empty["slices_encoded"]) == ([], 0, 0) and empty.keys() >= answer.keys()
+    known = requests.get(f"{slicer.client._server_url}/sam2/state?image=ras", timeout=30).json()["structures"]
+    assert "cleared" not in known
+    _, again, _ = slicer.ask(model=model, label="cleared")
+    np.testing.assert_array_equal(again, first)
+
+
 # --- saved and uploaded labels as prompts ----------------------------------------------------------------------------
 def test_chosen_slices_of_a_saved_label_are_prompts(slicer, label_file):
     reference = BOX * 2

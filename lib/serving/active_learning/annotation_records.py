@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,6 +25,7 @@ from lib.quality.next_slice import Proposal, RoundState, learned_dice_shift, pro
 from lib.serving.datastore.labels import structure_name
 
 MAX_STRUCTURES = 24  # Records kept per volume.
+DIGEST_MARK, DIGEST_LENGTH = "@", 16  # In the names of files, between the image's id, in which @ is quoted, and the start of its digest.
 MAX_CORRECTIONS = 20  # Corrected slices that a record remembers.
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,12 @@ class AnnotationRecords:
     learned (pairs of expected and measured Dice of slices that were corrected), checkpoint, client, time (seconds since 1970).
 
     Args:
-        folder: Where the records are written: one JSON file for each image, and a folder of masks beside it.
+        folder: Where the records are written: one JSON file for each image content, and a folder of masks beside it.
+        digest_of: Returns the digest of the present content of an image by its id; "" for what is known by its id alone, as sessions are.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, digest_of: Callable[[str], str] = lambda image: ""):
+        self.folder, self._digest_of = Path(folder), digest_of
         self._lock = threading.Lock()
 
     def add_round(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
@@ -90,14 +93,28 @@ class AnnotationRecords:
     def by_image(self) -> dict[str, dict[str, dict]]:
         """Return {image: {structure: record}} of all images that have records."""
         files = self.folder.glob("*.json") if self.folder.is_dir() else ()
-        return {unquote(f.stem): records for f in files if (records := _read_records(f))}
+        images = {unquote(f.stem.rpartition(DIGEST_MARK)[0] or f.stem) for f in files}
+        return {image: records for image in sorted(images) if (records := self.for_image(image))}
 
     def forget(self, image: str) -> None:
-        """Delete the records and masks of an image."""
+        """Delete the records and masks of an image's present content."""
         with self._lock:
             for structure in self.for_image(image):
                 self._mask_file(image, structure).unlink(missing_ok=True)
             self._file(image).unlink(missing_ok=True)
+
+    def forget_structure(self, image: str, request: dict) -> None:
+        """Delete the record and the mask of the structure that a request is about, because all of its prompts are gone."""
+        with self._lock:
+            records = self.for_image(image)
+            structure = record_key(records, request)
+            if records.pop(structure, None) is None:
+                return
+            try:
+                write_text(self._file(image), json.dumps(records))
+                self._mask_file(image, structure).unlink(missing_ok=True)
+            except OSError as e:
+                logger.warning("Cannot write to %s: %s. The state of this volume is not up to date.", self.folder, e)
 
     def key_of(self, image: str, request: dict) -> str:
         """Return the key under which the record of a request is or would be kept, see `record_key`."""
@@ -126,11 +143,14 @@ class AnnotationRecords:
         return corrections[-MAX_CORRECTIONS:]
 
     def _file(self, image: str) -> Path:
-        return self.folder / f"{quote(image, safe='')}.json"
+        digest = self._digest_of(image)
+        mark = f"{DIGEST_MARK}{digest[:DIGEST_LENGTH]}" if digest else ""
+        return self.folder / f"{quote(image, safe='')}{mark}.json"
 
     def _mask_file(self, image: str, structure: str) -> Path:
         name = hashlib.blake2b(structure.encode(), digest_size=8).hexdigest()
-        return self._file(image).with_suffix("") / f"{name}.npz"
+        file = self._file(image)
+        return file.with_name(file.name.removesuffix(".json")) / f"{name}.npz"
 
 
 def _pack_mask(mask: np.ndarray) -> bytes:
@@ -178,7 +198,7 @@ def record_key(records: dict[str, dict], request: dict) -> str:
     ('spleen by ben', 'spleen')
     """
     structure, client = structure_of(request), str(request.get("client_id") or "")
-    is_of_another = structure in records and records[structure]["client"] != client
+    is_of_another = structure in records and records[structure]["client"] not in ("", client)
     return f"{structure} by {client}" if is_of_another else structure
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+UNKNOWN_CLIENT = ""  # Of records that earlier versions of the app made for OHIF: whoever asks may go on with them.
+
 
 @dataclass(frozen=True)
 class AnnotationRequest:
@@ -54,7 +56,7 @@ class Situation(NamedTuple):
 
     Attributes:
         displayed: The volume that the client displays, if it says so.
-        own: Requests of structures that the client has begun, and of volumes that it displays or has chosen.
+        own: Requests of structures that the client or an unknown one has begun, and of volumes that it displays or has chosen.
         free: Volumes that nobody has begun or has been lent, the one that the client displays or has been lent first.
         others: Requests of structures that others have begun, those that nobody works on at present first, then the worst first.
         lent: Volumes that nobody has begun and that are lent to others.
@@ -87,10 +89,10 @@ def find_situation(
             untouched.append(image)
         elif not found:
             complete.append(image)
-        begun = {r.label for r in found if r.client == client}
+        begun = {r.label for r in found if r.client in (client, UNKNOWN_CLIENT)}
         is_chosen = image == displayed or borrowers.get(image) == client
         for r in found:
-            if r.client == client or (is_chosen and r.label not in begun):
+            if r.client in (client, UNKNOWN_CLIENT) or (is_chosen and r.label not in begun):
                 own.append(r)
             elif r.label not in begun:  # Of a structure that both have begun, each annotator goes on with the own one.
                 others.append(r)

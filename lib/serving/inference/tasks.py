@@ -16,11 +16,11 @@ from tqdm import tqdm
 from lib.common.errors import PromptError
 from lib.common.stopwatch import Stopwatch
 from lib.engine.options import DIRECTIONS, Options
-from lib.engine.request import parse_options, parse_prompts, parse_roi, uploaded_label_path
+from lib.engine.request import has_no_prompt, parse_options, parse_prompts, parse_roi, uploaded_label_path
 from lib.engine.result import Result
 from lib.engine.segmenter import Segmenter
 from lib.imaging import masks
-from lib.imaging.frames import AXES, WINDOWS, Frames
+from lib.imaging.frames import AXES, WINDOWS, Frames, resolve_axis
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 from lib.model.device import available_devices
@@ -54,7 +54,7 @@ class VolumeCache:
         """Return the volume at `path`, or raise VolumeError if it cannot be read."""
         try:
             stat = os.stat(path)
-            file_version = (stat.st_size, stat.st_mtime_ns)
+            file_version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         except OSError:
             file_version = None  # The reader reports a missing file.
         with self._lock:
@@ -74,6 +74,7 @@ class Sam2Task(InferTask):
     """
 
     infer_type, prompt_kinds = InferType.DEEPGROW, "click, box or painted slice"
+    may_clear = True  # A request without any prompt empties the structure.
 
     def __init__(
         self, segmenter: Segmenter, volumes: VolumeCache, labels, catalog: CheckpointCatalog, records: AnnotationRecords, *,
@@ -134,12 +135,18 @@ class Sam2Task(InferTask):
             volume = self._volumes.get(str(request["image"]))
         request = request_from_viewer(request, volume, options.axis)
         extension = requested_extension(request, volume)
-        prompts = self._prompts(request, volume, options)
-        result = self._segmenter.segment(volume, prompts, options, _progress)
+        if is_cleared := self.may_clear and has_no_prompt(request):
+            prompts, result = Prompts(), Result.empty(volume.shape, resolve_axis(volume, options.axis))
+        else:
+            prompts = self._prompts(request, volume, options)
+            result = self._segmenter.segment(volume, prompts, options, _progress)
         with stopwatch("write"):
             path = write_result(result, volume, request, extension)
         answer = json_answer(result, volume, reported_checkpoint, request)
-        if self._propagates:
+        if is_cleared:
+            self._records.forget_structure(str(request.get("image_id") or ""), request)
+            answer |= {"expected_dice": None, "expected_volume_dice": None, "next_slice": None}
+        elif self._propagates:
             with stopwatch("next"):
                 answer |= self._record(volume, request, options, result, reported_checkpoint)
             self._segmenter.prefetch(volume, options, result.annotated, result.tracked)
@@ -178,6 +185,7 @@ class Sam2Scribbles(Sam2Task):
     """
 
     infer_type, prompt_kinds = InferType.SCRIBBLES, "painted or scribbled slices"
+    may_clear = False
 
     def _prompts(self, request, volume, options):
         """Return the prompts that differ from the previous answer for this structure, or raise PromptError without a label map."""

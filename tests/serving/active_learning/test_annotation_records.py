@@ -98,6 +98,14 @@ def test_forget_deletes_records_and_masks(records):
     assert records.for_image("ct_1") == {} and records.mask("ct_1", "spleen") is None
 
 
+def test_a_structure_without_prompts_is_forgotten_and_the_others_stay(records):
+    note(records, make_result())
+    of_liver = note(records, make_result(), label="liver")
+    records.forget_structure("ct_1", {"label": "spleen", "client_id": "anna"})
+    records.forget_structure("ct_1", {"label": "kidney", "client_id": "anna"})
+    assert records.for_image("ct_1") == {"liver": of_liver} and records.mask("ct_1", "spleen") is None
+
+
 def test_the_oldest_structures_are_deleted(records):
     for n in range(MAX_STRUCTURES + 3):
         note(records, make_result(), label=f"s{n}")
