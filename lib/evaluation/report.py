@@ -7,6 +7,7 @@ from lib.common.atomic_files import write_text
 from lib.evaluation import figures, overlays
 from lib.evaluation.case_evaluation import INTERACTIVE_PROTOCOLS, EvaluationSettings
 from lib.evaluation.interactive_tables import format_challenge_tables, format_edits_tables
+from lib.evaluation.metrics import TOLERANCE_VOXELS
 from lib.evaluation.protocols import cvpr25
 from lib.evaluation.tables import METHOD_NAMES, PROTOCOL_TABLES, format_csv, format_methods_table, format_structures_table
 
@@ -52,13 +53,15 @@ def format_summary(settings: EvaluationSettings, dataset_name: str, reports: lis
     is_interactive = settings.protocol in INTERACTIVE_PROTOCOLS
     mode = "" if is_interactive else f", as {settings.mode}"
     clicks = "each is clicked by its own errors" if is_interactive else "clicks are made for the first of them"
+    in_voxels = settings.protocol == "shen" and settings.mode == "published"
+    tolerance = f"{TOLERANCE_VOXELS:g} voxel" if in_voxels else f"{settings.tolerance_mm:g} mm"
     lines = [
         f"# {TITLES[settings.protocol]}{mode}, on {dataset_name}", "",
         f"* checkpoint: {settings.checkpoint} (SHA-256 {settings.weights[:12] or 'unknown'}); git revision: {git_revision()}",
         f"* cases: {len(reports) - len(failed)} finished, {len(failed)} failed; {len(rows)} rows; {seconds:.0f} seconds of work",
         f"* methods: {', '.join(METHOD_NAMES.get(m, m) for m in settings.methods)}; {clicks}",
         f"* window: {settings.window}; seed: {settings.seed}; strategy: {settings.strategy}",
-        f"* NSD: surface Dice at a tolerance of {settings.tolerance_mm:g} mm (as published, Shen et al.: one voxel)",
+        f"* NSD: surface Dice at a tolerance of {tolerance}",
         "* in brackets: 95 % bootstrap intervals over volumes",
         f"* {NOTES[settings.protocol]}",
         "* empty masks: both empty = 1 (HD95 0), one empty = 0 (HD95 without a value, left out of means)", "",

@@ -110,6 +110,13 @@ def test_summary_lists_what_failed(tmp_path):
     assert (tmp_path / "results.csv").read_text().count("\n") == 2 and (tmp_path / "curves.png").is_file()
 
 
+@pytest.mark.parametrize("settings, words", [
+    (EvaluationSettings("shen", "published"), "1 voxel"), (EvaluationSettings("shen"), "2 mm"), (EvaluationSettings("he", tolerance_mm=3), "3 mm"),
+])  # fmt: skip
+def test_summary_names_the_tolerance_in_its_unit(settings, words):
+    assert any(line.endswith(f"tolerance of {words}") for line in report.format_summary(settings, "mine", []))
+
+
 def test_nothing_measured(tmp_path):
     path = report.write_report(tmp_path, EvaluationSettings("dong"), "mine", [{"case": "a", "rows": [], "seconds": 0.1}])
     assert "Nothing was measured" in path.read_text()
