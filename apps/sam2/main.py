@@ -89,4 +89,4 @@ class Sam2App(HttpErrorsMixin, PrefetchMixin, SharingMixin, RoutesMixin, Datasto
             digest = hashlib.blake2b(str(self.studies).encode(), digest_size=8).hexdigest()
             studies = Path(self.studies)
             folder = studies / "sam2_rounds" if studies.is_dir() else Path(self.app_dir, "model", "rounds", digest)
-        return AnnotationRecords(folder)
+        return AnnotationRecords(folder, lambda image: self.datastore().image_digest(image))

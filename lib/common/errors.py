@@ -9,6 +9,10 @@ class VolumeError(UserError):
     """The image cannot be read or is not a single 3D volume."""
 
 
+class ConflictError(UserError):
+    """What is sent contradicts what is there already; the server answers with status 409."""
+
+
 class PromptError(UserError):
     """The prompts (clicks, boxes, masks) contradict each other or do not fit the volume."""
 

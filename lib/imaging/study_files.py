@@ -52,7 +52,7 @@ class FolderScan:
 
     def __init__(self, root: Path, excluded: Collection[str], patterns: Sequence[str], memory: dict):
         self.root, self._patterns, self._earlier = root, patterns, memory
-        self._versions: dict[Path, tuple[int, int]] = {}  # Size and time of each file.
+        self._versions: dict[Path, tuple[int, int, int]] = {}  # Size, time and inode of each file.
         self.images: dict[Path, tuple[Path, ...]] = {}
         self.dicom: dict[Path, list[Path]] = {}
         self.left_out: dict[str, str] = {}
@@ -64,7 +64,7 @@ class FolderScan:
         return path.relative_to(self.root).as_posix()
 
     def version(self, files: Iterable[Path]) -> str:
-        """Return a digest of the names, sizes and times of files."""
+        """Return a digest of the names, sizes, times and inodes of files."""
         text = repr([(self.name(f), self._versions.get(f)) for f in sorted(files)])
         return hashlib.blake2b(text.encode(errors="replace"), digest_size=12).hexdigest()
 
@@ -92,7 +92,7 @@ class FolderScan:
                         subfolders.append(path)
                     else:
                         stat = entry.stat()
-                        self._versions[path] = (stat.st_size, stat.st_mtime_ns)
+                        self._versions[path] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
                         files.append(path)
                 except OSError as e:  # It may have been deleted meanwhile.
                     self.leave_out(path, f"It cannot be read ({e.strerror}).")

@@ -10,6 +10,7 @@ from lib.common.errors import VolumeError
 from lib.imaging.dicom.reading import read_stack
 from lib.imaging.dicom.stacks import Stack, find_stacks
 from lib.imaging.readers import READ_ERRORS, read_grid, read_volume
+from lib.imaging.study_digests import content_digest
 from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, FolderScan, split_ending
 from lib.imaging.study_memory import STACKS
 from lib.imaging.volume import Grid, Volume
@@ -36,6 +37,10 @@ class StudyImage:
     def grid(self) -> Grid:
         """Return the voxel grid of the image; raise VolumeError if it cannot be read."""
         return read_grid(self.path) if self.stack is None else Grid(self.stack.shape, self.stack.affine)
+
+    def digest(self) -> str:
+        """Return the digest of the image's content, which does not depend on names and places; OSError if a file cannot be read."""
+        return content_digest(self.files, "" if self.stack is None else repr(_frame_names(self.stack)))
 
     def read(self, name: str) -> Volume:
         """Return the volume, which messages call `name`; raise VolumeError if it cannot be read."""

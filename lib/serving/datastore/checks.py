@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lib.common.errors import UserError, VolumeError
-from lib.imaging.readers import read_volume
+from lib.imaging.readers import check_fits, read_grid, read_volume
+from lib.imaging.volume import Grid
 from lib.serving.web.request_checks import is_name
 
 IMAGE_UPLOAD_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")  # Formats whose images are single files.
@@ -29,3 +30,16 @@ def check_image_file(path: str | Path, name: str) -> None:
             read_volume(path, channel=0)
         except VolumeError:
             raise VolumeError(str(e).replace(Path(path).name, name)) from e
+
+
+def misfit(label: Path, image: Grid) -> str:
+    """Return why a label map does not fit an image by their grids, or "". Damaged files have no grid, so they are not judged here."""
+    try:
+        grid = read_grid(label)
+    except VolumeError:
+        return ""
+    try:
+        check_fits(grid, image, label.name)
+    except VolumeError as e:
+        return str(e)
+    return ""

@@ -1,5 +1,6 @@
 """The datastore for a DICOM store with a local cache, and the mix-in that gives the app its datastores."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +19,6 @@ from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces import app as monailabel_app
-from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelException
 from urllib3.util import Retry
 
@@ -34,11 +34,10 @@ from lib.imaging.writers import write_image
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation, image_ids, series_uid_of
-from lib.serving.datastore.folder import FolderDatastore, file_entry
+from lib.serving.datastore.folder import FINAL, UNSENT, FolderDatastore, file_entry
 from lib.serving.datastore.studies import StudiesDatastore
 
 STORE_TIMEOUT_S = 60  # Default of how long the DICOM store may stay silent.
-FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
 PARTIAL_SUFFIX = ".part"  # Ending of the folder of a series while it is being downloaded.
 PARTIAL_MAX_AGE_S = 86400  # Older partial downloads were left behind by a killed server.
 STACK_COUNT = ".stack_count"  # File beside the DICOM files of a series that holds several volumes; its text is their number.
@@ -94,6 +93,10 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
     def _images(self) -> Path:
         """The folder of cached images: a folder of DICOM files for each series, and a file for each image."""
         return Path(self._datastore.image_path())
+
+    def image_digest(self, image_id):
+        """Return a digest of the id, because UIDs are unique: DICOM allows no other content under them."""
+        return hashlib.blake2b(image_id.encode(), digest_size=16).hexdigest()
 
     def list_images(self):
         """Return the ids of all images in the store."""
@@ -275,7 +278,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
             known = self.get_image_info(image_id)
             info |= {field: known.get(field) for field in ("Modality", "PatientID", "StudyInstanceUID")}
             FolderDatastore.save_label(self, image_id, label_filename, FINAL, info)
-        self.remove_label(image_id, UNSENT)
+        self.remove_label(image_id, UNSENT, reason="")
         return image_id
 
     def _send(self, file: Path) -> str:

@@ -10,21 +10,25 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from lib.common.errors import UserError
 from lib.imaging.studies import Listing, image_of_label
 from lib.serving.datastore.checks import checked_file_name
+from lib.serving.datastore.history import DIGEST, FOLDER, LabelHistory
 from lib.serving.datastore.transaction import Change, sync_folder
 
 LOCK_TIMEOUT_S = 60  # How long a change waits for the changes of other threads and servers.
 TEMPORARY = "temporary"
+FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
+KEPT_TAGS = (FINAL, UNSENT)  # What people made; labels with these tags go into the history when they are replaced or removed.
 
 logger = logging.getLogger(__name__)
 
@@ -102,33 +106,70 @@ class FolderDatastore(LocalDatastore):
         """Refuse an image, because only a studies folder takes some: raise UserError."""
         raise UserError("The images come from a DICOM store: send new ones there.")
 
+    @property
+    def history(self) -> LabelHistory:
+        """The history of the labels in this folder."""
+        return LabelHistory(self._datastore.label_path(None))
+
+    def image_digest(self, image_id: str) -> str:
+        """Return the digest of an image's content, by which everything that is remembered of it is known; "" for unknown images."""
+        return ""
+
     def save_label(self, image_id, label_filename, label_tag, label_info):
-        """Copy a label, which the caller has checked, into the folder in place of an earlier one with this tag; return its image's id."""
+        """Copy a label, which the caller has checked, into the folder in place of an earlier one with this tag; return its image's id.
+
+        The earlier one goes into the history if people made it.
+        """
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
-        ext = self._to_id(os.path.basename(label_filename))[1]
+        if tag == FOLDER:
+            raise UserError(f"A label cannot have the tag {FOLDER!r}, because this is the name of the folder of earlier labels.")
+        ext, digest = self._to_id(os.path.basename(label_filename))[1], self.image_digest(image_id)
         with self._changing() as change:
             labels = _image_entry(change.model, image_id).labels
             destination = self._label_file(change.model, image_id, tag, ext)
             temporary = change.add_file(label_filename, destination)
-            if tag in labels and labels[tag].ext != ext:
-                change.obsolete_files.append(self._label_file(change.model, image_id, tag, labels[tag].ext))
-            labels[tag] = file_entry(destination.name, ext, {**(label_info or {}), TEMPORARY: temporary})
+            if tag in labels:
+                self._retire(change, image_id, tag, "replaced", stays=True)
+                if labels[tag].ext != ext:
+                    change.obsolete_files.append(self._label_file(change.model, image_id, tag, labels[tag].ext))
+            labels[tag] = file_entry(destination.name, ext, {**(label_info or {}), DIGEST: digest, TEMPORARY: temporary})
+            self._identify(change.model, image_id)
         logger.info("Saved label %s of %s.", tag, image_id)
         return image_id
 
-    def remove_label(self, label_id, label_tag):
-        """Remove a label; do nothing if there is none."""
+    def remove_label(self, label_id, label_tag, reason="removed"):
+        """Remove a label; do nothing if there is none. If people made it, it goes into the history, with this reason; without one, it does not."""
         tag = checked_file_name(label_tag)
         with self._changing() as change:
-            label = change.model.label(label_id, tag)
-            if label:
+            if change.model.label(label_id, tag):
+                self._retire(change, label_id, tag, reason)
                 del change.model.objects[label_id].labels[tag]
-                change.obsolete_files.append(self._label_file(change.model, label_id, tag, label.ext))
+
+    def _retire(self, change: Change, image: str, tag: str, reason: str, *, stays: bool = False, tags=KEPT_TAGS) -> None:
+        """Plan what happens to the file of a label that is replaced or removed.
+
+        Args:
+            reason: What becomes of the label, for the history; "" if it shall not go there.
+            stays: Whether the file stays where it is until another one replaces it.
+            tags: The tags of the labels that go into the history.
+        """
+        entry = change.model.objects[image]
+        digest, label = entry.image.info.get(DIGEST), entry.labels[tag]
+        label = label.model_copy(update={"info": {DIGEST: digest, **label.info}})
+        file = self._label_file(change.model, image, tag, label.ext)
+        if reason and tag in tags and file.exists():
+            change.retirements.append(self.history.plan(image, tag, label, file, reason, stays=stays))
+        elif not stays:
+            change.obsolete_files.append(file)
+
+    def _identify(self, model: LocalDatastoreModel, image: str) -> None:
+        """Note in an image's entry which content it stands for. A folder that is no studies folder knows this by its ids."""
 
     def update_image_info(self, image_id, info):
         """Add fields to the info of an image."""
         with self._changing() as change:
             _image_entry(change.model, image_id).image.info.update(info)
+            self._identify(change.model, image_id)
 
     def update_label_info(self, label_id, label_tag, info):
         """Add fields to the info of a label, or raise LabelNotFoundException."""
@@ -158,9 +199,11 @@ class FolderDatastore(LocalDatastore):
         if self._is_reconciled and reconciled == self._datastore:
             return
         try:
+            if not self._is_reconciled:
+                with self._changing() as change:
+                    self._clean_up(change)
             with self._changing() as change:
-                self._clean_up(change)
-                self._match_files(change.model, set(change.new_files.values()))
+                self._match_files(change.model, change)
         except OSError as e:
             logger.warning("Cannot write to %s: %s. Images and labels can be read all the same.", self._datastore_path, e)
             self._datastore, self._config_ts = reconciled, None
@@ -179,31 +222,42 @@ class FolderDatastore(LocalDatastore):
                 if temporary:
                     change.new_files[temporary] = self._label_file(change.model, image, folder.name, label.ext)
             change.obsolete_files += leftovers.values()
+        change.obsolete_files += self.history.leftovers()
         change.obsolete_files += Path(change.model.image_path()).glob(".*.tmp")
         change.obsolete_files += Path(self._datastore_path).glob(f"{change.json_file.name}.*.tmp")
 
-    def _match_files(self, model: LocalDatastoreModel, expected: Set[Path] = frozenset()) -> None:
-        """Make a model list exactly the files in the folder and those that are `expected` to be moved there.
+    def _match_files(self, model: LocalDatastoreModel, change: Change | None = None) -> None:
+        """Make a model list exactly the files in the folder.
 
         If several label files belong to one entry (a.nii and a.nii.gz), the entry names the newest.
+
+        Args:
+            change: The change of this model; labels of images that were exchanged go into the history with it. None if the model is only
+                a copy in memory.
         """
-        self._match_images(model)
+        exchanged = self._match_images(model, change)
+        expected = set(change.new_files.values()) if change else set()
         for image, entry in model.objects.items():
             for tag, label in list(entry.labels.items()):
-                path = self._label_file(model, image, tag, label.ext)
-                if path not in expected and not path.exists():
+                file = self._label_file(model, image, tag, label.ext)
+                if file not in expected and not file.exists():
                     del entry.labels[tag]
         for folder in _label_folders(model):
             for name in _newest_first(folder):
                 image, ext = image_of_label(name, model.objects)
-                if ext and image in model.objects and folder.name not in model.objects[image].labels:
+                if ext and image in model.objects and image not in exchanged and folder.name not in model.objects[image].labels:
                     model.objects[image].labels[folder.name] = file_entry(name, ext)
+        images_in_history = set(self.history.images())
+        for image, entry in model.objects.items():
+            if entry.labels or image in images_in_history:
+                self._identify(model, image)
 
-    def _match_images(self, model: LocalDatastoreModel) -> None:
-        """Remove images from a model whose files are gone."""
+    def _match_images(self, model: LocalDatastoreModel, change: Change | None) -> set[str]:
+        """Remove images from a model whose files are gone, and return the ids of those whose content was exchanged."""
         for image, entry in list(model.objects.items()):
             if not Path(model.image_path(), self._filename(image, entry.image.ext)).exists():
                 del model.objects[image]
+        return set()
 
 
 def _image_entry(model: LocalDatastoreModel, image: str) -> ImageLabelModel:
@@ -230,7 +284,8 @@ def _newest_first(folder: Path) -> list[str]:
 
 def _label_folders(model: LocalDatastoreModel) -> list[Path]:
     """Return the folders of labels, one for each tag."""
-    return [p for p in Path(model.label_path(None)).iterdir() if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in Path(model.label_path(None)).iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return [p for p in folders if p.name != FOLDER]
 
 
 def _file_version(file: Path) -> tuple[int, int, int]:

@@ -9,23 +9,25 @@ from pathlib import Path
 
 import numpy as np
 from monailabel.config import Settings
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.common.errors import UserError, VolumeError
+from lib.common.errors import ConflictError, UserError, VolumeError
 from lib.imaging.dicom.stacks import Stack
-from lib.imaging.readers import check_fits, read_grid
 from lib.imaging.studies import SOURCE, StudiesFolder, image_key
+from lib.imaging.study_digests import content_digest
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
 from lib.imaging.study_images import StudyImage
-from lib.imaging.volume import Grid
 from lib.serving.datastore.changes import ChangeHandler
-from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name
+from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name, misfit
 from lib.serving.datastore.conversion import CONVERTED_ENDING, ConvertedImages
 from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
-from lib.serving.datastore.folder import FolderDatastore, file_entry
+from lib.serving.datastore.folder import FINAL, FolderDatastore, file_entry
+from lib.serving.datastore.history import DIGEST, EXCHANGED, GONE
+from lib.serving.datastore.identity import STAMP, ImageIdentities
+from lib.serving.datastore.transaction import Change, description_file
 
-FINAL = "final"
+_OWN_FIELDS = (SOURCE, DIGEST, STAMP)  # Fields of an image's info that clients cannot change.
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class StudiesDatastore(FolderDatastore):
         self._studies: StudiesFolder | None = None
         self._converted = ConvertedImages(datastore_path)
         self._unreadable: set[tuple[str, str]] = set()  # Ids and versions of images whose voxels could not be read.
+        self._identities = ImageIdentities()
         self._misfits: dict[tuple, str] = {}  # Why a label of a certain version does not fit its image, or "".
         super().__init__(datastore_path, *args, extensions=extensions, **kwargs)
         if hasattr(self, "_observer"):
@@ -57,8 +60,11 @@ class StudiesDatastore(FolderDatastore):
         name, ending = split_ending(file, (*IMAGE_UPLOAD_ENDINGS, *LABEL_ENDINGS))
         return name, ending.lower()
 
-    def _match_images(self, model: LocalDatastoreModel) -> None:
-        """Make a model list the images that the folder holds now."""
+    def _match_images(self, model: LocalDatastoreModel, change: Change | None) -> set[str]:
+        """Make a model list the images that the folder holds now, and return the ids of those whose content was exchanged.
+
+        Nothing of an exchanged image stays: its labels go into the history, and what its info says of it is removed.
+        """
         if self._studies is None:
             memory_file = self._converted.folder / "dicom_headers.json"
             self._studies = StudiesFolder(model.image_path(), Path(model.labels_dir).parts[:1], self._patterns, memory_file)
@@ -66,12 +72,43 @@ class StudiesDatastore(FolderDatastore):
         before, listing = self.listing, self._studies.list_images(known)
         self.listing = listing
         for image in set(model.objects) - set(listing.images):
+            self._set_aside(change, model, image, GONE)
             del model.objects[image]
+        exchanged = {i for i, entry in model.objects.items() if self._identities.is_exchanged(entry.image, listing.images[i])}
+        for image in exchanged:
+            logger.warning("The file of %s holds another image than before: labels of the earlier one go into the history.", image)
+            self._set_aside(change, model, image, EXCHANGED)
         for image, found in listing.images.items():
-            if image not in model.objects:
+            if image not in model.objects or image in exchanged:
                 model.objects[image] = ImageLabelModel(image=self._new_entry(image, found))
+                self._bring_back(change, model, image)
+        for image in exchanged:
+            self._identify(model, image)
         if {i.version for i in before.images.values()} != {i.version for i in listing.images.values()}:
             self._converted.keep_only(listing.images.values())
+        return exchanged
+
+    def _set_aside(self, change: Change | None, model: LocalDatastoreModel, image: str, reason: str) -> None:
+        """Plan that all labels of an image, whatever their tags, go into the history; without a change do nothing."""
+        for tag in list(model.objects[image].labels) if change else ():
+            self._retire(change, image, tag, reason, tags=(tag,))
+
+    def _bring_back(self, change: Change | None, model: LocalDatastoreModel, image: str) -> None:
+        """Plan that the labels which left with an image come back with it, if it has the same content; without a change do nothing."""
+        for file, tag, info in self.history.of_returned_image(image, lambda: self.image_digest(image)) if change else ():
+            ext = self._to_id(file.name)[1]
+            model.objects[image].labels[tag] = DataModel(ext=ext, info=info)
+            change.new_files[file] = self._label_file(model, image, tag, ext)
+            change.obsolete_files.append(description_file(file))
+
+    def image_digest(self, image_id):
+        """Return the digest of an image's content at this moment, or "" if the image is unknown or cannot be read."""
+        return self._identities.digest(self.listing.images.get(image_id))
+
+    def _identify(self, model: LocalDatastoreModel, image: str) -> None:
+        """Note the digest of an image and the stamp of its files in its entry."""
+        if found := self.listing.images.get(image):
+            model.objects[image].image = self._identities.noted(model.objects[image].image, found)
 
     def _new_entry(self, image: str, found: StudyImage) -> DataModel:
         """Return the entry of an image that was not listed before."""
@@ -87,11 +124,14 @@ class StudiesDatastore(FolderDatastore):
         return image.removesuffix(ending) + ending
 
     def _image(self, image_id: str) -> StudyImage | None:
-        """Return an image, or None if it is unknown; raise UserError with the reason if it cannot be used."""
+        """Return an image, or None if it is unknown; raise VolumeError with the reason if it cannot be used."""
         if image_id not in self.listing.images and image_id in self._datastore.objects:
             self.refresh()  # Another server has listed it.
         if image_id in self.listing.refused:
-            raise UserError(self.listing.refused[image_id])
+            raise VolumeError(self.listing.refused[image_id])
+        found, entry = self.listing.images.get(image_id), self._datastore.objects.get(image_id)
+        if found and entry and self._identities.is_exchanged(entry.image, found):
+            self.refresh()  # The observer of the folder has not noticed it yet.
         return self.listing.images.get(image_id)
 
     def _known_image(self, image_id: str) -> StudyImage:
@@ -116,12 +156,18 @@ class StudiesDatastore(FolderDatastore):
         images = super().get_unlabeled_images(label_tag, labels)
         return [i for i in images if i in self.listing.images and (i, self.listing.images[i].version) not in self._unreadable]
 
+    def get_labels_by_image_id(self, image_id):
+        """Return {tag: id} of the labels of an image's present content."""
+        with suppress(UserError):
+            self._image(image_id)
+        return super().get_labels_by_image_id(image_id)
+
     def get_image_info(self, image_id):
         """Return the info of an image; "name" and "path" are those of the file that clients get."""
         image = self._image(image_id)
         if image is None:
             return {}
-        info = {key: value for key, value in super().get_image_info(image_id).items() if key != SOURCE}
+        info = {key: value for key, value in super().get_image_info(image_id).items() if key not in (SOURCE, STAMP)}
         return {**info, "name": self._client_name(image_id, image), "path": str(self._converted.path(image_id, image))}
 
     def datalist(self, full_path=True):
@@ -148,11 +194,11 @@ class StudiesDatastore(FolderDatastore):
         return [row for row in rows if all(row)]
 
     def add_image(self, image_id, image_filename, image_info):
-        """Copy an image into the folder and return its id. An image that replaces another one keeps the labels of that one.
+        """Copy an image into the folder and return its id. If the folder has this image under this id, only its info is updated.
 
         Raises:
-            UserError: The file cannot be read as a volume, does not fit the labels of the image that it would replace, or would replace
-                an image of another kind.
+            UserError: The file cannot be read as a volume.
+            ConflictError: The id or the file's name belongs to another image.
         """
         default_id, ending = self._to_id(os.path.basename(image_filename))
         image_id = checked_file_name(image_id or default_id)
@@ -160,46 +206,33 @@ class StudiesDatastore(FolderDatastore):
         if ending not in IMAGE_UPLOAD_ENDINGS:
             raise UserError(f"Images are single files with one of the endings {', '.join(IMAGE_UPLOAD_ENDINGS)}.")
         check_image_file(image_filename, name)
-        previous = self.listing.images.get(image_id)
-        if previous and (previous.stack or len(previous.files) > 1 or "/" in previous.key):
-            raise UserError(f"{image_id} lies in a subfolder or has several files: send the new image under another id.")
-        if any(other.key == name for i, other in self.listing.images.items() if i != image_id):
-            raise UserError(f"The file {name} holds another image: send this one under another id.")
-        self._check_labels(image_id, Path(image_filename))
+        info = {key: value for key, value in (image_info or {}).items() if key not in _OWN_FIELDS}
+        if previous := self._image(image_id):
+            if self._identities.digest(previous) != content_digest([Path(image_filename)]):
+                raise ConflictError(f"{image_id} is the name of another image: send this one under another name, or delete the other one.")
+            self.update_image_info(image_id, info)
+            return image_id
+        if any(other.key == name for other in self.listing.images.values()):
+            raise ConflictError(f"The file {name} holds another image: send this one under another name.")
         with self._changing() as change:
-            entry = change.model.objects.get(image_id)
             change.add_file(image_filename, Path(change.model.image_path(), name))
-            if previous and previous.path.name != name:
-                change.obsolete_files.append(previous.path)
-            info = {key: value for key, value in (image_info or {}).items() if key != SOURCE}
-            labels = entry.labels if entry else {}
-            change.model.objects[image_id] = ImageLabelModel(image=file_entry(name, ending, info), labels=labels)
+            change.model.objects[image_id] = ImageLabelModel(image=file_entry(name, ending, info))
         self.refresh()
         return image_id
-
-    def _check_labels(self, image_id: str, new_file: Path) -> None:
-        """Raise UserError if a label of an image does not fit the file that is to replace the image."""
-        grid = read_grid(new_file) if self.get_labels_by_image_id(image_id) else None
-        for tag in self.get_labels_by_image_id(image_id):
-            if misfit := _misfit(Path(LocalDatastore.get_label_uri(self, image_id, tag)), grid):
-                raise UserError(
-                    f"{image_id} has a label with the tag {tag} that does not fit this image ({misfit}). Delete the label first, or send "
-                    "the image under another id."
-                )
 
     def remove_image(self, image_id):
         """Remove the files of an image and its labels; files that also belong to another image stay."""
         image = self._known_image(image_id)
         for tag in self.get_labels_by_image_id(image_id):
-            self.remove_label(image_id, tag)
+            self.remove_label(image_id, tag, "the image was removed")
         shared = {file for i, other in self.listing.images.items() if i != image_id for file in other.files}
         for file in set(image.files) - shared:
             file.unlink(missing_ok=True)
         self.refresh()
 
     def update_image_info(self, image_id, info):
-        """Add fields to the info of an image, but for the one that says which files belong to it."""
-        super().update_image_info(image_id, {key: value for key, value in info.items() if key != SOURCE})
+        """Add fields to the info of an image, but for those that say which files and which content belong to it."""
+        super().update_image_info(image_id, {key: value for key, value in info.items() if key not in _OWN_FIELDS})
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
         """Save a label that fits its image, and return the image's id. A label of a DICOM image is also written as DICOM SEG beside it.
@@ -234,9 +267,9 @@ class StudiesDatastore(FolderDatastore):
     def _segmentation_file(self, image_id: str, tag) -> Path:
         return Path(self._datastore.label_path(checked_file_name(tag)), f"{image_id}.dcm")
 
-    def remove_label(self, label_id, label_tag):
+    def remove_label(self, label_id, label_tag, reason="removed"):
         """Remove a label, also as DICOM SEG; do nothing if there is none."""
-        super().remove_label(label_id, label_tag)
+        super().remove_label(label_id, label_tag, reason)
         self._segmentation_file(checked_file_name(label_id), label_tag).unlink(missing_ok=True)
 
     def get_label_uri(self, label_id, label_tag):
@@ -247,27 +280,15 @@ class StudiesDatastore(FolderDatastore):
         """
         path = super().get_label_uri(label_id, label_tag)
         image = self._image(label_id) if path else None
-        if image is None:
+        path = super().get_label_uri(label_id, label_tag)  # It is gone if the image was exchanged just now.
+        if image is None or not path:
             return path
         with suppress(OSError, VolumeError):  # Who reads an image that is damaged gets the reason.
             stat = os.stat(path)
             key = (image.version, path, stat.st_size, stat.st_mtime_ns)
             if key not in self._misfits:
-                self._misfits[key] = _misfit(Path(path), image.grid())
-            if misfit := self._misfits[key]:
-                logger.warning("The label %s of %s is not used: %s", label_tag, label_id, misfit)
-                raise UserError(f"The label {label_tag} of {label_id} was made for another image: {misfit}")
+                self._misfits[key] = misfit(Path(path), image.grid())
+            if reason := self._misfits[key]:
+                logger.warning("The label %s of %s is not used: %s", label_tag, label_id, reason)
+                raise UserError(f"The label {label_tag} of {label_id} was made for another image: {reason}")
         return path
-
-
-def _misfit(label: Path, image: Grid) -> str:
-    """Return why a label map does not fit an image by their grids, or "". Damaged files have no grid, so they are not judged here."""
-    try:
-        grid = read_grid(label)
-    except VolumeError:
-        return ""
-    try:
-        check_fits(grid, image, label.name)
-    except VolumeError as e:
-        return str(e)
-    return ""

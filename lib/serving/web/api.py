@@ -42,12 +42,13 @@ from lib.serving.dicomweb import routes as dicomweb_routes
 from lib.serving.dicomweb.labels import name_image_by_id
 from lib.serving.inference import route
 from lib.serving.observability import RequestMonitor
-from lib.serving.web import ohif_files, request_checks, routes
+from lib.serving.web import label_routes, ohif_annotation, ohif_files, request_checks, routes, volume_choices
 from lib.serving.web.http_errors import clear_errors
 
 WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, proxy, session)
 MONAI_LABEL_PREFIX = "monailabel.endpoints."
 TASK_TABLES = {"train": "_trainers", "batch_infer": "_infers", "model": "_infers", "wsi_infer": "_infers"}
+UPLOADS = ("api_add_image", "api_save_label", "api_create_session")
 MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # Limits of routes that wait for files or the DICOM store.
 _datastore_lock = threading.RLock()  # MONAI Label's datastores expect one caller at a time.
 
@@ -59,7 +60,9 @@ def install(app: FastAPI) -> None:
     app.state.sam2_routes = True
     app.router.routes[:] = [r for r in app.router.routes if isinstance(r, (Route, Mount)) and not _is_replaced(r)]
     prefix = settings.MONAI_LABEL_API_STR
-    for router in (route.router, routes.router, dicomweb_routes.router, ohif_files.router, _wrap_routes(WRAPPED_MODULES)):
+    routers = (route.router, routes.router, label_routes.router, volume_choices.router, ohif_annotation.router, dicomweb_routes.router,
+               ohif_files.router)  # fmt: skip
+    for router in (*routers, _wrap_routes(WRAPPED_MODULES)):
         app.include_router(router, prefix=prefix)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router, prefix=prefix)
@@ -107,7 +110,7 @@ def _wrap_endpoint(endpoint):
             raise
 
     def run(fields):
-        with clear_errors(loose=True):
+        with clear_errors(loose=True, upload=endpoint.__name__ in UPLOADS):
             _check_fields(kind, endpoint.__name__, fields)
             with _datastore_lock if locked else nullcontext():
                 answer = _finish(endpoint(**fields))
@@ -141,6 +144,8 @@ def _check_fields(kind: str, endpoint_name: str, fields: dict) -> None:
         raise HTTPException(404, f"There is nothing called {model_name!r} here; choose one of {', '.join(tasks)}.")
     if kind == "proxy" and not str(app.studies).startswith("http"):
         raise HTTPException(404, "The images are files in a folder: there is no DICOM store.")
+    if endpoint_name == "api_run" and kind == "batch_infer":
+        raise HTTPException(400, "The server makes no masks without prompts. For many images at once, use the command main.py batch, which reads prompts from files.")
     if kind == "session":
         if fields.get("uncompress"):
             raise HTTPException(422, "Archives are not unpacked: send the files themselves.")

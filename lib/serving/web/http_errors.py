@@ -10,7 +10,7 @@ import torch
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
-from lib.common.errors import UserError
+from lib.common.errors import ConflictError, UserError, VolumeError
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +22,25 @@ MISUSE = (TypeError, ValueError, OverflowError, LookupError, AttributeError, Rec
 
 
 @contextmanager
-def clear_errors(wrong: int = 422, *, loose: bool = False):
+def clear_errors(wrong: int = 422, *, loose: bool = False, upload: bool = False):
     """Turn exceptions of the code within into HTTP errors.
 
     Args:
         wrong: HTTP status for wrong input.
+        upload: True if the request brings an image or a label, so that one that cannot be read is wrong input.
         loose: True if the code does not check its input itself, so that the exceptions `MISUSE` count as wrong input as well.
 
     Raises:
-        HTTPException: `wrong` for wrong input, 400 for MONAI Label's other errors, 404 for an unknown image or label, 502 if the DICOM
-            store failed, 503 if memory ran out or the folder is locked, 507 if the disk is full, 500 for other errors of the file system.
+        HTTPException: `wrong` for wrong input, 400 for an image of the server that cannot be opened, 409 for what contradicts what is there, 400 for MONAI Label's other errors, 404 for an
+            unknown image or label, 502 if the DICOM store failed, 503 if memory ran out or the folder is locked, 507 if the disk is full,
+            500 for other errors of the file system.
     """
     try:
         yield
     except UserError as e:
         logger.info("Refused: %s", e)
-        raise HTTPException(wrong, str(e)) from e
+        status = 409 if isinstance(e, ConflictError) else 400 if isinstance(e, VolumeError) and not upload else wrong
+        raise HTTPException(status, str(e)) from e
     except (ImageNotFoundException, LabelNotFoundException) as e:
         raise HTTPException(404, str(e.msg)) from e
     except MONAILabelException as e:

@@ -7,6 +7,7 @@ does not wait while they read files or ask a DICOM store.
 import logging
 import secrets
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -33,17 +34,21 @@ from lib.serving.datastore.folder import FolderDatastore
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
+from lib.serving.web.client_identity import client_name, page_client, remember_browser
 from lib.serving.web.http_errors import clear_errors
+from lib.serving.web.label_routes import checksum
 from lib.serving.web.ohif_files import base_path
 from lib.serving.web.viewers import locate_in_viewers
+from lib.serving.web.volume_choices import choices_of
 
 logger = logging.getLogger(__name__)
 
 VOLUMES_PER_PAGE = 20
+DIGITS_IN_NAMES = 8  # Of the digest of an image's content.
 LEFT_OUT_ON_PAGE = 100
 ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 # The pages load nothing from other servers, and no other site may show them in a frame.
-PAGE_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+PAGE_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 router = APIRouter(dependencies=[ALLOWED], tags=["SAM 2"])
@@ -61,13 +66,19 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     params = {k: v for k, v in request_checks.check_serializable(params or {}, "params").items() if k != "strategy"}  # The URL has it.
     if isinstance(params.get("image"), str):
         params["image"], _ = SeriesIndex.of(app).resolve(params["image"])
-    with _sampling, clear_errors(loose=True):
+    params["client_id"] = client_name(request, user, params)
+    with _sampling, clear_errors(400, loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
         return {}
     if series := SeriesIndex.of(app).of_image(answer["id"]):
         answer |= series.identity()
-    location = _locate(volume_page.find_grid(str(answer.get("path"))), answer)
+    path, digest = str(answer.get("path")), app.datastore().image_digest(answer["id"])
+    with suppress(OSError):
+        answer["checksum"] = checksum(path)
+    # 3D Slicer uses a file again that it has under the same name, so the name differs if the content does.
+    answer["name"] = volume_page.insert_before_ending(str(answer.get("name") or answer["id"]), digest[:DIGITS_IN_NAMES])
+    location = _locate(volume_page.find_grid(path), answer)
     return volume_page.describe_slice(answer, location, _ohif_link(request, app, answer["id"], answer.get("slice")))
 
 
@@ -92,21 +103,28 @@ def metrics() -> Response:
 
 
 @router.get("/sam2/", response_class=HTMLResponse, summary="Page: volumes by need, with the quality of their slices")
-def overview(request: Request) -> HTMLResponse:
+def overview(request: Request, user: User = ALLOWED) -> HTMLResponse:
     app = app_instance()
+    client, browser = page_client(request, user)
     number = _parse_number("page", request.query_params.get("page", "1"))
     with clear_errors():
-        summaries = volume_page.summarize_volumes(app.datastore(), app.records)
+        rejected = app.lending.state()["rejected"]
+        summaries = sorted(volume_page.summarize_volumes(app.datastore(), app.records), key=lambda s: s.image in rejected)
         pages = max(1, -(-len(summaries) // VOLUMES_PER_PAGE))
         number = min(max(number, 1), pages)
         volumes = [_with_links(request, app, s) for s in summaries[(number - 1) * VOLUMES_PER_PAGE : number * VOLUMES_PER_PAGE]]
+        for volume in volumes:
+            image = volume["summary"].image
+            volume |= {"choices": choices_of(app.lending, image, client), "problem": app.readable_volumes.problems().get(image)}
         left_out = _listing(app).left_out
     counts = {status: sum(s.status == status for s in summaries) for status in volume_page.STATUSES}
     text = templates.get_template("overview.html").render(
         volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE,
         left_out=list(left_out.items())[:LEFT_OUT_ON_PAGE], left_out_count=len(left_out),
     )  # fmt: skip
-    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": PAGE_POLICY})
+    response = HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": PAGE_POLICY})
+    remember_browser(response, browser)
+    return response
 
 
 @router.get("/sam2/left_out", summary="What the studies folder holds that is not offered, and why")
@@ -152,13 +170,13 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
 
 
 @router.get("/sam2/ohif", response_class=HTMLResponse, summary="Page: OHIF's annotation mode standing on a slice")
-def ohif(request: Request, image: str = "") -> HTMLResponse:
+def ohif(request: Request, image: str = "", user: User = ALLOWED) -> HTMLResponse:
     """Answer the query fields image (id or SeriesInstanceUID), slice (default: the proposed one), structure (default: as proposed there)."""
     app = app_instance()
     image = _check_image(app, image)
     if not _is_in_ohif(app, image):
-        raise HTTPException(422, f"OHIF cannot show {image}: it has a single slice, or cannot be read (see the server's log). Use 3D Slicer.")
-    requested = request.query_params.get("slice")
+        raise HTTPException(400, f"OHIF cannot show {image}: it has a single slice, or cannot be read (see the server's log). Use 3D Slicer.")
+    requested, (client, browser) = request.query_params.get("slice"), page_client(request, user)
     with clear_errors():
         t = None if requested is None else _parse_number("slice", requested)
         # The grid comes first, because fetching the image from the DICOM store also fetches its info.
@@ -172,10 +190,13 @@ def ohif(request: Request, image: str = "") -> HTMLResponse:
         place["viewer"] = _locate(grid, place)
     if t is not None and place["viewer"] is None:
         raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
+    app.lending.lend(image, client)
     nonce = secrets.token_urlsafe(16)
     policy = f"{PAGE_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
     text = templates.get_template("ohif.html").render(place=place, base=base_path(request), nonce=nonce, title=summary.name)
-    return HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": policy})
+    response = HTMLResponse(text, headers={**UNCACHED, "Content-Security-Policy": policy})
+    remember_browser(response, browser)
+    return response
 
 
 def _describe_place(image: str, info: dict, structure: volume_page.StructureSummary | None, t: int | None) -> dict:
@@ -256,7 +277,7 @@ def _check_image(app, image: str) -> str:
         raise HTTPException(422, "Say which image: ?image=ID.")
     image, _ = SeriesIndex.of(app).resolve(image)
     if image in _listing(app).refused:
-        raise HTTPException(422, _listing(app).refused[image])
+        raise HTTPException(400, _listing(app).refused[image])
     with clear_errors():
         if image not in app.datastore().list_images():
             raise HTTPException(404, "There is no such image in the datastore.")

@@ -211,13 +211,13 @@ def find_grid(path: str) -> Grid | None:
     """Return the voxel grid of an image file, or None if it cannot be read. Headers are read once until their files change."""
     try:
         stat = os.stat(path)
-        return _remembered_grid(path, stat.st_size, stat.st_mtime_ns)
+        return _remembered_grid(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
     except (OSError, VolumeError):
         return None
 
 
 @lru_cache(1024)
-def _remembered_grid(path: str, size_bytes: int, mtime_ns: int) -> Grid:
+def _remembered_grid(path: str, file_version: tuple[int, int, int]) -> Grid:
     return read_grid(path)
 
 

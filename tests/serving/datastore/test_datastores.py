@@ -81,9 +81,12 @@ def test_on_a_full_disk_the_old_label_stays(studies, label, monkeypatch, module,
 
 
 @pytest.mark.parametrize("has_label", [False, True], ids=["first label", "next label"])
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(9))
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_label(studies, label, step, has_label):
-    """The steps: sync the label, sync the JSON file, rename the JSON file, rename the label, sync two folders."""
+    """The steps: sync the label, sync and rename the history's description, sync and rename the JSON file, rename the label, sync folders."""
+    steps_of_history = 2 if has_label else 0
+    if step > 5 + steps_of_history + has_label:
+        pytest.skip("There are no further steps.")
     if has_label:
         open_store(studies).save_label("a", label(1), "final", {"value": 1})
     store, new_label = open_store(studies), label(2)
@@ -106,11 +109,13 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_label(studies, label, step
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     reopened = open_store(studies)
-    if step < 3:
+    if step < 3 + steps_of_history:
         assert saved_values(reopened) == (1, 1) if has_label else not reopened.get_labels_by_image_id("a")
     else:
         assert saved_values(reopened) == (2, 2)
     assert not [n for n in file_names(studies) if n.endswith(".tmp")]
+    history = reopened.history.items("a", reopened.image_digest("a"))
+    assert len(history) == 1 if has_label and step > 2 else len(history) <= has_label
 
 
 def test_servers_on_one_folder_keep_the_changes_of_each_other(studies, label):
@@ -184,7 +189,7 @@ def test_labels_of_unknown_images_are_refused(studies, label):
 def test_an_image_sent_again_keeps_its_labels(studies, label):
     store = open_store(studies)
     store.save_label("a", label(1), "final", {"value": 1})
-    store.add_image("a", label(9), {"patient": "x"})
+    store.add_image("a", str(studies / "a.nii.gz"), {"patient": "x"})
     assert saved_values(store) == (1, 1) and store.get_image_info("a")["patient"] == "x"
 
 

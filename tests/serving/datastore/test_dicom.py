@@ -17,7 +17,6 @@ from lib.imaging.dicom.stacks import find_stacks
 from lib.imaging.readers import read_grid, read_mask, read_volume
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_mask
-from lib.serving.app import PrefetchMixin
 from lib.serving.datastore import dicom_labels
 from lib.serving.datastore.dicom import UNSENT, CachedDicomDatastore
 from lib.serving.datastore.folder import FolderDatastore
@@ -151,21 +150,6 @@ def test_a_series_that_is_completed_in_the_store_can_be_opened(open_datastore, s
     write_single_frames(tmp_path / "complete", SeriesInstanceUID=gap)
     store.add(tmp_path / "complete" / "1.dcm")
     assert read_grid(datastore.get_image_uri(gap)).shape == SHAPE and datastore.get_unlabeled_images() == [gap]
-
-
-def test_next_sample_goes_on_to_an_image_that_can_be_read(open_datastore, gap, series):
-    datastore = open_datastore()
-
-    class MonaiApp:
-        def next_sample(self, request):
-            image = datastore.get_unlabeled_images()[0]
-            return {"id": image, "path": datastore.get_image_uri(image)}
-
-    class App(PrefetchMixin, MonaiApp):
-        def open_ahead(self, path):
-            pass
-
-    assert App().next_sample({})["id"] == series
 
 
 def test_an_incomplete_series_does_not_stay_in_the_cache(datastore, store, series):
