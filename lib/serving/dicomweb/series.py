@@ -22,6 +22,9 @@ SERIES_KEYWORDS = (
 )  # fmt: skip
 
 
+_CHARACTER_SET = f"{pydicom.datadict.tag_for_keyword('SpecificCharacterSet'):08X}"
+
+
 @dataclass(eq=False)
 class Series(ABC):
     """A series of single-frame objects, one for each slice of an image.
@@ -97,7 +100,22 @@ def to_file(dataset: Dataset) -> bytes:
 
 def to_json(dataset: Dataset) -> dict:
     """Return a dataset in the DICOM JSON model. Values that are invalid in DICOM and cannot be converted are left out."""
-    return dataset.to_json_dict(suppress_invalid_tags=True)
+    attributes = dataset.to_json_dict(suppress_invalid_tags=True)
+    if _CHARACTER_SET in attributes:
+        attributes[_CHARACTER_SET] = {"vr": "CS", "Value": ["ISO_IR 192"]}  # JSON is sent in UTF-8, whatever the file has.
+    return _with_finite_numbers(attributes)
+
+
+def _with_finite_numbers(attributes: dict) -> dict:
+    """Replace numbers that JSON does not have by their names, as PS3.18 section F.2.3 demands, also within sequences; return the attributes."""
+    for element in attributes.values():
+        if element["vr"] == "SQ":
+            for item in element.get("Value", []):
+                _with_finite_numbers(item)
+        elif element["vr"] in ("FD", "FL", "DS") and "Value" in element:
+            names = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
+            element["Value"] = [names.get(str(v), v) for v in element["Value"]]
+    return attributes
 
 
 def selected(attributes: dict, keywords) -> dict:

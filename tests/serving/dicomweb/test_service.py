@@ -179,6 +179,26 @@ def test_identifiers_depend_on_name_and_content_only(studies, serve, tmp_path):
     assert changed["a"] != first["a"] and changed["copy"] == first["copy"]
 
 
+def test_unusual_headers_become_valid_json(studies, serve):
+    images = series()
+    for ds in images:
+        ds.SpecificCharacterSet, ds.PatientName = "ISO_IR 100", "Müller^Jörg"
+        ds.ReconstructionDiameter, ds.PatientWeight = "1e400", None
+        ds.add_new(0x00189074, "DT", "")
+        item = pydicom.Dataset()
+        item.add_new(0x00189306, "FD", [float("nan"), float("inf")])
+        ds.add_new(0x00091001, "SQ", [item])
+        ds.add_new(0x60003000, "OW", bytes(10_000))
+    save_dicom(images, studies / "ct")
+    service = serve()
+    study, uid = series_of(service)["ct"]
+    answer = service.get(f"/studies/{study}/series/{uid}/metadata")
+    attributes = answer.json()[0]
+    assert attributes["00080005"]["Value"] == ["ISO_IR 192"] and attributes["00100010"]["Value"][0]["Alphabetic"] == "Müller^Jörg"
+    assert attributes["00091001"]["Value"][0]["00189306"]["Value"] == ["NaN", "Infinity"] and "60003000" not in attributes
+    assert service.client.search_for_studies(search_filters={"PatientName": "Müller*"})
+
+
 def test_images_that_come_and_go_are_noticed(studies, serve):
     write_nifti(studies / "a.nii.gz")
     service = serve()
