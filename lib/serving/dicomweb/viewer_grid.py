@@ -66,6 +66,22 @@ def viewer_grid(image: Grid) -> Grid:
     return replace(image, affine=np.asarray(image.affine, float) @ backwards)
 
 
+def displayed_grid(image: Grid) -> Grid:
+    """Return the grid, with the voxels counted as in the image, whose places are those at which OHIF draws the voxels.
+
+    OHIF draws slices perpendicular to their normal above the first one that it counts, so it shows no shear (checked in OHIF v3).
+    """
+    viewed, turned = (np.asarray(a, float) for a in (viewer_grid(image).affine, image.affine))
+    lps, (column_mm, row_mm, _) = geometry.LPS_FROM_RAS @ viewed, geometry.spacing(viewed)
+    x = lps[:3, 0] / column_mm
+    y = lps[:3, 1] - x * (x @ lps[:3, 1])
+    y /= np.linalg.norm(y)
+    normal = np.cross(x, y)
+    lps[:3, :3] = np.stack([x * column_mm, y * row_mm, normal * (normal @ lps[:3, 2])], axis=1)
+    back = np.linalg.inv(viewed) @ turned  # From the image's voxels to the viewer's.
+    return replace(image, affine=geometry.LPS_FROM_RAS @ lps @ np.rint(back))
+
+
 def request_from_viewer(request: dict, volume: Volume, axis: str) -> dict:
     """Return an inference request whose voxels and slices are those of the image; `VIEWER_REQUEST` says if they were a viewer's.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.imaging.geometry import LPS_FROM_RAS, spacing, to_mm
 from lib.imaging.volume import Grid
+from lib.serving.dicomweb.viewer_grid import displayed_grid
 
 PLANES = ("sagittal", "coronal", "axial")  # In the order of the patient's axes at right angles to them: R, A, S.
 SLICER_VIEWS = {"sagittal": "Yellow", "coronal": "Green", "axial": "Red"}
@@ -64,14 +65,14 @@ def locate_in_viewers(grid: Grid, axis: int, t: int, point_ijk=None) -> dict:
         point_ijk: Voxel on the slice to look at, or None for the slice's centre.
 
     Returns:
-        {voxel_axis, voxel_slice (0-based), slices, plane, oblique (the slice is tilted against the viewers' planes), world_lps,
-        world_ras (mm), ohif: {viewport, number (1-based), count}, slicer: {view, offset_mm}}
+        {voxel_axis, voxel_slice (0-based), slices, plane, oblique (the slice is tilted against the viewers' planes), world_lps (mm,
+        where OHIF draws it, see `displayed_grid`), world_ras (mm, where it is), ohif: {viewport, number (1-based), count}, slicer: {view, offset_mm}}
     """
     voxel = (np.array(grid.shape, float) - 1) / 2 if point_ijk is None else np.array(point_ijk, float)
     voxel[axis] = t
-    ras = to_mm(np.asarray(grid.affine, float), voxel)
-    plane, lps = anatomical_plane(grid.affine, axis), ras * (-1, -1, 1)
-    number, count = ohif_slice_number(grid, plane, lps)
+    ras, displayed = to_mm(np.asarray(grid.affine, float), voxel), displayed_grid(grid)
+    plane, lps = anatomical_plane(grid.affine, axis), to_mm(displayed.affine, voxel) * (-1, -1, 1)
+    number, count = ohif_slice_number(displayed, plane, lps)
     return {
         "voxel_axis": axis, "voxel_slice": int(t), "slices": int(grid.shape[axis]), "plane": plane,
         "oblique": bool(np.abs(slice_normal(grid.affine, axis)).max() < MIN_ALIGNED_COSINE),

@@ -5,6 +5,7 @@ from lib.imaging.geometry import LPS_FROM_RAS, to_mm
 from lib.imaging.volume import Grid, Volume
 from lib.serving.dicomweb.viewer_grid import (
     VIEWER_REQUEST,
+    displayed_grid,
     from_viewer,
     is_reversed,
     mask_from_viewer,
@@ -13,6 +14,7 @@ from lib.serving.dicomweb.viewer_grid import (
     to_viewer,
     viewer_grid,
 )
+from tests.imaging.real_cases import tilted_affine
 
 SHAPE = (5, 6, 7)
 LEFT_HANDED = np.diag([-1.0, 1.0, 2.0, 1.0])
@@ -29,6 +31,19 @@ def test_the_viewer_counts_along_the_normal_of_the_slices(affine):
     mask = np.random.default_rng(0).random(SHAPE) > 0.5
     np.testing.assert_array_equal(mask_to_viewer(grid, mask)[tuple(to_viewer(grid, voxels).T)], mask[tuple(voxels.T)])
     np.testing.assert_array_equal(mask_from_viewer(grid, mask_to_viewer(grid, mask)), mask)
+
+
+def test_ohif_draws_no_shear(affine):
+    grid = Grid(SHAPE, affine)
+    np.testing.assert_allclose(displayed_grid(grid).affine, affine, atol=1e-9)
+    tilted = Grid((96, 90, 32), LPS_FROM_RAS @ tilted_affine(20.0))
+    x, y, step = (LPS_FROM_RAS @ tilted.affine)[:3, :3].T
+    lps = LPS_FROM_RAS @ displayed_grid(tilted).affine
+    np.testing.assert_allclose(lps[:3, :2].T, [x, y])
+    np.testing.assert_allclose(lps[:3, 3], (LPS_FROM_RAS @ tilted.affine)[:3, 3])
+    np.testing.assert_allclose(lps[:3, 2], 3 * np.cos(np.deg2rad(20)) * np.array([0, 0.34202014, 0.93969262]), atol=1e-6)  # as OHIF v3 says
+    mirrored = viewer_grid(Grid(SHAPE, tilted.affine @ np.diag([1.0, 1, -1, 1])))
+    assert mirrored.shape == SHAPE and not is_reversed(mirrored.affine)
 
 
 def test_requests_are_turned_only_if_they_come_from_a_viewer_and_the_image_is_left_handed():
