@@ -85,7 +85,7 @@ def test_a_submitted_label_lies_on_the_slices_of_its_series(site, tmp_path, imag
     address, orthanc, _ = site
     if "#" in image:
         answer = requests.get(f"{address}/datastore/image", params={"image": ECHOES}, timeout=60)
-        assert answer.status_code == 422 and f"{ECHOES}#1" in answer.text and image in answer.text
+        assert answer.status_code == 400 and f"{ECHOES}#1" in answer.text and image in answer.text
     grid = read_grid(download(address, image, tmp_path))
     answer = submit(address, image, write_mask(make_labels(), grid, tmp_path / "label.nrrd"))
     assert answer.ok, answer.text
@@ -121,7 +121,7 @@ def test_a_series_that_is_no_volume_answers_with_the_reason(site, tmp_path):
         requests.post(f"{address}/infer/sam2", params={"image": GAP}, data={"params": json.dumps(CLICK)}, timeout=60),
         submit(address, GAP, tmp_path / "label.bin"),
     ]
-    assert [a.status_code for a in answers] == [422, 400, 422] and all("not evenly spaced" in a.json()["detail"] for a in answers)
+    assert [a.status_code for a in answers] == [400, 400, 422] and all("not evenly spaced" in a.json()["detail"] for a in answers)
     strategies = ("first", "random", "any_volume")
     proposals = {requests.post(f"{address}/activelearning/{s}", json={}, timeout=60).json().get("id") for s in strategies}
     assert GAP not in proposals and None not in proposals

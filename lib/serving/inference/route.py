@@ -25,6 +25,7 @@ from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.viewer_grid import VIEWER_REQUEST
 from lib.serving.inference.request_queue import CLIENT_GONE, QueueFull, RequestQueue
 from lib.serving.web import request_checks
+from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
 
 REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -48,7 +49,7 @@ async def run(
     fields = request_checks.parse_json_object(params, "params")
     for upload in (file, label):
         request_checks.clean_file_name(upload)
-    client = _client_name(request, user, fields)
+    client = fields["client_id"] = client_name(request, user, fields)
     observability.note(client=client)
     gone = threading.Event()
     CLIENT_GONE.set(gone)
@@ -109,11 +110,6 @@ def _check_request(app, model: str, image: str, session_id: str, file, output, f
         fields.pop(name, None)
     if by_series:
         fields[VIEWER_REQUEST] = True
+    if image and not (session_id or file):
+        app.lending.lend(image, fields["client_id"])  # Nobody else is to begin it.
     return image
-
-
-def _client_name(request: Request, user: User, fields: dict) -> str:
-    """Return who asks: the user if the server authenticates users, else 3D Slicer's client id, else the network address."""
-    if settings.MONAI_LABEL_AUTH_ENABLE:
-        return user.username
-    return str(fields.get("client_id") or (request.client.host if request.client else "-"))[:100]

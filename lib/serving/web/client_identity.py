@@ -34,7 +34,12 @@ def browser_name(request: Request) -> str:
     return value if _COOKIE_VALUE.fullmatch(value) else ""
 
 
-def remember_browser(request: Request, response: Response) -> None:
-    """Give a browser that has no name yet one in a cookie, which it sends with all later requests, also with those of OHIF."""
-    if not browser_name(request):
-        response.set_cookie(COOKIE, f"browser-{secrets.token_hex(6)}", max_age=COOKIE_SECONDS, path="/", samesite="lax")
+def page_client(request: Request, user: User | None) -> tuple[str, str]:
+    """Return the name of the client that a page is for, and the name of its browser, which is new if it has none yet."""
+    browser = browser_name(request) or f"browser-{secrets.token_hex(6)}"
+    return client_name(request, user, {"client_id": browser}), browser
+
+
+def remember_browser(response: Response, browser: str) -> None:
+    """Let a page give a browser its name in a cookie, which it sends with all later requests, also with those of OHIF."""
+    response.set_cookie(COOKIE, browser, max_age=COOKIE_SECONDS, path="/", samesite="lax")

@@ -1,5 +1,6 @@
 """MONAI Label's server with the app's routes, in this process: threads, checks, error messages, authentication."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from monailabel.endpoints import datastore, info
 from monailabel.endpoints import infer as endpoint
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.common.errors import VolumeError
+from lib.common.errors import UserError, VolumeError
 from lib.serving.inference import route
 from lib.serving.inference.request_queue import CLIENT_GONE, RequestQueue
 from lib.serving.observability import RequestMonitor
 from lib.serving.web import api, request_checks, routes
+from lib.serving.web.client_identity import COOKIE
 from lib.serving.web.http_errors import clear_errors
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +34,7 @@ class App:
 
     studies, conf, sessions = "/studies", {"queue_per_client": "2"}, staticmethod(lambda: None)
     _infers = _trainers = {"sam2": None}
+    lending = SimpleNamespace(lend=lambda image, client: True)
 
     def __init__(self):
         self.store = SimpleNamespace(list_images=lambda: ["a"], get_image_info=self._raise_not_found)
@@ -87,6 +90,11 @@ def test_wrong_names_are_answered_with_a_sentence(client, method, path, status):
     assert (answer.status_code, type(answer.json()["detail"])) == (status, str)
 
 
+def test_batch_inference_is_answered_with_the_command_for_it(client):
+    answer = client.post("/batch/infer/sam2", json={})
+    assert answer.status_code == 400 and "main.py batch" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("params", ["[]", "5", "{", '"a"', "[" * 100_000, '{"label": "/tmp/x"}', '{"label_tag": "../x"}'])
 def test_wrong_params_are_answered_with_a_sentence(client, params):
     answer = client.post("/infer/sam2?image=a", data={"params": params})
@@ -104,7 +112,7 @@ def test_usual_names_are_names(name):
 
 
 @pytest.mark.parametrize("error, status", [
-    (VolumeError("Bad."), 422), (MemoryError(), 503), (OSError(12, "none left"), 503), (requests.ConnectionError(), 502),
+    (VolumeError("Bad."), 400), (UserError("Bad."), 422), (MemoryError(), 503), (OSError(12, "none left"), 503), (requests.ConnectionError(), 502),
     (OSError(28, "full"), 507), (OSError(30, "ro"), 500), (OSError(36, "long"), 422), (KeyError("x"), 422), (HTTPException(418), 418),
 ])  # fmt: skip
 def test_errors_become_a_status_with_a_sentence(error, status):
@@ -116,6 +124,18 @@ def test_errors_become_a_status_with_a_sentence(error, status):
 def test_errors_of_the_app_itself_do_not_count_as_wrong_input():
     with pytest.raises(KeyError), clear_errors():
         raise KeyError("x")
+
+
+@pytest.mark.parametrize("fields, cookie, name", [
+    ({"client_id": "anna"}, "browser-0123456789ab", "anna"), ({}, "browser-0123456789ab", "browser-0123456789ab"),
+    ({}, "<script>", "testclient"), ({}, None, "testclient"), ({"client_id": "user-xyz"}, None, "user-xyz@testclient"),
+])  # fmt: skip
+def test_a_client_is_known_by_its_id_its_cookie_or_its_address(client, monkeypatch, fields, cookie, name):
+    sent = []
+    monkeypatch.setattr(endpoint, "run_inference", lambda *values: sent.append(json.loads(values[4])))
+    cookies = {} if cookie is None else {COOKIE: cookie}
+    assert client.post("/infer/sam2?image=a", data={"params": json.dumps(fields)}, cookies=cookies).status_code == 200
+    assert sent[0]["client_id"] == name
 
 
 def test_others_are_answered_while_a_model_runs_and_the_fourth_request_of_a_client_is_refused(client, monkeypatch):
