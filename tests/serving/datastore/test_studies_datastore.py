@@ -110,11 +110,12 @@ def test_an_image_that_cannot_be_used_answers_with_the_reason(serve, studies):
     save_dicom([*series(), *other], studies / "two")
     _, client = serve()
     for image, words in (("gap", "missing"), ("two", "choose one of two#1")):
-        for answer in (
-            client.get("/datastore/image", params={"image": image}), client.get("/datastore/image/info", params={"image": image}),
-            put_label(client, image, studies / "a.nii.gz"),
+        for status, answer in (
+            (400, client.get("/datastore/image", params={"image": image})),
+            (400, client.get("/datastore/image/info", params={"image": image})),
+            (422, put_label(client, image, studies / "a.nii.gz")),
         ):  # fmt: skip
-            assert answer.status_code == 422 and words in answer.json()["detail"]
+            assert answer.status_code == status and words in answer.json()["detail"]
     assert client.get("/datastore/image", params={"image": "two#2"}).status_code == 200
     assert client.get("/datastore/image", params={"image": "nobody"}).status_code == 404
 
@@ -126,7 +127,7 @@ def test_an_image_whose_voxels_are_damaged_is_not_proposed_again(serve, studies)
     store, client = serve()
     assert store.get_unlabeled_images() == ["a", "ct"]
     answer = client.get("/datastore/image", params={"image": "ct"})
-    assert answer.status_code == 422 and "no pixels" in answer.json()["detail"] and store.get_unlabeled_images() == ["a"]
+    assert answer.status_code == 400 and "no pixels" in answer.json()["detail"] and store.get_unlabeled_images() == ["a"]
     save_dicom(series(), studies / "ct")
     store.refresh()
     assert store.get_unlabeled_images() == ["a", "ct"]

@@ -222,5 +222,5 @@ def test_an_image_that_cannot_be_read_does_not_spoil_the_others(studies, serve):
     studies_found = {s["00100020"]["Value"][0]: s["0020000D"]["Value"][0] for s in service.client.search_for_studies()}
     for image, reason in (("damaged", "damaged"), ("four_dimensions", "channel")):
         answer = service.get(f"/studies/{studies_found[image]}/metadata")
-        assert answer.status_code == 422 and reason in answer.json()["detail"]
+        assert answer.status_code == 400 and reason in answer.json()["detail"]
     assert len(service.client.search_for_instances()) == 9

@@ -22,6 +22,8 @@ from lib.imaging.geometry import LPS_FROM_RAS
 from lib.imaging.volume import Grid, Volume
 from lib.quality.slice_estimates import SliceEstimates
 from lib.serving.active_learning.annotation_records import AnnotationRecords
+from lib.serving.active_learning.lending import Lending
+from lib.serving.active_learning.readable_volumes import ReadableVolumes
 from lib.serving.active_learning.strategies import WorstSlice
 from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.inference.tasks import VolumeCache
@@ -58,7 +60,8 @@ class App:
 
     def __init__(self, folder, kind):
         self.store, self.records, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder.parent / "records"), {}, VolumeCache(2)
-        self._strategies = {"worst_slice": WorstSlice(self.records)}
+        self.lending, self.readable_volumes = Lending(folder.parent / "lending"), ReadableVolumes()
+        self._strategies = {"worst_slice": WorstSlice(self.records, self.lending, self.readable_volumes)}
 
     def datastore(self):
         return self.store
@@ -98,7 +101,7 @@ def serve(studies, tmp_path, monkeypatch):
     return start
 
 
-def note_round(app, image, iou=0.5, label="spleen", annotated=(5,)):
+def note_round(app, image, iou=0.5, label="spleen", annotated=(5,), client=""):
     """Record a round after which all slices but the annotated ones are expected to have this IoU; the mask is a bar on slices 1 to 10."""
     mask = np.zeros(SHAPE, bool)
     mask[2:10, 2:9, 1:11] = True
@@ -106,7 +109,7 @@ def note_round(app, image, iou=0.5, label="spleen", annotated=(5,)):
     expected[list(annotated)] = 1
     frames = Frames.of(Volume(np.zeros(SHAPE, np.float32), AFFINE), axis=2)
     result = Result(mask, 2, tuple(annotated), SliceEstimates(ones, ones, ones * np.nan, np.zeros((12, 1)), expected))
-    return app.records.add_round(image, {"label": label}, frames, result, "embedded")
+    return app.records.add_round(image, {"label": label, "client_id": client}, frames, result, "embedded")
 
 
 def contour_pixels(answer) -> int:
@@ -168,7 +171,7 @@ def test_names_are_escaped_everywhere(serve, studies):
     ({"image": "a", "structure": "spleen", "slice": "12"}, 422, "0 to 11"),
     ({"image": "a", "structure": "../../x", "slice": "1"}, 404, "structure"),
     ({"image": "b", "structure": "spleen", "slice": "1"}, 404, "structure"),
-    ({"image": "c", "structure": "spleen", "slice": "1"}, 422, "damaged"),
+    ({"image": "c", "structure": "spleen", "slice": "1"}, 400, "damaged"),
 ])  # fmt: skip
 def test_wrong_thumbnail_requests_are_answered_with_a_sentence(serve, studies, query, status, words):
     app, client = serve()
@@ -257,7 +260,7 @@ def test_ohif_does_not_open_what_it_cannot_show(serve, studies):
     client = serve()[1]
     for image in ("damaged", "flat"):
         answer = client.get("/sam2/ohif", params={"image": image})
-        assert answer.status_code == 422 and f"OHIF cannot show {image}" in answer.json()["detail"]
+        assert answer.status_code == 400 and f"OHIF cannot show {image}" in answer.json()["detail"]
 
 
 def test_a_store_that_does_not_answer_is_reported_with_a_sentence(serve, monkeypatch):
@@ -281,7 +284,7 @@ def test_what_is_left_out_is_said_with_the_reason(serve, studies):
     text = client.get("/sam2/").text
     assert "2 entries of the studies folder left out" in text and "preview&lt;1&gt;.png" in text and rows["gap"] in text
     answer = client.get("/sam2/state?image=gap")
-    assert answer.status_code == 422 and "missing" in answer.json()["detail"]
+    assert answer.status_code == 400 and "missing" in answer.json()["detail"]
 
 
 def test_state_returns_the_records(serve):
