@@ -1,0 +1,253 @@
+// From clicks and painting to masks in the label map: the prompts of each structure, the requests, and what they answer.
+
+import * as Prompts from "./prompts.js";
+import { nrrdOf } from "./server.js";
+
+const WAIT_MS = 30;
+
+export class Annotator {
+  // `report(text, isError)` shows a message, `onChange()` is called whenever something to be displayed has changed.
+  constructor(viewer, server, { report, onChange }) {
+    Object.assign(this, { viewer, server, report, onChange });
+    this.structures = [];
+    this.active = null;
+    this.history = new Prompts.History();
+    this.isInside = true; // What a click without Alt means.
+    this.keepOthers = true;
+    this.hasUnsavedWork = false;
+    this.unfinished = new Set(); // Structures whose volume was not asked for, because another structure was clicked.
+    this.running = null; // {structure, controller}
+    this.withAlt = false;
+  }
+
+  start(state) {
+    const { viewer } = this;
+    this.isReversed = state.reversed; // Whether the image's file counts the slices (k) the other way round.
+    viewer.start(state.axis, () => this.collect());
+    viewer.window.addEventListener("pointerdown", (e) => { this.withAlt = e.altKey; this.isPressed = true; }, true);
+    for (const e of ["pointerup", "pointercancel"]) viewer.window.addEventListener(e, () => { this.isPressed = false; }, true);
+    this.structures = viewer.segments().map((segment) => newStructure(segment));
+    for (const known of state.structures) {
+      const structure = this.structures.find((s) => s.name === known.label);
+      if (structure) Object.assign(structure, { dice: known.expected_dice, volumeDice: known.volume_dice, proposed: known.proposed, reason: known.reason });
+    }
+  }
+
+  // Puts the voxels of a saved label into the segments, whose names may be new. Nothing is undone past this.
+  reopen(saved) {
+    if (!saved) return;
+    const { viewer } = this, values = new Map([[0, 0]]), changes = new Map();
+    for (const [value, name] of Object.entries(saved.names)) values.set(Number(value), this.structureNamed(name).value);
+    saved.voxels.forEach((value, index) => { if (viewer.voxels[index] !== values.get(value)) changes.set(index, values.get(value)); });
+    viewer.write(changes);
+    for (const structure of this.structures) {
+      structure.areas = viewer.areas(structure.value);
+      if (!structure.areas.some((n) => n)) continue;
+      structure.prompts = Prompts.ofSaved(structure.areas.map((n, t) => (n ? viewer.sliceMask(t, structure.value) : null)));
+    }
+    this.hasUnsavedWork = false;
+  }
+
+  // Returns the structure of a name, which is made if there is none.
+  structureNamed(name) {
+    let structure = this.structures.find((s) => s.name === name);
+    if (!structure) {
+      structure = newStructure(this.viewer.addSegment(name));
+      this.structures.push(structure);
+    }
+    return structure;
+  }
+
+  select(structure) {
+    this.active = structure;
+    this.viewer.selectSegment(structure.value);
+    this.viewer.showClicks(structure.prompts.clicks);
+    this.onChange();
+  }
+
+  // What the annotator does ------------------------------------------------------------------------------------------------------------
+
+  // Takes over clicks and painting that are new in the viewports.
+  collect() {
+    const { viewer, active } = this, edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number));
+    if (edited.length) return this.takePainting(edited);
+    const old = new Map(active.prompts.clicks.map((c) => [c.uid, c])), now = viewer.clicks();
+    const outside = now.find((c) => !viewer.isInView(c.ijk));
+    if (outside) {
+      viewer.showClicks(active.prompts.clicks);
+      return this.report("This click lies outside the image: click on the image.", true);
+    }
+    const isSame = (a, b) => b && a.ijk.every((x, i) => x === b.ijk[i]);
+    if (now.length === old.size && now.every((c) => isSame(c, old.get(c.uid)))) return;
+    const changed = now.filter((c) => !isSame(c, old.get(c.uid)));
+    const kind = this.withAlt ? !this.isInside : this.isInside;
+    const clicks = now.map((c) => ({ ...c, point: [...c.annotation.data.handles.points[0]], inside: old.get(c.uid)?.inside ?? kind }));
+    const next = Prompts.withClicks({ ...active.prompts, clicks: [] }, clicks, viewer.axis);
+    this.change([[active, next]], changed.length ? changed[changed.length - 1].ijk[viewer.axis] : null);
+  }
+
+  takePainting(edited) {
+    const { viewer } = this, changes = new Map();
+    for (const [value, t] of edited) {
+      const structure = this.structures.find((s) => s.value === value);
+      if (!structure) continue;
+      const prompts = changes.get(structure) || structure.prompts;
+      // A structure that another one has covered without having prompts of its own stays as it is.
+      if (structure !== this.active && Prompts.isEmpty(prompts)) continue;
+      changes.set(structure, Prompts.withPainted(prompts, t, viewer.sliceMask(t, value), viewer.axis));
+    }
+    if (changes.has(this.active)) this.change([...changes]);
+    else if (changes.size) this.remember([...changes]);
+  }
+
+  deleteLastClick() {
+    if (!this.active.prompts.clicks.length) return this.report(`${this.active.name} has no click to delete.`);
+    this.change([[this.active, Prompts.withoutLastClick(this.active.prompts)]]);
+  }
+
+  clear() {
+    if (Prompts.isEmpty(this.active.prompts) && !this.hasMask(this.active)) return this.report(`${this.active.name} is empty already.`);
+    this.change([[this.active, Prompts.NONE]]);
+  }
+
+  // Says that the active structure is not on the slice in view.
+  markAbsent() {
+    const { viewer, active } = this, t = viewer.currentSlice();
+    viewer.writeMask(active.value, () => false, t);
+    this.change([[active, Prompts.withAbsent(active.prompts, t, viewer.axis)]]);
+  }
+
+  // Says that the mask of the active structure on the slice in view is correct as it is.
+  accept() {
+    const { viewer, active } = this, t = viewer.currentSlice();
+    this.change([[active, Prompts.withPainted(active.prompts, t, viewer.sliceMask(t, active.value), viewer.axis)]]);
+  }
+
+  undo() { this.goBack(this.history.undo(), "There is nothing to undo."); }
+  redo() { this.goBack(this.history.redo(), "There is nothing to redo."); }
+
+  goBack(step, sentence) {
+    if (!step) return this.report(sentence);
+    for (const { structure, prompts } of step) structure.prompts = prompts;
+    const { structure } = step.find((s) => s.structure === this.active) || step[0];
+    this.select(structure);
+    this.hasUnsavedWork = true;
+    for (const other of step) if (other.structure !== structure) this.unfinished.add(other.structure);
+    this.run(structure);
+  }
+
+  remember(changes) {
+    this.history.add(changes.map(([structure, after]) => ({ structure, before: structure.prompts, after })));
+    for (const [structure, prompts] of changes) structure.prompts = prompts;
+    this.hasUnsavedWork = true;
+  }
+
+  // Gives structures new prompts, and asks for the mask of the active one: first on slice t, if there is one.
+  change(changes, t = null) {
+    this.remember(changes);
+    this.viewer.showClicks(this.active.prompts.clicks);
+    this.run(this.active, t);
+  }
+
+  // Requests ---------------------------------------------------------------------------------------------------------------------------
+
+  // Asks for the mask of a structure and writes it. A newer request ends the one that is running.
+  async run(structure, t = null) {
+    if (this.running) {
+      this.running.controller.abort();
+      if (this.running.structure !== structure) this.unfinished.add(this.running.structure);
+    }
+    const controller = new AbortController(), { signal } = controller;
+    this.running = { structure, controller };
+    this.unfinished.delete(structure);
+    structure.failed = false;
+    this.onChange();
+    try {
+      if (!Prompts.showsStructure(structure.prompts)) {
+        this.takeAnswer(structure, null);
+        const hint = Prompts.isEmpty(structure.prompts) ? "" : `Nothing says where ${structure.name} is yet: click inside it.`;
+        this.report(hint);
+      } else {
+        this.report(`${structure.name} …`);
+        const params = this.paramsOf(structure), painting = await this.paintingOf(structure);
+        if (t !== null && structure.prompts.clicks.some((c) => c.inside && c.ijk[this.viewer.axis] === t)) {
+          const { voxels } = await this.server.segment("sam2_slice", params, painting, signal);
+          await this.isReleased();
+          if (signal.aborted) return;
+          this.viewer.writeMask(structure.value, (index) => voxels[index], t, this.keepOthers);
+          structure.areas = null;
+          this.onChange();
+        }
+        const { voxels, answer } = await this.server.segment("sam2", params, painting, signal);
+        await this.isReleased();
+        if (signal.aborted) return;
+        this.takeAnswer(structure, voxels, answer);
+        this.report(answer.warnings?.length ? answer.warnings[0] : "");
+      }
+    } catch (e) {
+      if (signal.aborted || e.name === "AbortError") return;
+      structure.failed = true;
+      this.report(e.message, true);
+    }
+    this.running = null;
+    this.onChange();
+    const [next] = this.unfinished;
+    if (next && !structure.failed) this.run(next);
+  }
+
+  // Resolves once no mask is being computed.
+  async isIdle() {
+    while (this.running) await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+  }
+
+  // Asks again for the active structure, for example after an error.
+  retry() { this.run(this.active); }
+
+  // Resolves once no mouse button is pressed, so that a mask does not change under the brush.
+  async isReleased() {
+    while (this.isPressed) await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+  }
+
+  takeAnswer(structure, voxels, answer = {}) {
+    const { viewer } = this;
+    viewer.writeMask(structure.value, voxels ? (index) => voxels[index] : () => false, null, this.keepOthers);
+    const isReversed = answer.viewer_slices_reversed && answer.axis === 2, last = viewer.sliceCount - 1;
+    const dice = answer.expected_dice || null, proposal = answer.next_slice;
+    structure.areas = viewer.areas(structure.value);
+    structure.dice = dice && isReversed ? [...dice].reverse() : dice;
+    structure.volumeDice = answer.expected_volume_dice ?? null;
+    structure.proposed = proposal ? (isReversed ? last - proposal.slice : proposal.slice) : null;
+    structure.proposedPoint = proposal?.point ? proposal.point.map((x, a) => (a === viewer.axis && isReversed ? last - x : x)) : null;
+    structure.reason = proposal?.reason || "";
+  }
+
+  paramsOf(structure) {
+    const { clicks, absent, painted } = structure.prompts;
+    const params = { label: structure.name };
+    params.foreground = clicks.filter((c) => c.inside).map((c) => c.ijk);
+    params.background = clicks.filter((c) => !c.inside).map((c) => c.ijk);
+    if (absent.size) params.absent = [...absent];
+    if (painted.size) params.mask_slices = [...painted.keys()];
+    return params;
+  }
+
+  // Returns a label map with the painted slices of a structure, or null if it has none.
+  async paintingOf(structure) {
+    const { painted } = structure.prompts;
+    if (!painted.size) return null;
+    const voxels = new Uint8Array(this.viewer.voxels.length);
+    for (const [t, mask] of painted) this.viewer.forEachVoxel(t, (index, n) => { voxels[index] = Prompts.isSet(mask, n); });
+    return nrrdOf(voxels, this.viewer.labelMap(), this.isReversed);
+  }
+
+  hasMask(structure) { return this.areasOf(structure).some((n) => n); }
+
+  areasOf(structure) { return (structure.areas ||= this.viewer.areas(structure.value)); }
+}
+
+function newStructure({ name, value, color }) {
+  return {
+    name, value, color, prompts: Prompts.NONE, areas: null, dice: null, volumeDice: null, proposed: null, proposedPoint: null, reason: "",
+    failed: false,
+  };
+}

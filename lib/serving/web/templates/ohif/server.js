@@ -1,0 +1,103 @@
+// Requests to the server, and what went wrong with them in a sentence.
+
+export class Refusal extends Error {}
+
+export class Server {
+  constructor(base, image) {
+    this.base = base;
+    this.image = image; // SeriesInstanceUID
+    this.client = clientId();
+  }
+
+  // Returns the response to a request, or raises Refusal with a sentence.
+  async ask(path, options = {}) {
+    let response;
+    try {
+      response = await fetch(this.base + path, { credentials: "same-origin", ...options });
+    } catch (e) {
+      if (e.name === "AbortError") throw e;
+      throw new Refusal("The server does not answer. Nothing is lost: try again when it is back.");
+    }
+    if (response.ok) return response;
+    if (response.status === 401) throw new Refusal("You are not logged in any more. Log in again in another tab, then go on here.");
+    const answer = await response.json().catch(() => ({}));
+    throw new Refusal(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
+  }
+
+  async askJson(path, options) { return (await this.ask(path, options)).json(); }
+
+  // Asks for the mask of a structure. Returns {voxels: one byte for each, answer: the fields of the answer}.
+  // `labelMap` is null, or a Blob with the painted slices.
+  async segment(model, params, labelMap, signal) {
+    const form = new FormData();
+    const format = { result_extension: ".nrrd", result_dtype: "uint8", result_compress: false };
+    form.append("params", JSON.stringify({ ...params, ...format, client_id: this.client }));
+    if (labelMap) form.append("label", labelMap, "painted.nrrd");
+    const response = await this.ask(`/infer/${model}?image=${encodeURIComponent(this.image)}`, { method: "POST", body: form, signal });
+    const parts = await response.formData();
+    const answer = JSON.parse(await textOf(parts.get("params")));
+    return { answer, voxels: voxelsOfNrrd(new Uint8Array(await parts.get("image").arrayBuffer())) };
+  }
+
+  async state() { return this.askJson(`/sam2/ohif/state?image=${encodeURIComponent(this.image)}`); }
+
+  // Returns {voxels, names: {value: name}} of the saved label, or null if there is none.
+  async savedLabel() {
+    const response = await this.ask(`/sam2/ohif/label?image=${encodeURIComponent(this.image)}`);
+    if (response.status === 204) return null;
+    const names = JSON.parse(response.headers.get("X-Label-Names"));
+    return { names, voxels: new Uint8Array(await response.arrayBuffer()) };
+  }
+
+  async saveLabel(voxels, names) {
+    const form = new FormData();
+    form.append("params", JSON.stringify({ label_info: names, client_id: this.client }));
+    form.append("label", new Blob([voxels]), "label.bin");
+    await this.ask(`/datastore/label?image=${encodeURIComponent(this.image)}`, { method: "PUT", body: form });
+  }
+
+  // Asks which slice to annotate next, of this image (by its id) if possible.
+  async nextSlice(id) {
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: id, client_id: this.client }) };
+    return this.askJson("/activelearning/worst_slice", options);
+  }
+}
+
+// Returns the id by which the server knows this browser, from the cookie that it gives to its pages; requests of different browsers take
+// turns, and their records are kept apart.
+function clientId() {
+  const known = document.cookie.match(/(?:^|; )sam2_client=(browser-[0-9a-f]{8,32})(?:;|$)/);
+  if (known) return known[1];
+  const id = `browser-${[...crypto.getRandomValues(new Uint8Array(6))].map((b) => b.toString(16).padStart(2, "0")).join("")}`;
+  document.cookie = `sam2_client=${id}; path=/; max-age=31536000; SameSite=Lax`;
+  return id;
+}
+
+const textOf = (part) => (typeof part === "string" ? part : part.text());
+
+// Returns the voxels of an uncompressed NRRD file: what follows the first empty line.
+function voxelsOfNrrd(bytes) {
+  for (let n = 1; n < bytes.length; n++) if (bytes[n] === 10 && bytes[n - 1] === 10) return bytes.subarray(n + 1);
+  throw new Refusal("The server's answer is not complete.");
+}
+
+// Returns an NRRD file with a label map on the grid of a volume of cornerstone. `isReversed` says that the image's file counts the slices
+// (k) the other way round; the server takes label maps in the order of that file only.
+export async function nrrdOf(voxels, volume, isReversed) {
+  const { dimensions, spacing } = volume, sliceSize = dimensions[0] * dimensions[1], last = dimensions[2] - 1;
+  const axes = [0, 1, 2].map((a) => [...volume.direction].slice(3 * a, 3 * a + 3).map((x) => x * spacing[a]));
+  let ordered = voxels, origin = [...volume.origin];
+  if (isReversed) {
+    ordered = new Uint8Array(voxels.length);
+    for (let k = 0; k <= last; k++) ordered.set(voxels.subarray(k * sliceSize, (k + 1) * sliceSize), (last - k) * sliceSize);
+    origin = origin.map((x, i) => x + last * axes[2][i]);
+    axes[2] = axes[2].map((x) => -x);
+  }
+  const vector = (v) => `(${v.join(",")})`;
+  const header = [
+    "NRRD0004", "type: uint8", "dimension: 3", "space: left-posterior-superior", `sizes: ${[...dimensions].join(" ")}`,
+    `space directions: ${axes.map(vector).join(" ")}`, "kinds: domain domain domain", "encoding: gzip", `space origin: ${vector(origin)}`, "", "",
+  ].join("\n");
+  const packed = new Response(new Blob([ordered]).stream().pipeThrough(new CompressionStream("gzip")));
+  return new Blob([header, await packed.arrayBuffer()]);
+}

@@ -1,0 +1,298 @@
+// OHIF in the frame: its viewports, tools, clicks and label map. Nothing else of this page touches OHIF.
+//
+// Cornerstone, its tools and OHIF's services are globals of the frame's window. Voxels (i, j, k) are those of the image's volume in
+// cornerstone, which the server counts in the same way; the label map has one byte for each of them, i fastest.
+
+const PROBE = "ProbeMONAILabel", SEGMENTATION = "1", TOOL_GROUP = "mpr";
+const PRIMARY_BUTTON = 1, ALT = 18;
+const OHIF_NORMAL_SIGNS = [1, -1, -1]; // Whether OHIF's slice numbers grow with x, y and z (LPS), see lib/serving/web/viewers.py.
+export const TOOLS = { inside: PROBE, outside: PROBE, brush: "CircularBrush", eraser: "CircularEraser", look: "WindowLevel" };
+
+export class Viewer {
+  constructor(frame) {
+    this.frame = frame;
+    this.axis = 2;
+    this.isWriting = false; // Whether this page is changing the label map, so that its own changes are not taken for painting.
+    this.wasPainted = false;
+  }
+
+  get window() { return this.frame.contentWindow; }
+  get tools() { return this.window.cornerstoneTools; }
+  get services() { return this.window.services; }
+
+  // Returns OHIF's three viewports once they have a volume.
+  viewports() {
+    const cornerstone = this.window && this.window.cornerstone;
+    if (!cornerstone || !cornerstone.getRenderingEngines) return [];
+    const all = (cornerstone.getRenderingEngines() || []).flatMap((engine) => engine.getViewports());
+    return all.filter((v) => v.type === "orthographic" && v.getImageData() && v.getImageData().dimensions);
+  }
+
+  // Moves a viewport's plane along its normal to a point (mm LPS) and returns how far away it was, in mm.
+  moveToPoint(viewport, pointLps) {
+    const { focalPoint, position, viewPlaneNormal: n } = viewport.getCamera();
+    const distance = n.reduce((sum, x, i) => sum + x * (pointLps[i] - focalPoint[i]), 0);
+    if (Math.abs(distance) > 0.01) {
+      const shift = (p) => p.map((x, i) => x + distance * n[i]);
+      viewport.setCamera({ focalPoint: shift(focalPoint), position: shift(position) });
+      viewport.render();
+    }
+    return Math.abs(distance);
+  }
+
+  // A study may hold several series, of which OHIF opens one: puts the right one into all viewports, as dropping it there would.
+  // Returns whether it is displayed, and true also if OHIF does not tell.
+  hasSeries(uid, viewports) {
+    const series = this.services.displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === uid);
+    return !series || viewports.every((v) => v.getVolumeId().includes(series.displaySetInstanceUID));
+  }
+
+  putSeries(uid, viewports) {
+    const { viewportGridService, displaySetService, hangingProtocolService } = this.services;
+    const series = displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === uid);
+    viewportGridService.setDisplaySetsForViewports(hangingProtocolService.getViewportsRequireUpdate(viewports[0].id, series.displaySetInstanceUID));
+  }
+
+  // Connects the MONAI Label panel, which makes the label map with a segment for each label of the server. Returns whether it could.
+  connectPanel() {
+    const address = this.frame.contentDocument.getElementById("monailabelServerURL");
+    const button = this.frame.contentDocument.querySelector(".monaiLabelPanel button.actionButton");
+    if (!address || !button) return false;
+    button.click();
+    return true;
+  }
+
+  // Closes OHIF's lists at both sides, which the annotator can open again: on a small screen they leave no room for the image.
+  closeSidePanels() {
+    for (const side of ["left", "right"]) this.frame.contentDocument.querySelector(`[data-cy="side-panel-header-${side}"]`)?.click();
+  }
+
+  // Returns whether the label map is there, and the image is loaded completely.
+  isReady() {
+    try {
+      const loaded = this.window.cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true);
+      const labelMap = this.services.segmentationService.getLabelmapVolume(SEGMENTATION);
+      const image = this.viewports()[0]?.getImageData().dimensions;
+      return Boolean(loaded && labelMap && image && image.every((n, a) => n === labelMap.dimensions[a]));
+    } catch {
+      return false; // OHIF has not loaded all of its modules yet
+    }
+  }
+
+  // Begins to follow clicks and painting. `onChange` is called with no argument after each of them.
+  start(axis, onChange) {
+    const { Events } = this.tools.Enums;
+    const target = this.window.cornerstone.eventTarget;
+    this.axis = axis;
+    this.size = [...this.labelMap().dimensions];
+    this.strides = [1, this.size[0], this.size[0] * this.size[1]];
+    this.voxels = this.readLabelMap();
+    target.addEventListener(Events.SEGMENTATION_DATA_MODIFIED, () => { if (!this.isWriting) this.wasPainted = true; });
+    const later = () => { if (!this.isWriting) setTimeout(onChange, 0); };
+    target.addEventListener(Events.ANNOTATION_COMPLETED, later);
+    target.addEventListener(Events.ANNOTATION_REMOVED, later);
+    this.window.addEventListener("mouseup", (event) => { this.endWaiting(event); later(); }, true);
+  }
+
+  // Cornerstone holds a click back for 0.4 s, because a second one might follow, unless the mouse moves on. So a click with the probe is
+  // followed by such a move.
+  endWaiting({ target, clientX, clientY, button, altKey }) {
+    const viewport = this.viewports().find((v) => v.element.contains(target));
+    if (!viewport || button !== 0 || !(altKey || this.hasTool("inside"))) return;
+    const move = new this.window.MouseEvent("mousemove", { clientX: clientX + 9, clientY: clientY + 9 });
+    setTimeout(() => viewport.element.dispatchEvent(move), 0);
+  }
+
+  labelMap() { return this.services.segmentationService.getLabelmapVolume(SEGMENTATION); }
+  readLabelMap() { return this.labelMap().voxelManager.getCompleteScalarDataArray().slice(); }
+
+  // Segments ---------------------------------------------------------------------------------------------------------------------------
+
+  // Returns [{name, value, color}] of the segments. Colours are "rgb(r, g, b)".
+  segments() {
+    const segments = Object.values(this.services.segmentationService.getSegmentation(SEGMENTATION).segments).filter(Boolean);
+    return segments.map((s) => ({ name: s.label, value: s.segmentIndex, color: this.segmentColor(s.segmentIndex) }));
+  }
+
+  segmentColor(value) {
+    const id = this.viewports()[0].id;
+    return `rgb(${[...this.services.segmentationService.getSegmentColor(id, SEGMENTATION, value)].slice(0, 3).join(", ")})`;
+  }
+
+  addSegment(name) {
+    const used = new Set(this.segments().map((s) => s.value));
+    const value = Array.from({ length: 255 }, (_, n) => n + 1).find((n) => !used.has(n));
+    if (!value) throw new Error("There are 255 structures already, which is as many as a label map can hold.");
+    this.services.segmentationService.addSegment(SEGMENTATION, { segmentIndex: value, label: name });
+    return this.segments().find((s) => s.value === value);
+  }
+
+  selectSegment(value) { this.services.segmentationService.setActiveSegment(SEGMENTATION, value); }
+
+  // Slices -----------------------------------------------------------------------------------------------------------------------------
+
+  get sliceCount() { return this.size[this.axis]; }
+
+  // Calls visit(index of the voxel in the volume, index within the slice) for the voxels of slice t.
+  forEachVoxel(t, visit) {
+    const [a, b] = [0, 1, 2].filter((x) => x !== this.axis);
+    let n = 0;
+    for (let v = 0; v < this.size[b]; v++) {
+      let index = t * this.strides[this.axis] + v * this.strides[b];
+      for (let u = 0; u < this.size[a]; u++, index += this.strides[a]) visit(index, n++);
+    }
+  }
+
+  // Returns the mask of a segment on slice t, one byte for each voxel.
+  sliceMask(t, value) {
+    const mask = new Uint8Array(this.voxels.length / this.sliceCount);
+    this.forEachVoxel(t, (index, n) => { mask[n] = this.voxels[index] === value ? 1 : 0; });
+    return mask;
+  }
+
+  // Returns the number of voxels of a segment on each slice.
+  areas(value) {
+    const areas = new Array(this.sliceCount).fill(0), stride = this.strides[this.axis];
+    for (let index = 0; index < this.voxels.length; index++) {
+      if (this.voxels[index] === value) areas[Math.floor(index / stride) % this.sliceCount] += 1;
+    }
+    return areas;
+  }
+
+  currentSlice() {
+    const ijk = this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint]);
+    return Math.min(Math.max(Math.round(ijk[this.axis]), 0), this.sliceCount - 1);
+  }
+
+  // Returns the viewport that shows the slices in their plane.
+  mainViewport() {
+    const plane = ["sagittal", "coronal", "axial"][this.normal().component], viewports = this.viewports();
+    return viewports.find((v) => v.id === `mpr-${plane}`) || viewports[0];
+  }
+
+  // Returns the patient axis (0, 1, 2 for x, y, z) along which the slices lie, and its sign.
+  normal() {
+    const row = this.viewports()[0].getImageData().direction.slice(3 * this.axis, 3 * this.axis + 3);
+    const component = row.reduce((best, x, i) => (Math.abs(x) > Math.abs(row[best]) ? i : best), 0);
+    return { component, sign: Math.sign(row[component]) };
+  }
+
+  // Returns the slices in the order of OHIF's numbers: number 1 first.
+  slicesInOrder() {
+    const { component, sign } = this.normal(), slices = Array.from({ length: this.sliceCount }, (_, t) => t);
+    return sign * OHIF_NORMAL_SIGNS[component] > 0 ? slices : slices.reverse();
+  }
+
+  goToSlice(t, ijk = null) {
+    const voxel = ijk ? [...ijk] : this.voxelInView();
+    voxel[this.axis] = t;
+    const world = [...this.viewports()[0].getImageData().imageData.indexToWorld(voxel)];
+    for (const viewport of ijk ? this.viewports() : [this.mainViewport()]) this.moveToPoint(viewport, world);
+  }
+
+  voxelInView() { return [...this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint])]; }
+
+  // Calls `onMove` whenever another slice may be in view.
+  followCamera(onMove) { this.mainViewport().element.addEventListener(this.window.cornerstone.Enums.Events.CAMERA_MODIFIED, onMove); }
+
+  // The label map ----------------------------------------------------------------------------------------------------------------------
+
+  // Gives voxels new values: `values` is a Map from indices to values.
+  write(values) {
+    if (!values.size) return;
+    const { voxelManager } = this.labelMap();
+    for (const [index, value] of values) {
+      voxelManager.setAtIndex(index, value);
+      this.voxels[index] = value;
+    }
+    this.quietly(() => this.tools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(SEGMENTATION));
+  }
+
+  // Makes a segment be where `inside(index)` says, on slice t or, if t is null, everywhere. Voxels of other segments are kept on request.
+  writeMask(value, inside, t = null, keepOthers = true) {
+    const changes = new Map();
+    const visit = (index) => {
+      const old = this.voxels[index], isInside = inside(index);
+      if (isInside && old !== value && (!keepOthers || old === 0)) changes.set(index, value);
+      else if (!isInside && old === value) changes.set(index, 0);
+    };
+    if (t === null) for (let index = 0; index < this.voxels.length; index++) visit(index);
+    else this.forEachVoxel(t, visit);
+    this.write(changes);
+    return changes.size;
+  }
+
+  // Returns what was painted since the last call, as pairs "value t" of segments and slices, and takes it over.
+  takePainting() {
+    if (!this.wasPainted) return new Set();
+    this.wasPainted = false;
+    const now = this.readLabelMap(), edited = new Set(), stride = this.strides[this.axis];
+    for (let index = 0; index < now.length; index++) {
+      if (now[index] === this.voxels[index]) continue;
+      const t = Math.floor(index / stride) % this.sliceCount;
+      for (const value of [now[index], this.voxels[index]]) if (value) edited.add(`${value} ${t}`);
+    }
+    this.voxels = now;
+    return edited;
+  }
+
+  quietly(change) {
+    this.isWriting = true;
+    try { change(); } finally { this.isWriting = false; }
+  }
+
+  // Clicks -----------------------------------------------------------------------------------------------------------------------------
+
+  probes() { return this.tools.annotation.state.getAllAnnotations().filter((a) => a.metadata.toolName === PROBE); }
+
+  // Returns the clicks in the viewports: [{uid, ijk, annotation}], in the order in which they were made.
+  clicks() {
+    const { imageData } = this.viewports()[0].getImageData();
+    return this.probes().map((annotation) => {
+      const ijk = [...imageData.worldToIndex(annotation.data.handles.points[0])].map(Math.round);
+      return { uid: annotation.annotationUID, ijk, annotation };
+    });
+  }
+
+  // Draws exactly these clicks: [{uid, annotation, inside, place}].
+  showClicks(clicks) {
+    const { state, config } = this.tools.annotation;
+    this.quietly(() => {
+      const wanted = new Map(clicks.map((c) => [c.uid, c])), present = new Set();
+      for (const annotation of this.probes()) {
+        present.add(annotation.annotationUID);
+        if (!wanted.has(annotation.annotationUID)) state.removeAnnotation(annotation.annotationUID);
+      }
+      for (const click of clicks) {
+        if (!present.has(click.uid)) state.addAnnotation(click.annotation, this.mainViewport().element);
+        click.annotation.data.handles.points[0] = click.point;
+        const color = click.inside ? "rgb(80, 230, 120)" : "rgb(255, 90, 90)";
+        config.style.setAnnotationStyles(click.uid, { color, colorHighlighted: color, colorSelected: color });
+      }
+    });
+    for (const viewport of this.viewports()) viewport.render();
+    this.tools.utilities.triggerAnnotationRenderForViewportIds(this.viewports().map((v) => v.id));
+  }
+
+  isInView(ijk) { return ijk.every((x, a) => x >= 0 && x < this.size[a]); }
+
+  // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks.
+  setTool(name) {
+    const group = this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP), tool = TOOLS[name];
+    const active = group.getActivePrimaryMouseButtonTool();
+    if (active) group.setToolPassive(active, { removeAllBindings: [{ mouseButton: PRIMARY_BUTTON }] });
+    const primary = { mouseButton: PRIMARY_BUTTON }, withAlt = { mouseButton: PRIMARY_BUTTON, modifierKey: ALT };
+    group.setToolActive(PROBE, { bindings: tool === PROBE ? [primary, withAlt] : [withAlt] });
+    if (tool !== PROBE) group.setToolActive(tool, { bindings: [primary] });
+  }
+
+  hasTool(name) {
+    const group = this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP);
+    return group.getActivePrimaryMouseButtonTool() === TOOLS[name];
+  }
+
+  scaleBrush(factor) {
+    const { getBrushSizeForToolGroup, setBrushSizeForToolGroup } = this.tools.utilities.segmentation;
+    setBrushSizeForToolGroup(TOOL_GROUP, Math.max(1, getBrushSizeForToolGroup(TOOL_GROUP) * factor));
+  }
+}

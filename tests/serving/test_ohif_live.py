@@ -1,0 +1,294 @@
+"""Annotating with the bar above OHIF, on a plain studies folder: each click gives its mask, without any other step."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import SimpleITK as sitk
+
+from lib.imaging.metrics import dice
+from lib.samples import phantom, sample_data
+from tests.serving import ohif, ohif_page
+from tests.serving.ohif import SCREENSHOTS, playwright, voxel_in
+from tests.serving.ohif_page import AnnotationPage
+from tests.serving.test_ohif_folder import mirrored
+
+pytestmark = ohif.FOLDER_MARKS
+LABELS = ["liver", "kidney_left", "vertebra", "aorta"]
+K = 19  # A slice of the left-handed image on which all organs are.
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Write the images of a studies folder, and yield the folder above it and {id: (Volume, labels (I, J, K))}."""
+    folder = tmp_path_factory.mktemp("folder")
+    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
+    sample_data.write_dicom(volume, folder / "studies" / "series", modality="CT", description="ct_series")
+    left_handed = mirrored(volume, organs, 2)
+    images = {"series": (volume, organs)}
+    for name in ("ct", "ct_saved", "ct_shared"):
+        nib.save(nib.Nifti1Image(left_handed[0].array, left_handed[0].affine), folder / "studies" / f"{name}.nii.gz")
+        images[name] = left_handed
+    yield folder, images
+
+
+@pytest.fixture(scope="module")
+def server(images):
+    with ohif.folder_server(images[0], LABELS) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with ohif.chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def organs(images):
+    return images[1]["ct"][1]
+
+
+@pytest.fixture(scope="module")
+def opened(images, server, browser):
+    """The image `ct`, which most tests share."""
+    page = AnnotationPage(ohif_page.new_page(browser), f"{server}/sam2/ohif?image=ct", images[1]["ct"][0])
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def annotated(opened, organs):
+    """The image after a click on the left kidney, without anything else; the click is on slice K."""
+    for structure in ("vertebra", "liver", "kidney_left"):
+        opened.choose(structure)
+        if opened.mask(structure).any():
+            opened.press("Clear")
+    opened.press("+ Inside")
+    opened.go_to(K)
+    opened.click(voxel_in(organs, "kidney_left", K))
+    return opened
+
+
+def kidney(organs):
+    return organs == phantom.LABELS["kidney_left"]
+
+
+@pytest.mark.parametrize("image", ["ct_saved", "series"])
+def test_a_click_draws_the_mask_and_submit_saves_it_voxel_by_voxel(images, server, browser, image):
+    folder, volumes = images
+    volume, organs = volumes[image]
+    overview = browser.new_page()
+    overview.goto(f"{server}/sam2/")
+    link = overview.locator(f"a[href*='/sam2/ohif?image={image}']").first.get_attribute("href")
+    overview.close()
+    page = AnnotationPage(ohif_page.new_page(browser), server + link, volume)
+    assert page.page.locator("#inside").get_attribute("aria-pressed") == "true", "clicks need no preparation"
+    page.choose("kidney_left")
+    k = next(k for k in range(volume.shape[2]) if page.page.locator(f"[data-slice='{page.viewer_slice(k)}'][aria-current]").count())
+    page.click(voxel := voxel_in(organs, "kidney_left", k))
+    page.page.screenshot(path=SCREENSHOTS / f"ohif_live_{image}.png")
+    mask = page.mask("kidney_left")
+    assert mask[tuple(voxel)] and dice(mask, kidney(organs)) > 0.6
+    state = requests.get(f"{server}/sam2/state", params={"image": image}, timeout=30).json()
+    assert list(state["structures"]) == ["kidney_left"], "the record has the structure's name"
+
+    page.press("Submit")
+    page.expect_message("Saved as the final label.")
+    (file,) = (folder / "studies" / "labels" / "final").glob(f"{image}.n*")
+    saved = nib.load(file) if file.name.endswith(".nii.gz") else sitk.ReadImage(str(file))
+    array = np.asarray(saved.dataobj) if isinstance(saved, nib.Nifti1Image) else sitk.GetArrayFromImage(saved).transpose(2, 1, 0)
+    np.testing.assert_array_equal(array, page.labels())
+    page.close()
+
+
+def test_a_click_outside_corrects_and_undo_and_redo_are_exact(annotated, organs):
+    first = annotated.mask("kidney_left")
+    i, j, k = voxel_in(organs, "kidney_left", K)
+    wrong = np.argwhere(first[:, :, K])
+    wrong = wrong[np.hypot(*(wrong - (i, j)).T).argmax()]
+    annotated.click([*map(int, wrong), K], outside=True)
+    second = annotated.mask("kidney_left")
+    assert not second[(*wrong, K)] and first[(*wrong, K)]
+    annotated.page.screenshot(path=SCREENSHOTS / "ohif_live_outside.png")
+    annotated.key("Control+z")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), first)
+    annotated.key("Control+y")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), second)
+    annotated.key("Delete")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), first)
+    annotated.press("Undo")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), second)
+
+
+def test_clear_removes_mask_and_clicks_and_can_be_undone(annotated):
+    before = annotated.mask("kidney_left")
+    annotated.press("Clear")
+    assert not annotated.labels().any() and not annotated.clicks()
+    annotated.key("Control+z")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
+    assert len(annotated.clicks()) == 1
+
+
+def test_a_slice_without_the_structure_stays_empty(annotated):
+    filled = np.flatnonzero(annotated.mask("kidney_left").any((0, 1)))
+    annotated.go_to(int(filled[0]))
+    annotated.key("x")
+    mask = annotated.mask("kidney_left")
+    assert not mask[:, :, filled[0]].any() and mask[:, :, K].any()
+    annotated.key("Control+z")
+    assert annotated.mask("kidney_left")[:, :, filled[0]].any()
+
+
+def test_an_accepted_slice_stays_when_others_are_corrected(annotated, organs):
+    filled = np.flatnonzero(annotated.mask("kidney_left").any((0, 1)))
+    accepted = int(filled[-2])
+    before = annotated.mask("kidney_left")[:, :, accepted]
+    annotated.go_to(accepted)
+    annotated.key("a")
+    assert "annotated" in annotated.page.locator(f"[data-slice='{annotated.viewer_slice(accepted)}']").get_attribute("class")
+    annotated.go_to(K)
+    i, j, _ = voxel_in(organs, "kidney_left", K)
+    annotated.click([i + 3, j, K], outside=True)
+    np.testing.assert_array_equal(annotated.mask("kidney_left")[:, :, accepted], before)
+
+
+def test_a_painted_slice_is_a_prompt_and_stays_as_it_was_painted(annotated, organs):
+    i, j, _ = voxel_in(organs, "kidney_left", K)
+    before = annotated.mask("kidney_left")
+    k = K + 2
+    annotated.go_to(k)
+    annotated.key("p")
+    annotated.drag([i - 16, j - 14, k], [i - 10, j - 14, k])
+    painted = annotated.mask("kidney_left")
+    assert painted[i - 13, j - 14, k] and not before[i - 13, j - 14, k], "the stroke is kept"
+    assert (painted[:, :, k] >= before[:, :, k]).all(), "so is the rest of the slice"
+    annotated.page.screenshot(path=SCREENSHOTS / "ohif_live_painted.png")
+    cell = annotated.page.locator(f"[data-slice='{annotated.viewer_slice(k)}']")
+    assert "annotated" in cell.get_attribute("class")
+    annotated.key("f")
+    annotated.key("Control+z")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
+
+
+def test_other_structures_are_kept_on_request(annotated, organs):
+    voxel = voxel_in(organs, "kidney_left", K)
+    first = annotated.mask("kidney_left")
+    annotated.key("]")
+    assert annotated.page.locator("#structures option:checked").inner_text().endswith("liver")
+    annotated.click([voxel[0] + 1, voxel[1], K])
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), first)
+    annotated.page.uncheck("#keep-others")
+    annotated.click([voxel[0] - 1, voxel[1] + 1, K])
+    annotated.page.check("#keep-others")
+    assert annotated.mask("liver")[voxel[0], voxel[1], K], "now the new mask may cover the other structure"
+
+
+def test_the_strip_shows_the_quality_and_leads_to_slices(annotated, server):
+    page, record = annotated.page, requests.get(f"{server}/sam2/state", params={"image": "ct"}, timeout=30).json()["structures"]["kidney_left"]
+    worst = record["proposal"]["slice"]
+    cells = page.locator("#slices > div")
+    assert cells.count() == 32 and page.locator("#volume-dice").inner_text() == f"{record['volume_dice']:.2f}"
+    proposed = page.locator("#slices > .proposed")
+    assert proposed.get_attribute("data-slice") == str(annotated.viewer_slice(worst))
+    assert f"expected Dice {record['expected_dice'][worst]:.2f}" in proposed.get_attribute("title")
+    filled = np.flatnonzero(annotated.mask("kidney_left").any((0, 1)))
+    assert {int(n) for n in page.locator("#slices > .filled").evaluate_all("(all) => all.map((e) => e.dataset.slice)")} == {
+        annotated.viewer_slice(int(k)) for k in filled
+    }
+    numbers = cells.evaluate_all("(all) => all.map((e) => Number(e.dataset.number))")
+    assert numbers == list(range(1, 33)), "in the order of OHIF's numbers"
+    annotated.go_to(int(filled[0]))
+    camera = annotated.frame.evaluate(ohif.CAMERAS)["mpr-axial"]
+    assert str(camera["number"]) == page.locator("[aria-current]").get_attribute("data-number")
+    assert f"(voxel slice {filled[0]})" in page.locator("#where").inner_text()
+    page.keyboard.press("n")
+    page.wait_for_selector("#slices > .proposed[aria-current]")
+    assert record["proposal"]["reason"] in page.locator("#reason").inner_text()
+
+
+def test_a_saved_label_comes_back_and_submit_says_what_it_changes(images, server, browser):
+    volume, organs = images[1]["ct_shared"]
+    link = f"{server}/sam2/ohif?image=ct_shared"
+    page = AnnotationPage(ohif_page.new_page(browser), link, volume)
+    for structure in ("kidney_left", "vertebra"):
+        page.choose(structure)
+        page.go_to(K)
+        page.click(voxel_in(organs, structure, K))
+    saved = {structure: page.mask(structure) for structure in ("kidney_left", "vertebra")}
+    page.press("Submit")
+    page.expect_message("Saved as the final label.")
+    page.close()
+
+    page = AnnotationPage(ohif_page.new_page(browser), link, volume)
+    for structure, mask in saved.items():
+        np.testing.assert_array_equal(page.mask(structure), mask)
+    page.press("Submit")
+    page.expect_message("The saved label is the same already.")
+    page.choose("vertebra")
+    page.press("Clear")
+    page.choose("aorta")
+    page.go_to(K)
+    page.click(voxel_in(organs, "aorta", K))
+    page.press("Submit")
+    dialog = page.page.locator("#changes")
+    playwright.expect(dialog).to_contain_text("New: aorta")
+    assert "Missing now, will be removed: vertebra" in dialog.inner_text() and "kidney_left" not in dialog.inner_text()
+    page.page.screenshot(path=SCREENSHOTS / "ohif_live_submit.png")
+    page.press("Cancel")
+    page.expect_message("Nothing was saved.")
+    rows = requests.get(f"{server}/datastore/label/info", params={"label": "ct_shared", "tag": "final"}, timeout=30).json()["label_info"]
+    assert {row["name"] for row in rows} == {"kidney_left", "vertebra"}
+    page.press("Submit")
+    page.press("Save")
+    page.expect_message("Saved as the final label.")
+    rows = requests.get(f"{server}/datastore/label/info", params={"label": "ct_shared", "tag": "final"}, timeout=30).json()["label_info"]
+    assert {row["name"] for row in rows} == {"kidney_left", "aorta"}
+    page.close()
+
+
+def test_leaving_with_unsaved_work_is_asked_about(annotated):
+    asked = []
+    annotated.page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    annotated.page.get_by_role("link", name="all volumes").click(no_wait_after=True)
+    playwright.expect(annotated.page.locator("#where")).to_contain_text("slice")
+    assert asked == ["beforeunload"]
+
+
+def test_a_silent_server_leaves_the_page_usable(annotated, organs):
+    before = annotated.mask("kidney_left")
+    i, j, _ = voxel_in(organs, "kidney_left", K)
+    annotated.page.route("**/infer/*", lambda route: route.abort())
+    annotated.click([i + 3, j, K], outside=True)
+    annotated.expect_message("The server does not answer.")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
+    annotated.page.unroute("**/infer/*")
+    annotated.press("Try again")
+    assert not annotated.mask("kidney_left")[i + 3, j, K]
+
+
+def test_two_browsers_do_not_disturb_each_other(images, server, browser, annotated):
+    volume, organs = images[1]["ct"]
+    before = annotated.mask("kidney_left")
+    context = browser.new_context(viewport=ohif_page.VIEWPORT)
+    other = AnnotationPage(context.new_page(), f"{server}/sam2/ohif?image=ct", volume)
+    other.choose("vertebra")
+    other.go_to(K)
+    other.click(voxel_in(organs, "vertebra", K))
+    assert not other.mask("kidney_left").any() and dice(other.mask("vertebra"), organs == phantom.LABELS["vertebra"]) > 0.6
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
+    ids = [{c["name"]: c["value"] for c in page.page.context.cookies()}["sam2_client"] for page in (annotated, other)]
+    assert ids[0] != ids[1]
+    context.close()
+
+
+def test_many_structures_on_a_small_screen(annotated):
+    annotated.page.once("dialog", lambda dialog: dialog.accept("left adrenal gland"))
+    annotated.page.select_option("#structures", "new")
+    assert annotated.values()["left adrenal gland"] == len(LABELS) + 1
+    annotated.page.set_viewport_size({"width": 1024, "height": 640})
+    annotated.page.screenshot(path=SCREENSHOTS / "ohif_live_small.png")
+    for button in annotated.page.locator("#bar button:visible").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 1024 and box["y"] >= 0
+    assert annotated.page.locator("#bar").bounding_box()["height"] < 130
