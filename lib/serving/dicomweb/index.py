@@ -8,7 +8,8 @@ from functools import partial
 
 from fastapi import HTTPException
 
-from lib.common.errors import VolumeError
+from lib.common.errors import UserError, VolumeError
+from lib.imaging.dicom.frames import DICOM_ERRORS
 from lib.imaging.studies import Listing
 from lib.imaging.study_images import StudyImage
 from lib.imaging.volume import Volume
@@ -26,10 +27,11 @@ class SeriesIndex:
     Args:
         get_listing: Returns the listing of this moment.
         read: Returns the volume of an image by its id.
+        get_digest: Returns a digest of the content of an image by its id, "" if it cannot be read.
     """
 
-    def __init__(self, get_listing: Callable[[], Listing], read: Callable[[str], Volume]):
-        self._get_listing, self._read = get_listing, read
+    def __init__(self, get_listing: Callable[[], Listing], read: Callable[[str], Volume], get_digest: Callable[[str], str]):
+        self._get_listing, self._read, self._get_digest = get_listing, read, get_digest
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._known: dict[tuple[str, str, bool], Series | None] = {}  # By image, its version, and whether its series is shared.
@@ -47,7 +49,7 @@ class SeriesIndex:
             def read(image: str) -> Volume:
                 return app._infers["sam2"].read(app.datastore().get_image_uri(image))
 
-            app.series_index = cls(get_listing, read)
+            app.series_index = cls(get_listing, read, lambda image: app.datastore().image_digest(image))
         return app.series_index
 
     def all_series(self) -> list[Series]:
@@ -120,8 +122,10 @@ class SeriesIndex:
         try:
             if image.stack is not None and not is_shared and (series := FileSeries.of(image_id, image)):
                 return series
-            return MadeSeries.of(image_id, image, image.grid().shape[2], partial(self._read, image_id))
-        except (VolumeError, OSError) as e:
+            if content := self._get_digest(image_id):
+                return MadeSeries.of(image_id, image, image.grid().shape[2], content, partial(self._read, image_id))
+            raise VolumeError("its files cannot be read.")
+        except (UserError, *DICOM_ERRORS) as e:
             logger.warning("%s is not offered by DICOMweb: %s", image_id, e)
             return None
 

@@ -7,7 +7,7 @@ file says and nothing else. Their class is Secondary Capture, because the classe
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -23,7 +23,7 @@ from lib.imaging.study_images import StudyImage
 from lib.imaging.volume import Volume
 from lib.serving.dicomweb.series import Series, to_json
 from lib.serving.dicomweb.stored_values import StoredValues
-from lib.serving.dicomweb.uids import content_digest, derived_uid, is_uid
+from lib.serving.dicomweb.uids import derived_uid, is_uid
 
 _LONGEST_TEXT = 64  # Characters of a value of the type LO.
 _CT_AIR_HU = -500
@@ -54,11 +54,16 @@ class MadeSeries(Series):
     header: Dataset
 
     @classmethod
-    def of(cls, image_id: str, image: StudyImage, slice_count: int, read: Callable[[], Volume]) -> "MadeSeries":
-        """Return the series of an image; raise OSError if its files cannot be read."""
-        digest = content_digest(image_id, image)
-        header, study_uid = Dataset(), derived_uid(digest, "study")
-        reference_uid = derived_uid(digest, "frame of reference")
+    def of(cls, image_id: str, image: StudyImage, slice_count: int, content: str, read: Callable[[], Volume]) -> "MadeSeries":
+        """Return the series of an image.
+
+        Args:
+            slice_count: Number of slices.
+            content: Digest of the image's content.
+            read: Returns its volume.
+        """
+        make_uid = partial(derived_uid, image_id, content)
+        header, study_uid, reference_uid = Dataset(), make_uid("study"), make_uid("frame of reference")
         source = read_dataset(image.stack.frames[0].path, stop_before_pixels=True) if image.stack else None
         if source is not None:
             header = patient_and_study(source)
@@ -71,9 +76,9 @@ class MadeSeries(Series):
             header.PatientBirthDate = header.PatientSex = header.AccessionNumber = header.ReferringPhysicianName = ""
             header.StudyID = header.StudyDate = header.StudyTime = ""
         header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
-        header.StudyInstanceUID, header.SeriesInstanceUID = study_uid, derived_uid(digest, "series")
+        header.StudyInstanceUID, header.SeriesInstanceUID = study_uid, make_uid("series")
         header.FrameOfReferenceUID, header.SeriesNumber = reference_uid, 1
-        sop_uids = tuple(derived_uid(digest, "slice", k) for k in range(slice_count))
+        sop_uids = tuple(make_uid("slice", k) for k in range(slice_count))
         return cls(image_id, image, study_uid, header.SeriesInstanceUID, sop_uids, read, reference_uid, header)
 
     def summary(self, *, exact: bool) -> dict:

@@ -15,7 +15,7 @@ from lib.serving.active_learning.annotation_records import AnnotationRecords
 from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.dicomweb import routes as dicomweb_routes
 from lib.serving.inference.tasks import VolumeCache
-from lib.serving.web import api, ohif_files, routes
+from lib.serving.web import api, label_routes, ohif_files, routes
 from tests.serving.processes import free_port
 
 
@@ -41,7 +41,7 @@ def serve(studies, tmp_path, monkeypatch):
             datastore=lambda: store, studies=str(studies), conf={}, records=AnnotationRecords(tmp_path / "records"), sessions=lambda: None, on_save_label=lambda *_: None,
             _infers={"sam2": SimpleNamespace(read=VolumeCache().get)},
         )  # fmt: skip
-        for module in (api, routes, dicomweb_routes, ohif_files, datastore_endpoints):
+        for module in (api, routes, label_routes, dicomweb_routes, ohif_files, datastore_endpoints):
             monkeypatch.setattr(module, "app_instance", lambda: app)
         application, port = FastAPI(), free_port()
         api.install(application)
