@@ -42,7 +42,7 @@ from lib.serving.dicomweb import routes as dicomweb_routes
 from lib.serving.dicomweb.labels import name_image_by_id
 from lib.serving.inference import route
 from lib.serving.observability import RequestMonitor
-from lib.serving.web import label_routes, ohif_annotation, ohif_files, request_checks, routes, volume_choices
+from lib.serving.web import label_routes, login_page, ohif_annotation, ohif_files, request_checks, routes, volume_choices
 from lib.serving.web.http_errors import clear_errors
 
 WRAPPED_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, proxy, session)
@@ -66,10 +66,13 @@ def install(app: FastAPI) -> None:
         app.include_router(router, prefix=prefix)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router, prefix=prefix)
+        app.include_router(login_page.router, prefix=prefix)
     app.add_exception_handler(RequestValidationError, _answer_wrong_fields)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_failure)
     app.user_middleware.insert(0, Middleware(RequestMonitor))
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        app.user_middleware.insert(1, Middleware(login_page.CookieToken))
     app.middleware_stack = app.build_middleware_stack()  # The server has built it already, without the lines above.
     for name in ("uvicorn.access", "monailabel.endpoints.infer"):  # `RequestMonitor` logs the same in one line
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -184,7 +187,9 @@ def _check_datastore_fields(app, endpoint_name: str, fields: dict) -> None:
             request_checks.check_image_id(fields[field], app.datastore())
 
 
-async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _answer_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 401 and (redirect := login_page.login_redirect(request)):
+        return redirect
     detail = error.detail.encode(errors="replace").decode() if isinstance(error.detail, str) else error.detail
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 

@@ -88,8 +88,8 @@ async function goToNext() {
 
 function show() {
   const { active, structures } = annotator;
-  list.show(structures, active, (structure) => annotator.hasMask(structure));
-  strip.show(active, annotator.areasOf(active), annotatedSlices(active.prompts, viewer.axis));
+  list.show(structures, active);
+  strip.show(active, annotatedSlices(active.prompts, viewer.axis));
   showTools();
   showSlice();
   document.body.dataset.busy = Boolean(annotator.running);
@@ -110,7 +110,9 @@ function showSlice() {
 
 async function start() {
   const fresh = new Annotator(viewer, server, { report, onChange: show });
-  const [state, saved] = await Promise.all([server.state(), server.savedLabel()]);
+  let problem = "";
+  const readSaved = server.savedLabel().catch((e) => { problem = e.message; return null; });
+  const [state, saved] = await Promise.all([server.state(), readSaved]);
   fresh.start(state);
   fresh.reopen(saved);
   annotator = fresh;
@@ -128,7 +130,8 @@ async function start() {
   annotator.select(annotator.structures.find((s) => s.name === first.label) || annotator.structures[0]);
   setTool("inside");
   document.body.dataset.ready = "true";
-  if (element("message").textContent === LOADING) report("");
+  if (problem) report(problem, true);
+  else if (element("message").textContent === LOADING) report("");
 }
 
 const proposedPoint = (t) => (t === annotator.active.proposed ? annotator.active.proposedPoint : null);
@@ -165,6 +168,7 @@ frame.addEventListener("load", () => {
 });
 for (const button of document.querySelectorAll("button[data-action]")) button.addEventListener("click", () => act(button.dataset.action));
 window.addEventListener("keydown", onKey, true);
+server.stayLoggedIn();
 place.show();
 // The panel reads the server's address from this cookie. OHIF sets it for the path of its own pages, so it must be set for that path.
 document.cookie = `MONAILABEL_SERVER_URL=${escape(location.origin + base + "/")}; path=${base}/ohif; SameSite=Lax`;

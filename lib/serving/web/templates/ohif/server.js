@@ -19,9 +19,18 @@ export class Server {
       throw new Refusal("The server does not answer. Nothing is lost: try again when it is back.");
     }
     if (response.ok) return response;
-    if (response.status === 401) throw new Refusal("You are not logged in any more. Log in again in another tab, then go on here.");
+    if (response.status === 401) throw new Refusal("You are not logged in any more. Open the page of all volumes in another tab to log in, then go on here.");
     const answer = await response.json().catch(() => ({}));
     throw new Refusal(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
+  }
+
+  // Where users log in: stays logged in while this page is open.
+  stayLoggedIn() {
+    const validity = document.cookie.match(/(?:^|; )sam2_validity=(\d+)/);
+    if (!validity) return;
+    const refresh = () => this.ask("/sam2/login/refresh", { method: "POST" }).catch(() => {}); // The next request says what is wrong.
+    refresh();
+    setInterval(refresh, Math.max(Number(validity[1]) * 500, 5000));
   }
 
   async askJson(path, options) { return (await this.ask(path, options)).json(); }
@@ -49,11 +58,13 @@ export class Server {
     return { names, voxels: new Uint8Array(await response.arrayBuffer()) };
   }
 
-  async saveLabel(voxels, names) {
+  // Saves the voxels as the final label. Returns which structures are {new, changed, unchanged, missing}, compared with the saved one.
+  // Options: preview: only compare; keep: structures that are missing stay in the label.
+  async saveLabel(voxels, names, options = {}) {
     const form = new FormData();
-    form.append("params", JSON.stringify({ label_info: names, client_id: this.client }));
+    form.append("params", JSON.stringify({ label_info: names, client_id: this.client, ...options }));
     form.append("label", new Blob([voxels]), "label.bin");
-    await this.ask(`/datastore/label?image=${encodeURIComponent(this.image)}`, { method: "PUT", body: form });
+    return (await this.askJson(`/datastore/label?image=${encodeURIComponent(this.image)}`, { method: "PUT", body: form })).structures;
   }
 
   // Asks which slice to annotate next, of this image (by its id) if possible.
