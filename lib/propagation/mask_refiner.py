@@ -18,7 +18,8 @@ from lib.propagation.intensity_classifier import IntensityClassifier
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
-MOST_LEAK = 0.25  # Share of the structure's surroundings that may look like its inside.
+MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside. Up to it, the appearance alone decides where the object ends; beyond it, the older rule may end it as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
@@ -42,13 +43,14 @@ class PassRefiner:
 
     Attributes:
         is_active: Whether the structure can be told from its surroundings by intensities.
+        is_clear: Whether it can be told so well that this decides where the object ends.
     """
 
     def __init__(self, features: SliceFeatures, ends: PassEnds):
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
-        self.is_active = self._classifier.leak <= MOST_LEAK
+        self.is_active, self.is_clear = self._classifier.confusion <= MOST_CONFUSION, self._classifier.leak <= CLEAR_LEAK
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
         self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
@@ -131,14 +133,15 @@ class MaskRefiner:
         """Return object scores (B,) whose sign tells whether the object is there.
 
         Args:
-            scores: What counts for passes that are not active.
+            scores: What counts for passes that are not active, and may end those that are not clear.
             network_scores: The network's own scores, whose size is kept for active ones.
         """
         decided = scores.clone()
         for row, refining in enumerate(self._passes):
             if refining.is_active:
                 size = network_scores[row].abs().clamp_min(1.0)
-                decided[row] = size if refining.is_present() else -size
+                is_present = refining.is_present() and (refining.is_clear or bool(scores[row] > 0))
+                decided[row] = size if is_present else -size
         return decided
 
     def accept(self, is_present: Sequence[bool]) -> None:

@@ -36,7 +36,7 @@ def random_prompts(seed: int) -> dict:
 
 
 def segment(segmenter: Segmenter, volume: Volume, seed: int) -> np.ndarray:
-    options = Options(components="all")
+    options = Options(components="all", obey=True, refine=True)
     return segmenter.segment(volume, segmenter.prompts(volume, options, **random_prompts(seed)), options).mask
 
 

@@ -62,6 +62,21 @@ def test_clicked_voxels_are_as_the_user_said(segmenter, volume):
     assert mask[CENTRE] and mask[28, 30, 9] and not mask[36, 36, 6] and not mask[3, 3, 2]
 
 
+def test_clicks_decide_the_pixels_round_them_and_a_box_is_filled(segmenter, volume):
+    for option in (True, False):
+        mask = run(segmenter, volume, Options(obey=option), positive=[CENTRE, (50, 12, 6)], negative=[(34, 40, 6)]).mask[:, :, 6]
+        assert (mask[49:52, 11:14].all() and not mask[33:36, 39:42].any()) == option, "the network alone does neither"
+    box = np.argwhere(run(segmenter, volume, boxes=[((10, 20, 6), (50, 48, 6))]).mask[:, :, 6])
+    extent = box.max(0) - box.min(0) + 1
+    assert extent.prod() >= 0.7 * 41 * 29 and (box.min(0) >= (10, 20)).all() and (box.max(0) <= (50, 48)).all()
+
+
+def test_masks_that_are_refined_follow_the_ball_as_well(segmenter, volume):
+    masks = [run(segmenter, volume, Options(refine=option), positive=[CENTRE]).mask for option in (False, True, False)]
+    np.testing.assert_array_equal(masks[0], masks[2])
+    assert (masks[0] != masks[1]).any() and 2 * (masks[0] & masks[1]).sum() > 0.8 * (masks[0].sum() + masks[1].sum())
+
+
 def test_one_click_finds_the_ball_in_both_directions(segmenter, volume):
     result = run(segmenter, volume, positive=[CENTRE])
     filled = result.mask.any((0, 1))

@@ -77,7 +77,7 @@ def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_
 
 def test_masks_do_not_spread_into_what_looks_the_same():
     vessel = disc(32, 20, 6)
-    features = features_of([vessel] * 3, difference=0.0)
+    features = Features(Frames(np.full((3, SIDE, SIDE), 100.0)))
     refiner = MaskRefiner([PassRefiner(features, [(0, logits_of(vessel))])])
     answer = logits_of(vessel)[None]
     assert not refiner._passes[0].is_active

@@ -57,7 +57,7 @@ def test_a_collapsed_answer_is_not_taken():
 def test_a_good_answer_near_the_click_is_taken():
     shape, displayed = disc(48, 48, 20), disc(48, 38, 12)
     result = obey_clicks(draw_slice(shape, CLEAR), clicks_at((48, 38, True), (48, 58, True)), logits_of(shape), logits_of(displayed))
-    assert dice(result > 0, shape) > 0.93
+    assert dice(result > 0, shape) > 0.8 > dice(displayed, shape) + 0.2
 
 
 def test_an_answer_that_obeys_stays_as_it_is():
