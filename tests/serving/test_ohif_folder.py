@@ -2,6 +2,7 @@
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import requests
 import SimpleITK as sitk
@@ -10,6 +11,7 @@ from lib.imaging.metrics import dice
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_image
 from lib.samples import phantom, sample_data
+from tests.imaging.real_cases import frame_points
 from tests.serving import ohif
 from tests.serving.ohif import SCREENSHOTS, SUBMIT, Viewer, voxel_in
 
@@ -75,3 +77,7 @@ def test_what_is_displayed_and_saved_lies_voxel_by_voxel_on_the_image(images, se
     saved = nib.load(file) if file.name.endswith(".nii.gz") else sitk.ReadImage(str(file))
     array = np.asarray(saved.dataobj) if isinstance(saved, nib.Nifti1Image) else sitk.GetArrayFromImage(saved).transpose(2, 1, 0)
     np.testing.assert_array_equal(array, displayed)
+    if image == "series":
+        points = np.concatenate([p for _, p in frame_points(pydicom.dcmread(file.with_name("series.dcm")))]) * (-1, -1, 1)
+        voxels = np.rint((points - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T).astype(int)
+        assert sorted(map(tuple, voxels)) == sorted(map(tuple, np.argwhere(displayed))), "the DICOM SEG marks the same voxels"
