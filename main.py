@@ -93,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "fit the estimate of slice quality, which chooses the next slice, to a checkpoint"
     training.add_calibrate_arguments(add("calibrate", _calibrate, help_text, training.CALIBRATE_EXAMPLES))
 
+    c = add("labels", _labels, "list the labels of a studies folder and their history, or bring one back", [
+        "python main.py labels --studies DIR", "python main.py labels --studies DIR --image ID --restore NAME",
+    ])  # fmt: skip
+    c.add_argument("--studies", required=True, metavar="DIR", help="the studies folder")
+    c.add_argument("--image", metavar="ID", help="list this image only")
+    c.add_argument("--restore", metavar="NAME", help="label of the history that becomes the present one of --image")
+
     c = add("versions", _versions, "list fine-tuned versions, or choose the one to serve", [
         "python main.py versions", "python main.py versions --serve v0002", "python main.py versions --serve base",
     ])  # fmt: skip
@@ -261,6 +268,15 @@ def _versions(options) -> None:
     served = versions.served()
     for name in ["base", *versions.names()]:
         sys.stdout.write(f"{name}{'  served' if name == (served.stem if served else 'base') else ''}\n")
+
+
+def _labels(options) -> None:
+    from lib.serving.datastore.label_list import list_labels_of_folder, restore_label_of_folder
+
+    if options.restore:
+        logging.info("%s", restore_label_of_folder(options.studies, options.image, options.restore))
+        return
+    sys.stdout.writelines(f"{line}\n" for line in list_labels_of_folder(options.studies, options.image))
 
 
 def _find_cases(folder: str) -> list:

@@ -33,6 +33,7 @@ SERVER_WORDS = ("make serve", "main.py serve", "start_server")
 _OTHER_PATHS = "has made-up paths; the same command is run on other files"
 _DOCKER = "needs Docker; tests/deploy/test_files.py checks the files"
 _ORTHANC = "needs a running DICOM store; tests/serving/test_ohif.py starts one"
+_HISTORY = "needs a label in the history; tests/serving/datastore/test_label_history.py restores one"
 _TRAINING = "takes hours; tests/training/test_loop.py runs a short training"
 _FINE_TUNING = "takes half a minute or more; tests/training/test_fine_tuning.py runs it on small volumes"
 _EVALUATION = "takes minutes; tests/evaluation/protocols runs the protocols on small volumes"
@@ -46,6 +47,8 @@ NOT_RUN = {
     f"{_MAIN} calibrate --checkpoint tiny --data sample-data": "needs a downloaded checkpoint; tests/training/test_estimator_calibration.py fits",
     f"{_MAIN} finetune --data sample-data --epochs 1 --steps 5": _FINE_TUNING,
     f"{_MAIN} finetune --data /data/Task09_Spleen --checkpoint tiny --parts lora": _FINE_TUNING,
+    f"{_MAIN} labels --studies DIR --image ID --restore NAME": _HISTORY,
+    'curl -X POST "http://127.0.0.1:8000/sam2/labels/ct_phantom/restore?name=NAME"': _HISTORY,
     f"{_MAIN} train --out runs/first": _TRAINING,
     f"{_MAIN} train --out runs/next --start runs/first/model.safetensors --images /data/unlabelled_nifti": _TRAINING,
     ".venv/bin/torchrun --nproc-per-node=4 main.py train --out runs/four_gpus --device cuda": "needs four GPUs",

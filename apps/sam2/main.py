@@ -3,7 +3,7 @@
 monailabel start_server --app apps/sam2 --studies DIR [--conf labels "spleen,liver"] [--conf checkpoint tiny]
     [--conf window abdomen] [--conf channel 0] [--conf versions DIR] [--conf cache DIR] [--conf rounds DIR]
     [--conf random any_volume] [--conf auto_scoring true] [--conf concurrent 1] [--conf queue 64] [--conf queue_per_client 8]
-    [--conf store_seconds 60] [--conf lend_minutes 15]
+    [--conf store_seconds 60] [--conf lend_minutes 15] [--conf cors_origins https://seg.example.org]
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from lib.serving.active_learning.annotation_records import AnnotationRecords  # 
 from lib.serving.active_learning.scoring import SliceDice, SliceQuality  # noqa: E402
 from lib.serving.active_learning.strategies import AnyVolume, FirstVolume, WorstSlice, WorstVolume  # noqa: E402
 from lib.serving.app import HttpErrorsMixin, PrefetchMixin, RoutesMixin, SharingMixin  # noqa: E402
-from lib.serving.datastore.dicom import DatastoreMixin  # noqa: E402
 from lib.serving.datastore.labels import parse_labels  # noqa: E402
+from lib.serving.datastore.mixin import DatastoreMixin  # noqa: E402
 from lib.serving.inference.checkpoint_catalog import CheckpointCatalog  # noqa: E402
 from lib.serving.inference.tasks import Sam2Scribbles, Sam2Task, VolumeCache  # noqa: E402
 from lib.serving.training import Sam2Train  # noqa: E402

@@ -1,6 +1,7 @@
 """Find labelled images in folders: data sets of the Medical Segmentation Decathlon, and labels submitted to MONAI Label."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from lib.common.errors import UserError
 from lib.imaging.readers import read_mask, read_volume
-from lib.imaging.studies import StudiesFolder, image_of_label
+from lib.imaging.studies import StudiesFolder, image_of_label, saved_names
 from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, LABEL_ENDINGS, split_ending
 
 
@@ -53,18 +54,19 @@ def image_name(path: str | Path) -> str:
     return split_ending(Path(path).name, (*LABEL_ENDINGS, *IMAGE_ENDINGS, *DICOM_ENDINGS))[0]
 
 
-def case_from_files(image: str | Path, label: str | Path, name: str = "") -> Case:
-    """Return the case of an image and its label map, whose structures are named after their values ("label_1").
+def case_from_files(image: str | Path, label: str | Path, name: str = "", names: Mapping[int, str] | None = None) -> Case:
+    """Return the case of an image and its label map.
 
     Args:
         name: Name of the case; "" for the name of the image without its ending.
+        names: Names of the structures by their values; those without one are named after the value ("label_1").
 
     Raises:
         UserError: One of the files cannot be read, or the label map does not fit the image.
     """
     image, label = Path(image), Path(label)
-    values = np.unique(read_mask(label, read_volume(image)))
-    return Case(name or image_name(image), image, label, {int(v): f"label_{int(v)}" for v in values if v != 0})
+    values = (int(v) for v in np.unique(read_mask(label, read_volume(image))) if v != 0)
+    return Case(name or image_name(image), image, label, {v: (names or {}).get(v) or f"label_{v}" for v in values})
 
 
 def find_cases(folder: str | Path) -> list[Case]:
@@ -82,7 +84,8 @@ def find_cases(folder: str | Path) -> list[Case]:
     images = StudiesFolder(folder).list_images().images if folder.is_dir() else {}
     labels = sorted(p for p in (folder / "labels" / "final").glob("[!.]*") if p.name.lower().endswith(LABEL_ENDINGS))
     names = {p: image_of_label(p.name, images)[0] for p in labels}
-    cases = [case_from_files(images[name].reader_path(), p, name) for p, name in names.items() if name in images]
+    saved = saved_names(folder)
+    cases = [case_from_files(images[name].reader_path(), p, name, saved.get(name)) for p, name in names.items() if name in images]
     if not cases:
         raise UserError(f"{folder} holds neither a dataset.json (Decathlon layout) nor labels/final with labels of its images.")
     return cases

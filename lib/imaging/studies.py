@@ -8,6 +8,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def _known_keys(folder: Path) -> dict[str, str]:
         return {i: image_key(i, e["image"].get("ext", ""), e["image"].get("info", {})) for i, e in entries.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def saved_names(folder: Path) -> dict[str, dict[int, str]]:
+    """Return the names of the structures in final labels, by image and value, that a folder's datastore_v2.json lists."""
+    names = {}
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        for image, entry in json.loads((folder / "datastore_v2.json").read_text())["objects"].items():
+            rows = entry["labels"].get("final", {}).get("info", {}).get("label_info") or []
+            names[image] = {int(row["idx"]): str(row["name"]) for row in rows if row.get("name") and "idx" in row}
+    return names
 
 
 def _assign_ids(scan: FolderScan, candidates: list[Candidate], known: Mapping[str, str]) -> Listing:

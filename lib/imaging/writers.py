@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,13 +22,13 @@ from lib.imaging import geometry
 from lib.imaging.formats.itk_files import WARNINGS_FIELD
 from lib.imaging.volume import Volume
 
-SEGMENT_NAME_FIELD = b"Segment0_Name:="
+MAX_SEGMENTS_HEADER_BYTES = 2**22
 EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
 
 
 def write_mask(
-    mask: np.ndarray, volume: Volume, path: str | Path, *, dtype="uint8", compress=True, label="segment"
-) -> Path:
+    mask: np.ndarray, volume: Volume, path: str | Path, *, dtype="uint8", compress=True, label: str | Mapping[int, str] = "segment",
+) -> Path:  # fmt: skip
     """Write `mask`, bool or integer (I, J, K), with the affine of `volume`; return the path.
 
     The file is replaced atomically: if writing fails, an older file stays as it was.
@@ -36,7 +37,7 @@ def write_mask(
         path: File to write; its ending, one of `EXTENSIONS`, chooses the format.
         dtype: NumPy integer type of the stored voxels.
         compress: Whether to compress NRRD and MHA files with gzip. Files named .nii.gz always are, .nii never.
-        label: Name of the segment in a .seg.nrrd.
+        label: Name of the segment in a .seg.nrrd, or the names of several by their values.
 
     Raises:
         OptionError: The ending or `dtype` is unknown.
@@ -61,7 +62,7 @@ def write_mask(
             image.header.set_xyzt_units("mm")
             nib.save(image, temporary)
         elif ending.endswith(".nrrd"):
-            _write_nrrd(mask, volume, temporary, compress, label if ending == ".seg.nrrd" else None)
+            _write_nrrd(mask, volume, temporary, compress, ({1: label} if isinstance(label, str) else label) if ending == ".seg.nrrd" else {})
         else:
             _write_itk(mask, volume, temporary, compress)
         os.chmod(temporary, 0o644)
@@ -117,27 +118,31 @@ def _write_itk(mask, volume, path, compress) -> None:
     sitk.WriteImage(image, path, useCompression=bool(compress))
 
 
-def _write_nrrd(mask, volume, path, compress, segment_name: str | None) -> None:
-    """Write a NRRD file; with the name of a segment, write a segmentation like those of 3D Slicer."""
-    header, name = _nrrd_header(volume, compress), b""
-    if segment_name is not None:
-        name = segment_name.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace")
-        filled = [np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
+def _write_nrrd(mask, volume, path, compress, segments: Mapping[int, str]) -> None:
+    """Write a NRRD file; with names of segments by their values, write a segmentation like those of 3D Slicer."""
+    header, names = _nrrd_header(volume, compress), []
+    for n, (value, segment_name) in enumerate(segments.items()):
+        names.append(segment_name.replace("\\", "\\\\").replace("\r", " ").replace("\n", "\\n").encode(errors="replace"))
+        is_inside = mask == value if len(segments) > 1 else mask
+        filled = [np.flatnonzero(is_inside.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
         header |= {
-            "Segment0_ID": "Segment_1",
-            "Segment0_Name": "?" * len(name),
-            "Segment0_LabelValue": "1",
-            "Segment0_Layer": "0",
-            "Segment0_Extent": " ".join(f"{f[0]} {f[-1]}" if len(f) else "0 -1" for f in filled),
+            f"Segment{n}_ID": f"Segment_{n + 1}",
+            f"Segment{n}_Name": "?" * len(names[-1]),
+            f"Segment{n}_LabelValue": str(value),
+            f"Segment{n}_Layer": "0",
+            f"Segment{n}_Extent": " ".join(f"{f[0]} {f[-1]}" if len(f) else "0 -1" for f in filled),
         }
     if compress:
         nrrd.write(path, mask, header=header, index_order="F")
     else:
         _write_raw(mask, header, path)
-    if segment_name is not None:
-        with open(path, "r+b") as file:  # pynrrd writes only ASCII and does not escape line ends, so the name is filled in here.
-            file.seek(file.read(1 << 16).index(SEGMENT_NAME_FIELD) + len(SEGMENT_NAME_FIELD))
-            file.write(name)
+    if names:
+        with open(path, "r+b") as file:  # pynrrd writes only ASCII and does not escape line ends, so the names are filled in here.
+            written = file.read(MAX_SEGMENTS_HEADER_BYTES)
+            for n, name in enumerate(names):
+                field = b"Segment%d_Name:=" % n
+                file.seek(written.index(field) + len(field))
+                file.write(name)
 
 
 def _nrrd_header(volume: Volume, compress: bool) -> dict:

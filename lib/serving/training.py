@@ -11,8 +11,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.common.atomic_files import write_text
 from lib.common.errors import UserError
 from lib.imaging.datasets import Case, case_from_files
+from lib.imaging.studies import image_of_label
 from lib.model.device import available_devices, resolve_device
 from lib.model.versions import Versions
+from lib.serving.datastore.folder import FINAL
+from lib.serving.datastore.labels import label_names
 from lib.training.fine_tuning import FineTuning, fine_tune
 from lib.training.trainable_parts import PARTS
 
@@ -79,10 +82,11 @@ class Sam2Train(TrainTask):
 
 def usable_cases(datastore) -> list[Case]:
     """Return the images whose submitted label fits and is not empty. Files that cannot be read are skipped with a warning."""
-    cases = []
+    cases, images = [], datastore.list_images()
     for row in datastore.datalist():
+        image, _ = image_of_label(Path(row["label"]).name, images)
         try:
-            case = case_from_files(row["image"], row["label"])
+            case = case_from_files(row["image"], row["label"], names=label_names(datastore, image, FINAL))
         except UserError as e:
             logger.warning("Left out %s: %s", Path(row["label"]).name, e)
             continue

@@ -23,7 +23,7 @@ from lib.imaging.readers import read_mask, read_volume
 from lib.prompts import simulated_annotator
 from lib.quality.next_slice import pick_worst_slice, slice_errors
 from lib.serving.active_learning.annotation_records import AnnotationRecords
-from lib.serving.datastore.labels import label_names, label_path
+from lib.serving.datastore.labels import label_names, label_path, named_masks
 from lib.serving.inference.checkpoint_catalog import AUTO, CheckpointCatalog
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,10 @@ class SliceDice(_Scoring):
             pairs = self._session_pairs(image, reference, names)
         else:
             predicted = frames.from_volume(read_mask(label_path(datastore, image, tag), volume))
-            values = np.union1d(np.unique(reference), np.unique(predicted))
-            pairs = {names.get(int(v), f"label_{v}"): (predicted == v, reference == v) for v in values if v > 0}
+            predicted_names = label_names(datastore, image, tag)  # A label without any names has those of the other one.
+            references, predictions = named_masks(reference, names or predicted_names), named_masks(predicted, predicted_names or names)
+            nothing = np.zeros(reference.shape, bool)
+            pairs = {name: (predictions.get(name, nothing), references.get(name, nothing)) for name in {**references, **predictions}}
         structures = {name: _compare(mask, reference_mask) for name, (mask, reference_mask) in pairs.items()}
         checkpoint = sorted({r["checkpoint"] for r in self._records.for_image(image).values()}) if tag == SESSION else None
         return _summarize(structures, frames.axis, checkpoint=checkpoint, y=reference_tag, y_pred=tag)

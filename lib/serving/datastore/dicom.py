@@ -1,4 +1,4 @@
-"""The datastore for a DICOM store with a local cache, and the mix-in that gives the app its datastores."""
+"""The datastore for a DICOM store, with a local cache."""
 
 import hashlib
 import logging
@@ -15,10 +15,8 @@ from pathlib import Path
 import pydicom
 import requests
 from fastapi import HTTPException
-from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
-from monailabel.interfaces import app as monailabel_app
 from monailabel.interfaces.exception import MONAILabelException
 from urllib3.util import Retry
 
@@ -32,36 +30,18 @@ from lib.imaging.readers import read_grid, read_volume
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_image
 from lib.serving.datastore.checks import checked_file_name
-from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import named_info, read_label, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.dicom_search import DicomSearch, StoredSegmentation, image_ids, series_uid_of
 from lib.serving.datastore.folder import FINAL, UNSENT, FolderDatastore, file_entry
-from lib.serving.datastore.studies import StudiesDatastore
 
 STORE_TIMEOUT_S = 60  # Default of how long the DICOM store may stay silent.
 PARTIAL_SUFFIX = ".part"  # Ending of the folder of a series while it is being downloaded.
 PARTIAL_MAX_AGE_S = 86400  # Older partial downloads were left behind by a killed server.
 STACK_COUNT = ".stack_count"  # File beside the DICOM files of a series that holds several volumes; its text is their number.
 IMAGE_ENDING = ".nrrd"  # Of cached images; such a file holds any affine, also that of a tilted gantry.
-SEARCH_FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 logger = logging.getLogger(__name__)
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # It logs several lines for each segmentation.
-
-
-class DatastoreMixin:
-    """Makes a `MONAILabelApp` use the datastores of this package; to be listed before it in the bases of the app."""
-
-    def init_datastore(self):
-        """Return a `StudiesDatastore` or a `CachedDicomDatastore`, depending on the app's studies."""
-        monailabel_app.LocalDatastore, monailabel_app.DICOMWebDatastore = StudiesDatastore, CachedDicomDatastore
-        CachedDicomDatastore.timeout_s = float(self.conf.get("store_seconds", STORE_TIMEOUT_S))
-        if SEARCH_FILTER not in settings.model_fields_set:  # MONAI Label's default is CT alone.
-            setattr(settings, SEARCH_FILTER, {})
-            os.environ[SEARCH_FILTER] = "{}"  # for the processes that score and train
-        return super().init_datastore()
-
-    def _download_dcmqi_tools(self):
-        """Do nothing, because DICOM SEG is written without them."""
 
 
 class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
@@ -257,15 +237,15 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
             VolumeError: The label does not fit or is damaged, or a final one is empty. Nothing is saved or sent.
             HTTPException: 502, the DICOM store did not accept a final label.
         """
-        image_id, tag, info = checked_file_name(image_id), checked_file_name(label_tag), dict(label_info or {})
-        image = read_grid(self.get_image_uri(image_id))
+        image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
+        image = self.image_grid(image_id)
         labels = read_label(label_filename, image)
         with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
             if str(label_filename).endswith(".bin"):
                 label_filename = str(write_labels(labels, image, Path(folder, "label.nrrd")))
+            info = named_info(label_info, labels, label_filename)
             if tag != FINAL:
                 return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
-            info["label_info"] = segment_rows(info.get("label_info"), labels)
             segmentation = write_labels_as_segmentation(labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"))
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
             try:
@@ -280,6 +260,10 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
             FolderDatastore.save_label(self, image_id, label_filename, FINAL, info)
         self.remove_label(image_id, UNSENT, reason="")
         return image_id
+
+    def image_grid(self, image_id: str) -> Grid:
+        """Return the voxel grid of an image, which is fetched from the store if needed; errors are those of `get_image_uri`."""
+        return read_grid(self.get_image_uri(image_id))
 
     def _send(self, file: Path) -> str:
         """Send a DICOM file to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept."""

@@ -23,6 +23,7 @@ from lib.common.errors import UserError
 from lib.imaging.studies import Listing, image_of_label
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.history import DIGEST, FOLDER, LabelHistory
+from lib.serving.datastore.optional_folders import make_folders_optional
 from lib.serving.datastore.transaction import Change, sync_folder
 
 LOCK_TIMEOUT_S = 60  # How long a change waits for the changes of other threads and servers.
@@ -48,6 +49,7 @@ class FolderDatastore(LocalDatastore):
     def __init__(self, *args, **kwargs):
         self._state_lock = threading.RLock()  # Keeps the JSON file and the state in memory in step.
         self._is_reconciled = False
+        make_folders_optional()
         super().__init__(*args, **kwargs)
         if hasattr(self, "_handler"):
             self._handler.on_moved = self._on_any_event  # MONAI Label ignores moves, by which other servers add files.
@@ -284,8 +286,7 @@ def _newest_first(folder: Path) -> list[str]:
 
 def _label_folders(model: LocalDatastoreModel) -> list[Path]:
     """Return the folders of labels, one for each tag."""
-    folders = [p for p in Path(model.label_path(None)).iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return [p for p in folders if p.name != FOLDER]
+    return [p for p in Path(model.label_path(None)).glob("[!.]*") if p.is_dir() and p.name != FOLDER]
 
 
 def _file_version(file: Path) -> tuple[int, int, int]:

@@ -18,10 +18,11 @@ from lib.imaging.studies import SOURCE, StudiesFolder, image_key
 from lib.imaging.study_digests import content_digest
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
 from lib.imaging.study_images import StudyImage
+from lib.imaging.volume import Grid
 from lib.serving.datastore.changes import ChangeHandler
 from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name, misfit
 from lib.serving.datastore.conversion import CONVERTED_ENDING, ConvertedImages
-from lib.serving.datastore.dicom_labels import read_label, segment_rows, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import named_info, read_label, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.folder import FINAL, FolderDatastore, file_entry
 from lib.serving.datastore.history import DIGEST, EXCHANGED, GONE
 from lib.serving.datastore.identity import STAMP, ImageIdentities
@@ -244,16 +245,18 @@ class StudiesDatastore(FolderDatastore):
         image = self._known_image(image_id)
         grid = image.grid()
         is_bare = str(label_filename).endswith(".bin")
-        if not is_bare and not str(label_filename).lower().endswith(LABEL_ENDINGS):
-            raise UserError(f"Labels are files with one of the endings {', '.join(LABEL_ENDINGS)}.")
         labels = read_label(label_filename, grid)
+        info = named_info(label_info, labels, label_filename)
         with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
             file = write_labels(labels, grid, Path(folder, "label.nrrd")) if is_bare else label_filename
-            image_id = super().save_label(image_id, str(file), label_tag, label_info)
+            image_id = super().save_label(image_id, str(file), label_tag, info)
         if image.stack is not None:
-            rows = segment_rows((label_info or {}).get("label_info"), labels)
-            self._write_segmentation(image_id, label_tag, labels, image.stack, rows)
+            self._write_segmentation(image_id, label_tag, labels, image.stack, info["label_info"])
         return image_id
+
+    def image_grid(self, image_id: str) -> Grid:
+        """Return the voxel grid of an image, or raise ImageNotFoundException or UserError."""
+        return self._known_image(checked_file_name(image_id)).grid()
 
     def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, rows: list[dict]) -> None:
         """Write a label of a DICOM image as DICOM SEG, which refers to the image's files; log why it cannot be written."""

@@ -5,15 +5,29 @@ They are plain functions, which FastAPI runs in its thread pool.
 
 import hashlib
 import os
+import shutil
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 
-from fastapi import APIRouter, Depends, HTTPException
+import numpy as np
+from fastapi import APIRouter, Depends, Form, HTTPException, UploadFile
+from fastapi.responses import FileResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
+from starlette.background import BackgroundTask
 
+from lib.imaging.dicom.segmentations import label_values
+from lib.imaging.readers import read_mask
+from lib.imaging.study_files import LABEL_ENDINGS, split_ending
+from lib.imaging.writers import mask_extension, write_mask
+from lib.serving.datastore.folder import FINAL
 from lib.serving.datastore.history import list_labels, restore_label
+from lib.serving.datastore.labels import label_names, label_path, unique_names
+from lib.serving.datastore.submissions import submit_label
 from lib.serving.dicomweb.index import SeriesIndex
+from lib.serving.dicomweb.labels import BARE_VOXELS, name_image_by_id
 from lib.serving.web import request_checks
 from lib.serving.web.http_errors import clear_errors
 
@@ -37,8 +51,61 @@ def restore(image: str, name: str, client_id: str = "", user: User = ANNOTATOR) 
     app = app_instance()
     with clear_errors():
         image = _image_id(app, image)
-        tag = restore_label(app.datastore(), image, name, {"client": client_id, "user": user.username})
+        tag = restore_label(app.datastore(), image, name, {"client": client_id, **_known_user(user)})
         return {"image": image, "tag": tag, "restored": name}
+
+
+@router.put("/datastore/label", summary="Save a label; the answer names the structures that differ from the saved one")
+def save_label(image: str, label: UploadFile, params: str = Form("{}"), tag: str = FINAL, user: User = ANNOTATOR) -> dict:
+    """Answer as MONAI Label does, and with "structures" as `lib.serving.datastore.submissions.submit_label` returns them.
+
+    The fields "keep" and "preview" of `params` are explained there, too; "stored" says whether the label was stored.
+    """
+    app = app_instance()
+    request_checks.clean_file_name(label)
+    fields = request_checks.parse_json_object(params, "params")
+    request_checks.check_tag(tag := tag or FINAL)
+    with clear_errors(loose=True, upload=True):
+        request = {"image": image, "label": label}
+        name_image_by_id(app, request)
+        image = request_checks.check_image_id(request["image"], app.datastore())
+        fields |= _known_user(user)
+        newest = max(app.records.for_image(image).values(), key=lambda r: r["time"], default={})
+        fields.setdefault("checkpoint", newest.get("checkpoint", ""))
+        ending = split_ending(label.filename or "", (*LABEL_ENDINGS, BARE_VOXELS))[1].lower()
+        with tempfile.NamedTemporaryFile(prefix="sam2_label_", suffix=ending) as file:
+            shutil.copyfileobj(label.file, file)
+            file.flush()
+            structures = submit_label(app.datastore(), image, file.name, tag, fields)
+        is_stored = not fields.get("preview")
+        answer = (app.on_save_label(image, image) or {}) if is_stored else {}
+    return {**answer, "image": image, "label": image, "structures": structures, "stored": is_stored}
+
+
+@router.get("/datastore/label", response_class=FileResponse, summary="A label as it was saved, or with another ending")
+def download_label(label: str, tag: str, extension: str = "", user: User = USER) -> FileResponse:
+    """Answer with the label of an image; with extension=.seg.nrrd it carries the names of its structures."""
+    request_checks.check_tag(tag)
+    app = app_instance()
+    with clear_errors():
+        image = _image_id(app, label)
+        path = label_path(app.datastore(), image, tag)
+        if path is None or not path.is_file():
+            raise HTTPException(404, f"There is no label {tag} of this image.")
+        if not extension:
+            return FileResponse(path, filename=path.name)
+        grid = app.datastore().image_grid(image)
+        labels = read_mask(path, grid)
+        names = unique_names(label_values(labels), label_names(app.datastore(), image, tag))
+        folder = tempfile.mkdtemp(prefix="sam2_label_")
+        remove = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            dtype = np.min_scalar_type(int(labels.max(initial=0))).name
+            file = write_mask(labels, grid, Path(folder, f"label{mask_extension(extension)}"), dtype=dtype, label=names)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return FileResponse(file, filename=image + mask_extension(extension), background=remove)
 
 
 @router.head("/datastore/image", summary="Whether an image exists, and has the checksum (ALGORITHM:hex, or SHA-256 as hex alone)")
@@ -75,6 +142,11 @@ def _checksum(path: str, algorithm: str, file_version: tuple[int, int, int]) -> 
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return f"{algorithm}:{digest.hexdigest()}"
+
+
+def _known_user(user: User) -> dict[str, str]:
+    """Return the field user with the name of an authenticated user; without authentication, nobody is known."""
+    return {"user": user.username} if settings.MONAI_LABEL_AUTH_ENABLE else {}
 
 
 def _image_id(app, image: str, *, may_be_gone: bool = False) -> str:
