@@ -106,7 +106,7 @@ class RoutesMixin:
 
         from lib.serving.web import api
 
-        api.install(app)
+        api.install(app, self.conf.get("cors_origins") or "")
 
     @cached_property
     def page_volumes(self) -> VolumeCache:

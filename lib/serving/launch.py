@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
         The exit status of the server.
 
     Raises:
-        OptionError: The port is taken, the folder does not exist, or the server does not start.
+        OptionError: The port is taken, the folder does not exist, a folder of the project cannot be written to, or the server does not start.
     """
     is_web = str(studies or "").startswith(("http://", "https://"))
     if studies and not is_web and not Path(studies).is_dir():
@@ -43,7 +44,7 @@ def serve(studies: str | None, host: str = "127.0.0.1", port: int = 8000, conf=(
     if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
         raise OptionError(f"The root path {root_path!r} must look like /monai.")
     _check_free(host, port)
-    LOGS.mkdir(exist_ok=True)
+    _check_environment()
     processes: list[subprocess.Popen] = []
     atexit.register(stop, processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -123,6 +124,19 @@ def _is_free(host: str, port: int) -> bool:
 def _check_free(host: str, port: int) -> None:
     if not _is_free(host, port):
         raise OptionError(f"Port {port} on {host} is taken: stop the other server or choose another --port.")
+
+
+def _check_environment() -> None:
+    """Raise OptionError if MONAI Label could not start: it writes into the app's folder, and one of its settings does not work."""
+    if os.environ.get("MONAI_LABEL_CORS_ORIGINS"):
+        raise OptionError("MONAI Label does not start with MONAI_LABEL_CORS_ORIGINS: unset it, and use --conf cors_origins https://... instead.")
+    for folder in (LOGS, APP / "model", APP / "logs"):
+        try:
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as e:
+            raise OptionError(f"The server keeps files in {folder}, but cannot write there ({e.strerror}): run a copy of the project.") from e
 
 
 def stop(processes: list) -> None:

@@ -107,6 +107,19 @@ def test_one_server_serves_the_sample_data_to_all_clients(tmp_path, monkeypatch,
     assert len(lines) <= 25 and lines[-1].strip() == "http://127.0.0.1:8000/monai/sam2/"
 
 
+def test_a_project_that_cannot_be_written_to_is_reported_with_a_sentence(studies, port, tmp_path, monkeypatch):
+    (tmp_path / "build").write_text("no folder")
+    monkeypatch.setattr(launch, "LOGS", tmp_path / "build")
+    with pytest.raises(OptionError, match="cannot write there .*: run a copy of the project"):
+        launch.serve(str(studies), port=port)
+
+
+def test_a_setting_with_which_monai_label_does_not_start_is_reported(studies, port, monkeypatch):
+    monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", '["https://seg.example.org"]')
+    with pytest.raises(OptionError, match="--conf cors_origins"):
+        launch.serve(str(studies), port=port)
+
+
 @pytest.mark.parametrize("root_path", ["monai", "/monai/", "/", "/a b", "/<x>"])
 def test_a_root_path_that_cannot_be_one_is_refused(studies, root_path):
     with pytest.raises(OptionError, match="must look like /monai"):

@@ -34,6 +34,7 @@ from monailabel.endpoints import (
 from monailabel.interfaces.utils.app import app_instance
 from starlette.datastructures import UploadFile  # FastAPI's own class is a subclass, which it does not use.
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 
 from lib.imaging.study_files import split_ending
@@ -53,8 +54,12 @@ MAX_THREADS = {"datastore": 8, "proxy": 16, "session": 8}  # Limits of routes th
 _datastore_lock = threading.RLock()  # MONAI Label's datastores expect one caller at a time.
 
 
-def install(app: FastAPI) -> None:
-    """Put the app's routes first and wrap those of MONAI Label. Further calls do nothing."""
+def install(app: FastAPI, cors_origins: str = "") -> None:
+    """Put the app's routes first and wrap those of MONAI Label. Further calls do nothing.
+
+    Args:
+        cors_origins: Addresses of the sites whose pages may use the server, separated by commas; all sites if it is empty.
+    """
     if getattr(app.state, "sam2_routes", False):
         return
     app.state.sam2_routes = True
@@ -71,6 +76,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_failure)
     app.user_middleware.insert(0, Middleware(RequestMonitor))
+    if origins := [o.strip().rstrip("/") for o in cors_origins.split(",") if o.strip()]:
+        next(m for m in app.user_middleware if m.cls is CORSMiddleware).kwargs["allow_origins"] = origins
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.user_middleware.insert(1, Middleware(login_page.CookieToken))
     app.middleware_stack = app.build_middleware_stack()  # The server has built it already, without the lines above.
