@@ -15,17 +15,18 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.imaging import geometry
+from lib.imaging.dicom.segmentations import label_values
 from lib.imaging.readers import read_mask
 from lib.imaging.volume import Grid
-from lib.serving.datastore.labels import label_names, label_path
+from lib.serving.datastore.labels import label_names, label_path, unique_names
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.viewer_grid import is_reversed, mask_to_viewer
-from lib.serving.web import volume_page
 from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
 
 FOLDER = Path(__file__).with_name("templates") / "ohif"
 TAG = "final"  # The label that Submit saves.
+MAX_VALUE = 255  # Of OHIF's label maps.
 ALLOWED = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -49,7 +50,8 @@ def state(request: Request, image: str = "", user: User = ALLOWED) -> dict:
     """
     app = app_instance()
     image = _check_image(app, image)
-    grid = _find_grid(app, image)
+    with clear_errors():
+        grid = app.datastore().image_grid(image)
     axis = geometry.slicing_axis(grid.shape, geometry.spacing(grid.affine))
     client, records = client_name(request, user, {}), app.records.for_image(image).values()
     fitting = [r for r in records if r["label"] and r["axis"] == axis and r["slices"] == grid.shape[axis]]
@@ -70,13 +72,13 @@ def label(image: str = "") -> Response:
         path = label_path(app.datastore(), image, TAG)
         if path is None or not path.exists():
             return Response(status_code=204, headers=UNCACHED)
-        names = label_names(app.datastore(), image, TAG)
-        labels = read_mask(path, _find_grid(app, image))
-    if labels.min() < 0 or labels.max() > 255:
-        raise HTTPException(422, "The saved label has values that OHIF cannot show: it shows those from 0 to 255.")
-    voxels = mask_to_viewer(_find_grid(app, image), labels.astype(np.uint8)).tobytes(order="F")
-    present = {int(v): names.get(int(v), f"label_{v}") for v in np.unique(labels) if v}
-    headers = {**UNCACHED, "X-Label-Names": json.dumps(present), "Content-Encoding": "gzip"}
+        grid = app.datastore().image_grid(image)
+        labels = read_mask(path, grid)
+        names = unique_names(label_values(labels), label_names(app.datastore(), image, TAG))
+    if max(names, default=0) > MAX_VALUE:
+        raise HTTPException(422, f"The saved label has values above {MAX_VALUE}, which OHIF cannot show.")
+    voxels = mask_to_viewer(grid, labels.astype(np.uint8)).tobytes(order="F")
+    headers = {**UNCACHED, "X-Label-Names": json.dumps(names), "Content-Encoding": "gzip"}
     packer = zlib.compressobj(level=1, wbits=31)  # 31 stands for the format of gzip.
     return Response(packer.compress(voxels) + packer.flush(), media_type="application/octet-stream", headers=headers)
 
@@ -106,12 +108,3 @@ def _check_image(app, image: str) -> str:
         if image not in app.datastore().list_images():  # Only ids of the datastore pass, because they become names of files.
             raise HTTPException(404, "There is no such image in the datastore.")
     return image
-
-
-def _find_grid(app, image: str) -> Grid:
-    """Return the voxel grid of an image, or raise HTTPException 422."""
-    with clear_errors():
-        grid = volume_page.find_grid(app.datastore().get_image_uri(image))
-    if grid is None:
-        raise HTTPException(422, f"{image} cannot be read; the server's log says why.")
-    return grid

@@ -26,7 +26,8 @@ export class Annotator {
     viewer.start(state.axis, () => this.collect());
     viewer.window.addEventListener("pointerdown", (e) => { this.withAlt = e.altKey; this.isPressed = true; }, true);
     for (const e of ["pointerup", "pointercancel"]) viewer.window.addEventListener(e, () => { this.isPressed = false; }, true);
-    this.structures = viewer.segments().map((segment) => newStructure(segment));
+    this.structures = viewer.segments().map((segment) => newStructure(segment, viewer.sliceCount));
+    this.countAreas();
     for (const known of state.structures) {
       const structure = this.structures.find((s) => s.name === known.label);
       if (structure) Object.assign(structure, { dice: known.expected_dice, volumeDice: known.volume_dice, proposed: known.proposed, reason: known.reason });
@@ -40,10 +41,9 @@ export class Annotator {
     for (const [value, name] of Object.entries(saved.names)) values.set(Number(value), this.structureNamed(name).value);
     saved.voxels.forEach((value, index) => { if (viewer.voxels[index] !== values.get(value)) changes.set(index, values.get(value)); });
     viewer.write(changes);
-    for (const structure of this.structures) {
-      structure.areas = viewer.areas(structure.value);
-      if (!structure.areas.some((n) => n)) continue;
-      structure.prompts = Prompts.ofSaved(structure.areas.map((n, t) => (n ? viewer.sliceMask(t, structure.value) : null)));
+    this.countAreas();
+    for (const structure of this.structures.filter(hasMask)) {
+      structure.prompts = Prompts.ofSaved(Array.from(structure.areas, (n, t) => (n ? viewer.sliceMask(t, structure.value) : null)));
     }
     this.hasUnsavedWork = false;
   }
@@ -52,7 +52,7 @@ export class Annotator {
   structureNamed(name) {
     let structure = this.structures.find((s) => s.name === name);
     if (!structure) {
-      structure = newStructure(this.viewer.addSegment(name));
+      structure = newStructure(this.viewer.addSegment(name), this.viewer.sliceCount);
       this.structures.push(structure);
     }
     return structure;
@@ -88,6 +88,7 @@ export class Annotator {
 
   takePainting(edited) {
     const { viewer } = this, changes = new Map();
+    this.countAreas();
     for (const [value, t] of edited) {
       const structure = this.structures.find((s) => s.value === value);
       if (!structure) continue;
@@ -106,14 +107,14 @@ export class Annotator {
   }
 
   clear() {
-    if (Prompts.isEmpty(this.active.prompts) && !this.hasMask(this.active)) return this.report(`${this.active.name} is empty already.`);
+    if (Prompts.isEmpty(this.active.prompts) && !hasMask(this.active)) return this.report(`${this.active.name} is empty already.`);
     this.change([[this.active, Prompts.NONE]]);
   }
 
   // Says that the active structure is not on the slice in view.
   markAbsent() {
     const { viewer, active } = this, t = viewer.currentSlice();
-    viewer.writeMask(active.value, () => false, t);
+    viewer.writeMask(active.value, null, t);
     this.change([[active, Prompts.withAbsent(active.prompts, t, viewer.axis)]]);
   }
 
@@ -174,8 +175,8 @@ export class Annotator {
           const { voxels } = await this.server.segment("sam2_slice", params, painting, signal);
           await this.isReleased();
           if (signal.aborted) return;
-          this.viewer.writeMask(structure.value, (index) => voxels[index], t, this.keepOthers);
-          structure.areas = null;
+          this.viewer.writeMask(structure.value, voxels, t, this.keepOthers);
+          structure.areas[t] = this.viewer.sliceMask(t, structure.value).reduce((sum, v) => sum + v, 0);
           this.onChange();
         }
         const { voxels, answer } = await this.server.segment("sam2", params, painting, signal);
@@ -210,10 +211,10 @@ export class Annotator {
 
   takeAnswer(structure, voxels, answer = {}) {
     const { viewer } = this;
-    viewer.writeMask(structure.value, voxels ? (index) => voxels[index] : () => false, null, this.keepOthers);
+    viewer.writeMask(structure.value, voxels, null, this.keepOthers);
+    this.countAreas();
     const isReversed = answer.viewer_slices_reversed && answer.axis === 2, last = viewer.sliceCount - 1;
     const dice = answer.expected_dice || null, proposal = answer.next_slice;
-    structure.areas = viewer.areas(structure.value);
     structure.dice = dice && isReversed ? [...dice].reverse() : dice;
     structure.volumeDice = answer.expected_volume_dice ?? null;
     structure.proposed = proposal ? (isReversed ? last - proposal.slice : proposal.slice) : null;
@@ -240,14 +241,18 @@ export class Annotator {
     return nrrdOf(voxels, this.viewer.labelMap(), this.isReversed);
   }
 
-  hasMask(structure) { return this.areasOf(structure).some((n) => n); }
-
-  areasOf(structure) { return (structure.areas ||= this.viewer.areas(structure.value)); }
+  // Counts the voxels of all structures on each slice: a new mask may have covered others.
+  countAreas() {
+    const counts = this.viewer.countVoxels();
+    for (const structure of this.structures) structure.areas = counts.get(structure.value);
+  }
 }
 
-function newStructure({ name, value, color }) {
+export const hasMask = (structure) => structure.areas.some((n) => n);
+
+function newStructure({ name, value, color }, sliceCount) {
   return {
-    name, value, color, prompts: Prompts.NONE, areas: null, dice: null, volumeDice: null, proposed: null, proposedPoint: null, reason: "",
+    name, value, color, prompts: Prompts.NONE, areas: new Uint32Array(sliceCount), dice: null, volumeDice: null, proposed: null, proposedPoint: null, reason: "",
     failed: false,
   };
 }

@@ -97,6 +97,7 @@ function show() {
 
 // Shows which slice is in view, and what is known of it. What the link to this page said of a slice counts until there is something newer.
 function showSlice() {
+  if (!annotator) return;
   const { active, isReversed } = annotator, t = viewer.currentSlice();
   const fileSlice = isReversed && viewer.axis === 2 ? viewer.sliceCount - 1 - t : t;
   strip.mark(t);
@@ -138,7 +139,8 @@ const proposedPoint = (t) => (t === annotator.active.proposed ? annotator.active
 
 function onKey(event) {
   if (event.target.closest?.("input, textarea, select, dialog")) return;
-  const name = `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${event.shiftKey && event.key.length === 1 && event.key !== "?" ? "shift+" : ""}${event.key.toLowerCase()}`;
+  const isLetter = /^[a-z]$/i.test(event.key); // Other characters need the Shift key on some keyboards only.
+  const name = `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${event.shiftKey && isLetter ? "shift+" : ""}${event.key.toLowerCase()}`;
   if (!(name in KEYS) || event.altKey) return;
   event.preventDefault();
   event.stopPropagation(); // OHIF has other meanings for some of them

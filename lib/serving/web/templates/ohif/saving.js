@@ -1,23 +1,4 @@
-// The saved label: what Submit would change in it, and saving after confirmation.
-
-// Returns the names of structures that are {added, changed, missing} in the label map, compared with the saved label (or null).
-export function compare(voxels, names, saved) {
-  const count = new Map(), sameCount = new Map(), savedCount = new Map();
-  const increase = (map, key) => map.set(key, (map.get(key) || 0) + 1);
-  for (let index = 0; index < voxels.length; index++) {
-    const now = voxels[index] ? names.get(voxels[index]) : null;
-    const before = saved && saved.voxels[index] ? saved.names[saved.voxels[index]] : null;
-    if (now) increase(count, now);
-    if (before) increase(savedCount, before);
-    if (now && now === before) increase(sameCount, now);
-  }
-  const isSame = (name) => sameCount.get(name) === count.get(name) && sameCount.get(name) === savedCount.get(name);
-  return {
-    present: [...count.keys()], added: [...count.keys()].filter((name) => !savedCount.has(name)),
-    changed: [...count.keys()].filter((name) => savedCount.has(name) && !isSame(name)),
-    missing: [...savedCount.keys()].filter((name) => !count.has(name)),
-  };
-}
+// Submit: what it would change in the saved label, and saving after confirmation.
 
 export class Saving {
   constructor(annotator, dialog, report) {
@@ -31,21 +12,21 @@ export class Saving {
     try {
       if (annotator.running) this.report("Waiting for the mask …");
       await annotator.isIdle();
+      const voxels = viewer.readLabelMap(), present = new Set(voxels);
+      const rows = annotator.structures.filter((s) => present.has(s.value)).map((s) => ({ name: s.name, idx: s.value }));
+      if (!rows.length) throw new Error("There is no segment yet: click on a structure.");
       this.report("Comparing with the saved label …");
-      const names = new Map(annotator.structures.map((s) => [s.value, s.name]));
-      const saved = await server.savedLabel(), voxels = viewer.readLabelMap();
-      const { present, added, changed, missing } = compare(voxels, names, saved);
-      if (!present.length) throw new Error("There is no segment yet: click on a structure.");
-      if (saved) {
-        if (!added.length && !changed.length && !missing.length) {
-          annotator.hasUnsavedWork = false;
-          return this.report("The saved label is the same already.");
-        }
-        if (!(await this.isConfirmed({ added, changed, missing }))) return this.report("Nothing was saved.");
+      const changes = await server.saveLabel(voxels, rows, { preview: true });
+      const isChange = changes.new.length || changes.changed.length || changes.missing.length;
+      const isReplacement = changes.changed.length || changes.unchanged.length || changes.missing.length;
+      if (!isChange) {
+        annotator.hasUnsavedWork = false;
+        return this.report("The saved label is the same already.");
       }
+      const choice = isReplacement ? await this.choose(changes) : "save";
+      if (choice !== "save" && choice !== "keep") return this.report("Nothing was saved.");
       this.report("Saving …");
-      const rows = annotator.structures.filter((s) => present.includes(s.name)).map((s) => ({ name: s.name, idx: s.value }));
-      await server.saveLabel(voxels, rows);
+      await server.saveLabel(voxels, rows, { keep: choice === "keep" });
       annotator.hasUnsavedWork = false;
       this.report("Saved as the final label.");
     } catch (e) {
@@ -53,17 +34,18 @@ export class Saving {
     }
   }
 
-  // Shows what saving changes, and resolves to whether the annotator wants that.
-  isConfirmed({ added, changed, missing }) {
-    const { dialog } = this, rows = [["New", added], ["Changed", changed], ["Missing now, will be removed", missing]];
-    dialog.querySelector("ul").replaceChildren(...rows.filter(([, names]) => names.length).map(([title, names]) => {
+  // Shows what saving changes, and resolves to "save", "keep" (structures that are missing) or something else.
+  choose(changes) {
+    const { dialog } = this, rows = [["New", "new"], ["Changed", "changed"], ["As before", "unchanged"], ["Missing, will be removed", "missing"]];
+    dialog.querySelector("ul").replaceChildren(...rows.filter(([, kind]) => changes[kind].length).map(([title, kind]) => {
       const item = document.createElement("li");
-      item.textContent = `${title}: ${names.join(", ")}`;
-      item.className = names === missing ? "missing" : "";
+      item.textContent = `${title}: ${changes[kind].join(", ")}`;
+      item.className = kind;
       return item;
     }));
+    dialog.querySelector("[value=keep]").hidden = !changes.missing.length;
     dialog.returnValue = "";
     dialog.showModal();
-    return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "save"), { once: true }));
+    return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
   }
 }

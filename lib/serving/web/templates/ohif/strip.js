@@ -29,9 +29,9 @@ export class Strip {
     this.element.replaceChildren(...this.cells.values());
   }
 
-  show(structure, areas, annotated) {
+  show(structure, annotated) {
     for (const [t, cell] of this.cells) {
-      const dice = structure.dice?.[t], isFilled = areas[t] > 0;
+      const dice = structure.dice?.[t], isFilled = structure.areas[t] > 0;
       cell.className = [
         isFilled ? "filled" : "", annotated.includes(t) ? "annotated" : "", t === structure.proposed ? "proposed" : "",
       ].join(" ").trim();

@@ -1,5 +1,7 @@
 // The list of structures: chooses the one to work on, and makes new ones.
 
+import { hasMask } from "./annotator.js";
+
 export class StructureList {
   // `choose(structure)` and `make(name)` are called for what the annotator chooses.
   constructor(element, { choose, make }) {
@@ -12,11 +14,11 @@ export class StructureList {
     });
   }
 
-  // `isFilled(structure)` says whether it has a mask.
-  show(structures, active, isFilled = this.isFilled) {
-    Object.assign(this, { structures, active, isFilled });
+  // A full circle marks those that have a mask.
+  show(structures, active) {
+    Object.assign(this, { structures, active });
     const options = structures.map((structure, n) => {
-      const option = new Option(`${isFilled(structure) ? "● " : "○ "}${structure.name}`, n, false, structure === active);
+      const option = new Option(`${hasMask(structure) ? "● " : "○ "}${structure.name}`, n, false, structure === active);
       option.style.color = structure.color;
       return option;
     });

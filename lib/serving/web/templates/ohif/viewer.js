@@ -4,7 +4,7 @@
 // cornerstone, which the server counts in the same way; the label map has one byte for each of them, i fastest.
 
 const PROBE = "ProbeMONAILabel", SEGMENTATION = "1", TOOL_GROUP = "mpr";
-const PRIMARY_BUTTON = 1, ALT = 18;
+const PRIMARY_BUTTON = 1, ALT = 18, CAMERA_TICK_MS = 100;
 const OHIF_NORMAL_SIGNS = [1, -1, -1]; // Whether OHIF's slice numbers grow with x, y and z (LPS), see lib/serving/web/viewers.py.
 export const TOOLS = { inside: PROBE, outside: PROBE, brush: "CircularBrush", eraser: "CircularEraser", look: "WindowLevel" };
 
@@ -150,13 +150,18 @@ export class Viewer {
     return mask;
   }
 
-  // Returns the number of voxels of a segment on each slice.
-  areas(value) {
-    const areas = new Array(this.sliceCount).fill(0), stride = this.strides[this.axis];
-    for (let index = 0; index < this.voxels.length; index++) {
-      if (this.voxels[index] === value) areas[Math.floor(index / stride) % this.sliceCount] += 1;
+  // Returns the numbers of voxels of all segments on each slice: a Map from values to arrays.
+  countVoxels() {
+    const { size, axis, sliceCount, voxels } = this, counts = new Uint32Array(256 * sliceCount), ijk = [0, 0, 0];
+    let index = 0;
+    for (ijk[2] = 0; ijk[2] < size[2]; ijk[2]++) {
+      for (ijk[1] = 0; ijk[1] < size[1]; ijk[1]++) {
+        for (let i = 0; i < size[0]; i++, index++) {
+          if (voxels[index]) counts[voxels[index] * sliceCount + (axis === 0 ? i : ijk[axis])] += 1;
+        }
+      }
     }
-    return areas;
+    return new Map(Array.from({ length: 256 }, (_, value) => [value, counts.subarray(value * sliceCount, (value + 1) * sliceCount)]));
   }
 
   currentSlice() {
@@ -192,8 +197,16 @@ export class Viewer {
 
   voxelInView() { return [...this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint])]; }
 
-  // Calls `onMove` whenever another slice may be in view.
-  followCamera(onMove) { this.mainViewport().element.addEventListener(this.window.cornerstone.Enums.Events.CAMERA_MODIFIED, onMove); }
+  // Calls `onMove` when another slice is in view. OHIF replaces its viewports when the layout changes, so their events would get lost.
+  followCamera(onMove) {
+    let known = null;
+    clearInterval(this.cameraTimer);
+    this.cameraTimer = setInterval(() => {
+      const t = this.viewports().length ? this.currentSlice() : known;
+      if (t !== known) onMove();
+      known = t;
+    }, CAMERA_TICK_MS);
+  }
 
   // The label map ----------------------------------------------------------------------------------------------------------------------
 
@@ -208,18 +221,19 @@ export class Viewer {
     this.quietly(() => this.tools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(SEGMENTATION));
   }
 
-  // Makes a segment be where `inside(index)` says, on slice t or, if t is null, everywhere. Voxels of other segments are kept on request.
-  writeMask(value, inside, t = null, keepOthers = true) {
-    const changes = new Map();
+  // Makes a segment be where `mask` (one byte for each voxel of the volume; null: nowhere) is not 0, on slice t or, if t is null, everywhere.
+  // Voxels of other segments are kept on request.
+  writeMask(value, mask, t = null, keepOthers = true) {
+    const changes = new Map(), { voxels } = this;
     const visit = (index) => {
-      const old = this.voxels[index], isInside = inside(index);
-      if (isInside && old !== value && (!keepOthers || old === 0)) changes.set(index, value);
-      else if (!isInside && old === value) changes.set(index, 0);
+      const old = voxels[index];
+      if (mask && mask[index]) {
+        if (old !== value && (!keepOthers || old === 0)) changes.set(index, value);
+      } else if (old === value) changes.set(index, 0);
     };
-    if (t === null) for (let index = 0; index < this.voxels.length; index++) visit(index);
+    if (t === null) for (let index = 0; index < voxels.length; index++) visit(index);
     else this.forEachVoxel(t, visit);
     this.write(changes);
-    return changes.size;
   }
 
   // Returns what was painted since the last call, as pairs "value t" of segments and slices, and takes it over.
