@@ -1,7 +1,6 @@
 """Command line of the SAM 2 app; `python main.py COMMAND --help` explains each command."""
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -86,11 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_evaluate_arguments(c)
     c = add("batch", _batch, "segment all images of a folder from prompts in files", evaluation.BATCH_EXAMPLES)
     evaluation.add_batch_arguments(c)
-    help_text = "train the small model on generated volumes, from scratch or from a checkpoint"
+    help_text = "pack volumes into a small folder for train, but for patients who are held back for validation"
+    training.add_pack_arguments(add("pack", _pack, help_text, training.PACK_EXAMPLES))
+    help_text = "go on training a checkpoint for a given time on generated clips and on packed volumes"
     training.add_train_arguments(add("train", _train, help_text, training.TRAIN_EXAMPLES))
     c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", training.FINETUNE_EXAMPLES)
     training.add_finetune_arguments(c, VERSIONS)
-    help_text = "fit the estimate of slice quality, which chooses the next slice, to a checkpoint"
+    help_text = "fit the estimate of slice quality, which chooses the next slice, and where tracking stops to a checkpoint"
     training.add_calibrate_arguments(add("calibrate", _calibrate, help_text, training.CALIBRATE_EXAMPLES))
 
     c = add("labels", _labels, "list the labels of a studies folder and their history, or bring one back", [
@@ -194,39 +195,16 @@ def _batch(options) -> int:
     return run_batch(options)
 
 
+def _pack(options) -> None:
+    from lib.training.command_line import run_pack
+
+    run_pack(options)
+
+
 def _train(options) -> None:
-    from lib.engine.options import Options
-    from lib.model.device import resolve_device
-    from lib.training import estimator_calibration, object_end_calibration, validation
-    from lib.training.clip_sheet import draw_sheet
-    from lib.training.loop import Settings, Training
-    from lib.training.supervoxels import RealImages
+    from lib.training.command_line import run_train
 
-    if options.sheet:
-        images = RealImages.read(options.images) if options.images else None
-        logging.info("Drew %s", draw_sheet(options.sheet, options.seed, images=images))
-        return
-    device = str(resolve_device(options.device))
-    validate_on_volumes = validation.VolumeCheck(_find_cases(options.validate), Options(device=device)) if options.validate else None
-
-    def check(training):
-        figures = validation.validate_on_generated_clips(training)
-        if validate_on_volumes:
-            figures |= {f"real_{k}": v for k, v in validate_on_volumes(training.export("candidate.safetensors")).items()}
-        return figures
-
-    settings = Settings(
-        options.out, start=options.start, images=options.images, seed=options.seed, scale=options.scale, device=device,
-        check_every=options.check_every,
-    )  # fmt: skip
-    training = Training(settings, check=check)
-    path = training.run()
-    if training.workers.is_first:
-        figures = object_end_calibration.calibrate(path, device=device)
-        estimator_calibration.calibrate(path, device=device)
-        figures = {f"{score_drop:g}, {appearance_gain:g}": v for (score_drop, appearance_gain), v in figures.items()}
-        path.with_name("presence.json").write_text(json.dumps(figures, indent=1))
-        logging.info("Wrote %s.", path)
+    run_train(options)
 
 
 def _finetune(options) -> None:
@@ -243,20 +221,9 @@ def _finetune(options) -> None:
 
 
 def _calibrate(options) -> None:
-    from lib.engine.options import Options
-    from lib.model import checkpoints
-    from lib.model.device import resolve_device
-    from lib.training import estimator_calibration, object_end_calibration
+    from lib.training.command_line import run_calibrate
 
-    checkpoint, device = checkpoints.find(options.checkpoint), str(resolve_device(options.device))
-    checkpoints.verify(checkpoint)
-    if options.data:
-        engine_options = Options(checkpoint=options.checkpoint, device=device, window=options.window)
-        structures = object_end_calibration.read_structures(_find_cases(options.data), engine_options, options.most)
-        correlation = estimator_calibration.fit(checkpoint.path, structures, engine_options, len(structures))
-    else:
-        correlation = estimator_calibration.calibrate(checkpoint.path, device=device)
-    logging.info("Expected and true slice IoU correlate by %.2f on volumes that were not learned from.", correlation)
+    run_calibrate(options)
 
 
 def _versions(options) -> None:

@@ -66,7 +66,7 @@ def read_volumes(args) -> Iterator[tuple]:
     """Yield (name, volume, {label: reference mask, bool (T, Y, X)}, options) of each volume that the arguments ask for."""
     options = Options(checkpoint=args.checkpoint, device=args.device)
     if args.generated:
-        from lib.training.object_end_calibration import generate_volume
+        from lib.training.generated_volumes import generate_volume
 
         for n in range(args.generated):
             volume, labels, structures = generate_volume(FIRST_GENERATED_SEED + n)

@@ -1,6 +1,7 @@
-"""Simulated prompts for training: where a user would click, draw a box or paint, for a batch of masks at once and without a pause of the GPU.
+"""Simulated prompts for training: where a user would click, draw a box or paint, for a batch of masks at once.
 
-Prompts are dictionaries in the form of SAM 2: point_coords, float32 (R, P, 2) as (x, y) in pixels, and point_labels, int32 (R, P).
+Nothing is copied from the device, so that a GPU is not interrupted. Prompts are dictionaries in the form of SAM 2: point_coords, float32
+(R, P, 2) as (x, y) in pixels, and point_labels, int32 (R, P).
 """
 
 import torch
@@ -32,7 +33,7 @@ def sample_first_click(random: BatchRandom, masks: torch.Tensor) -> dict:
 
 
 def bounding_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Return the corners (R, 2, 2) as (x, y) of the boxes round `masks`, bool (R, H, W); the second corner is the far edge of the last pixel."""
+    """Return the corners (R, 2, 2) as (x, y) of the boxes round `masks`, bool (R, H, W); the second one is the last pixel's far edge."""
     corners = []
     for axis in (1, 2):  # Columns first: whether any row of a column is filled.
         filled = masks.any(axis).float()

@@ -104,8 +104,8 @@ def simulate_acquisition(random: BatchRandom, image: torch.Tensor, strength: tor
     noise = random.normal(*image.shape)
     noise = torch.where(random.chance(0.5, clips, 1, 1, 1), blur_in_plane(noise, random.uniform(clips, low=0.4, high=1.5)) * 2.5, noise)
     image = image + noise * (0.08 * random.uniform(clips, 1, 1, 1) ** 1.5) * strength
-    gain = 1 + 0.06 * random.normal(clips, slices, 1, 1) * random.chance(0.25, clips, 1, 1, 1)
-    image = image * gain
+    brightness = 1 + 0.06 * random.normal(clips, slices, 1, 1) * random.chance(0.25, clips, 1, 1, 1)
+    image = image * brightness
     sample = image.flatten(1)[:, :: max(1, image[0].numel() // 4096)].sort(1).values
     last = sample.shape[1] - 1
     low = sample.gather(1, (random.uniform(clips, 1, high=0.04) * last).long())[..., None, None]

@@ -27,6 +27,10 @@ class ClipBatch:
     rows: torch.Tensor
     end_weights: torch.Tensor
 
+    def to(self, device: torch.device) -> "ClipBatch":
+        """Return the batch on a device."""
+        return ClipBatch(*(t.to(device, non_blocking=True) for t in (self.frames, self.masks, self.rows, self.end_weights)))
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -38,40 +42,43 @@ class BatchPlan:
     objects: int = 3
 
 
+# What two CPU cores do in some seconds, and what a GPU of 80 GB does in half a second.
+CPU_BATCH, GPU_BATCH = BatchPlan(2, 2, 1, objects=2), BatchPlan(24, 36, 15)
+
+
 class ClipSource:
-    """Makes batches of clips, which depend on the seed of a step alone.
+    """Makes batches of generated clips and of clips of real volumes.
 
     Args:
         volumes: Real volumes, or None for generated clips only.
+        plan: None chooses the batch by the device.
     """
 
-    def __init__(self, plan: BatchPlan, volumes: PackedVolumes | None, device: torch.device):
-        self.plan, self.volumes, self.random = plan, volumes, BatchRandom(device)
+    def __init__(self, device: str | torch.device, volumes: PackedVolumes | None = None, plan: BatchPlan | None = None):
+        self._random, self._volumes = BatchRandom(device), volumes
+        self.plan = plan or (CPU_BATCH if self._random.device.type == "cpu" else GPU_BATCH)
 
     @torch.no_grad()
     def make_batch(self, slices: int, side: int) -> ClipBatch:
         """Return a batch of clips of `slices` slices of `side` x `side` pixels, from the state of the device's random generator."""
-        plan, random, device = self.plan, self.random, self.random.device
-        images, masks, strengths, owners, ends = [], [], [], [], []
-        counts = {"labels": plan.labelled, "regions": plan.regions} if self.volumes else {}
-        for kind, count in counts.items():
-            if count:
-                image, mask = self.volumes.sample(random, kind, count, slices, side)
+        plan, random = self.plan, self._random
+        images, masks, strengths, owners, end_weights = [], [], [], [], []
+        structures = self._volumes.structures if self._volumes else {}
+        for kind, count, end_weight in (("labels", plan.labelled, 1.0), ("regions", plan.regions, 0.4)):
+            if count and kind in structures:
+                image, mask = self._volumes.sample(random, kind, count, slices, side)
+                owners += range(len(owners), len(owners) + count)
                 images.append(clip_appearance.vary_real_images(random, clip_appearance.window_real_images(random, image), mask))
                 masks.append(mask >= 0.5)
                 strengths.append(0.5 * random.uniform(count))
-                first = sum(len(i) for i in images[:-1])
-                owners += range(first, first + count)
-                ends.append(torch.full((count,), 1.0 if kind == "labels" else 0.4))
-        first_generated = sum(len(i) for i in images)
+                end_weights += [end_weight] * count
         if plan.generated:
             labels = paint_label_maps(random, plan.generated, slices, side)
+            first, targets = len(owners), plan.generated * plan.objects
+            owners += [first + n // plan.objects for n in range(targets)]
             images.append(clip_appearance.paint_intensities(random, labels))
             masks.append(choose_targets(random, labels, plan.objects).flatten(0, 1))
-            strengths.append(torch.ones(plan.generated, device=device))
-            owners += [first_generated + n // plan.objects for n in range(plan.generated * plan.objects)]
-            ends.append(torch.ones(plan.generated * plan.objects))
-        strength = torch.cat(strengths).view(-1, 1, 1, 1)
-        frames = clip_appearance.simulate_acquisition(random, torch.cat(images), strength)
-        rows = torch.tensor(owners).to(device, non_blocking=True)
-        return ClipBatch(frames, torch.cat(masks), rows, torch.cat(ends).to(device, non_blocking=True))
+            strengths.append(torch.ones(plan.generated, device=random.device))
+            end_weights += [1.0] * targets
+        frames = clip_appearance.simulate_acquisition(random, torch.cat(images), torch.cat(strengths).view(-1, 1, 1, 1))
+        return ClipBatch(frames, torch.cat(masks), torch.tensor(owners), torch.tensor(end_weights)).to(random.device)

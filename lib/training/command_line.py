@@ -1,14 +1,20 @@
-"""The arguments of the commands `train`, `finetune` and `calibrate`; main.py runs them."""
+"""The commands `pack`, `train` and `calibrate`, and the arguments of `finetune`. What they need is imported when they run."""
 
-from argparse import ArgumentParser
+import logging
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+_VALIDATED_STRUCTURES = 24
+
+PACK_EXAMPLES = (
+    "python main.py pack /data/Task09_Spleen --out runs/packed",
+    "python main.py pack labelled unlabelled --out runs/packed",
+)
 TRAIN_EXAMPLES = (
-    "python main.py train --out runs/first",
-    "python main.py train --out runs/quick --scale 0.01",
-    "python main.py train --out runs/next --start runs/first/model.safetensors --images DIR_OF_NIFTI",
-    "python main.py train --sheet sheet.png",
-    "torchrun --nproc-per-node=4 main.py train --out runs/four_gpus",
+    "python main.py train --data runs/packed --minutes 600 --out runs/next",
+    "python main.py train --data runs/packed --minutes 9 --device cuda --compile --out runs/gpu",
+    "python main.py train --data runs/packed --sheet sheet.png",
+    "torchrun --nproc-per-node=4 main.py train --data runs/packed --minutes 60 --device cuda --out runs/four_gpus",
 )
 FINETUNE_EXAMPLES = (
     "python main.py finetune --data sample-data --epochs 2",
@@ -17,20 +23,31 @@ FINETUNE_EXAMPLES = (
 )
 CALIBRATE_EXAMPLES = (
     "python main.py calibrate --checkpoint tiny --data /data/Task09_Spleen",
-    "python main.py calibrate --checkpoint runs/next/model.safetensors",
+    "python main.py calibrate --checkpoint runs/next/model.safetensors --ends",
 )
+
+
+def add_pack_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command `pack`."""
+    folders_help = "folders in the layout of the Medical Segmentation Decathlon; rows of their dataset.json may lack a label"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=folders_help)
+    parser.add_argument("--out", type=Path, required=True, help="the packed folder; an interrupted pack is gone on with")
 
 
 def add_train_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command `train`."""
-    parser.add_argument("--out", default="runs/train", help="folder for checkpoints, log and curves; an interrupted run in it is resumed")
-    parser.add_argument("--start", metavar="FILE", help="checkpoint to start from (default: random weights)")
-    parser.add_argument("--images", metavar="DIR", help="real NIfTI images without labels; a fifth of the clips is cut from them")
-    parser.add_argument("--validate", metavar="DIR", help="labelled volumes (Decathlon layout) for validation after each phase")
-    parser.add_argument("--check-every", type=int, default=0, metavar="STEPS", help="validate every STEPS steps too")
+    out_help = "folder for weights, state, log and curves; an interrupted run in it is resumed"
+    parser.add_argument("--out", default="runs/train", help=out_help)
+    parser.add_argument("--data", metavar="DIR", help="real volumes, packed by the command pack (default: generated clips only)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration of the run, with what was done before an interruption")
+    parser.add_argument("--start", default="embedded", help="name or path of the checkpoint to start from (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=4e-4, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="compile the image encoder: a minute, then faster steps on a GPU")
+    validate_help = "labelled volumes (Decathlon layout); those of the patients that pack holds back are segmented for validation"
+    parser.add_argument("--validate", metavar="DIR", help=validate_help)
+    parser.add_argument("--check-every", type=int, default=0, metavar="STEPS", help="validate every STEPS steps, not only at the end")
     parser.add_argument("--sheet", metavar="PNG", help="do not train: only save a picture of training clips")
 
 
@@ -56,6 +73,71 @@ def add_calibrate_arguments(parser: ArgumentParser) -> None:
     checkpoint_help = "name or path; the estimate is written into a .safetensors file, or into a JSON file beside a .pt file"
     parser.add_argument("--checkpoint", required=True, help=checkpoint_help)
     parser.add_argument("--data", help="labelled volumes, as for finetune (default: generated ones)")
+    parser.add_argument("--ends", action="store_true", help="first fit where tracking stops, too")
     parser.add_argument("--most", type=int, default=60, help="largest number of structures to use (default: %(default)s)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--window", default="auto")
+
+
+def run_pack(options: Namespace) -> None:
+    """Run the command `pack`."""
+    from lib.training.volume_pack import pack
+
+    logging.info("Packed %d volumes into %s.", pack(options.folders, options.out), options.out)
+
+
+def run_train(options: Namespace) -> None:
+    """Run the command `train`."""
+    from lib.common.errors import OptionError
+    from lib.engine.options import Options
+    from lib.imaging.datasets import find_cases
+    from lib.model.device import resolve_device
+    from lib.training.clip_sheet import draw_sheet
+    from lib.training.clip_source import ClipSource
+    from lib.training.distributed import Workers
+    from lib.training.loop import Settings, Training
+    from lib.training.packed_volumes import PackedVolumes
+    from lib.training.validation import VolumeCheck
+    from lib.training.volume_pack import held_back_cases
+
+    if not 0 < options.minutes < float("inf"):
+        raise OptionError("minutes must be a number above 0.")
+    device = Workers.join(str(resolve_device(options.device))).device
+    clips = ClipSource(device, PackedVolumes(options.data, device) if options.data else None)
+    if options.sheet:
+        logging.info("Drew %s", draw_sheet(options.sheet, clips, options.seed))
+        return
+    check = None
+    if options.validate:
+        cases = held_back_cases(find_cases(options.validate))
+        validate = VolumeCheck(cases, Options(device=str(device)), max_structures=_VALIDATED_STRUCTURES)
+
+        def check(training: Training) -> dict[str, float]:
+            return validate(training.export())
+
+    settings = Settings(
+        options.out, start=options.start, minutes=options.minutes, device=str(device), seed=options.seed, rate=options.rate,
+        compiled=options.compile, check_every=options.check_every,
+    )  # fmt: skip
+    logging.info("Wrote %s.", Training(settings, clips, check=check).run())
+
+
+def run_calibrate(options: Namespace) -> None:
+    """Run the command `calibrate`."""
+    from lib.engine.options import Options
+    from lib.imaging.datasets import find_cases
+    from lib.model import checkpoints
+    from lib.model.device import resolve_device
+    from lib.training import estimator_calibration, object_end_calibration
+
+    checkpoint, device = checkpoints.find(options.checkpoint), str(resolve_device(options.device))
+    checkpoints.verify(checkpoint)
+    if options.ends:
+        object_end_calibration.calibrate(checkpoint.path, device=device)
+    if options.data:
+        engine_options = Options(checkpoint=options.checkpoint, device=device, window=options.window)
+        structures = object_end_calibration.read_structures(find_cases(options.data), engine_options, options.most)
+        correlation = estimator_calibration.fit(checkpoint.path, structures, engine_options, len(structures))
+    else:
+        correlation = estimator_calibration.calibrate(checkpoint.path, device=device)
+    logging.info("Expected and true slice IoU correlate by %.2f on volumes that were not learned from.", correlation)

@@ -17,7 +17,7 @@ from lib.model import checkpoints
 from lib.prompts import simulated_annotator
 from lib.quality import annotation_loop, next_slice
 from lib.quality.estimator import QualityEstimator
-from lib.training.object_end_calibration import LabelledVolume, generate_volume
+from lib.training.generated_volumes import LabelledVolume, generate_volume
 
 logger = logging.getLogger(__name__)
 

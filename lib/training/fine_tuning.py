@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from lib.common.atomic_files import write_text
@@ -17,15 +16,17 @@ from lib.imaging.datasets import Case
 from lib.model import checkpoints
 from lib.model.versions import Versions
 from lib.training import object_end_calibration
-from lib.training.curriculum import Phase
 from lib.training.loop import Settings, Training
 from lib.training.trainable_parts import PARTS
 from lib.training.validation import VolumeCheck
-from lib.training.volume_clips import VolumeSteps
+from lib.training.volume_clips import VolumeClips
 
 logger = logging.getLogger(__name__)
 
 _SCORE_DROPS = (0.2, 0.4, 0.8, 1.2, 1.6, 2.0)  # To try when the object's end is calibrated again.
+_RUN_FORMAT = 2  # Counts changes of what a run saves: runs of another format are not resumed.
+_SLICES = 6  # Of a clip.
+_WARM_UP = 0.08  # Share of the steps until the learning rate is reached.
 _TRAINING_TIME_SHARE = 0.9  # Share of the time limit for training and validation. The rest is for the calibration.
 
 
@@ -98,25 +99,24 @@ def fine_tune(
     weights = checkpoints.read_weights(base.path)
     folder = Path(out) / _run_name(cases, base, options)
     folder.mkdir(parents=True, exist_ok=True)
-    steps, size, rate = options.epochs * options.steps, base.image_size, options.rate
-    batch = 2 if size <= 512 else 1  # The activations of larger images fill a GPU.
-    phase = Phase("clips", steps, size, batch, slices=6, rate=rate, final_rate=rate / 20, balance=0.2, objects=2)
+    start = f"{base.path}@{base.config}@{base.image_size}"
     settings = Settings(
-        str(folder), start=str(base.path), config=base.config, seed=options.seed, device=options.device, parts=options.parts,
-        half=next(iter(weights.values())).itemsize == 2, ema=0.995, ema_start=3, weight_decay=0.0, save_every=options.steps,
-        check_every=options.steps,
+        str(folder), start=start, steps=options.epochs * options.steps, seed=options.seed, device=options.device, parts=options.parts,
+        slices=_SLICES, rate=options.rate, final_rate=options.rate / 20, warm_up=_WARM_UP, weight_decay=0.0, ema=0.995,
+        half=next(iter(weights.values())).itemsize == 2, check_every=options.steps,
     )  # fmt: skip
     run = _FineTuningRun(folder, options, report, checkpoints.metadata(base), training_cases, validation_cases)
-    run.validate_base(f"{base.path}@{base.config}@{base.image_size}")
-    data = partial(VolumeSteps, cases=training_cases, window=options.window)
-    Training(settings, (phase,), check=run.validate_epoch, stop=run.is_out_of_time, data=data).run()
+    run.validate_base(start)
+    # The activations of larger images fill a GPU.
+    clips = VolumeClips(training_cases, options.window, clips=2 if base.image_size <= 512 else 1)
+    Training(settings, clips, check=run.validate_epoch, stop=run.is_out_of_time).run()
     return run.finish(versions)
 
 
 def _run_name(cases, base, options) -> str:
     """Return a name that is the same for the same volumes (by path, size and modification time), base checkpoint and options."""
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for c in cases for p in (c.image, c.label)]
-    text = json.dumps([files, checkpoints.sha256(base.path), asdict(options)])
+    text = json.dumps([_RUN_FORMAT, files, checkpoints.sha256(base.path), asdict(options)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -151,8 +151,8 @@ class _FineTuningRun:
 
     def validate_epoch(self, training: Training) -> dict[str, float]:
         """Measure the present state and keep it if it is the best so far; return the metrics to log."""
-        metrics = self._check(training.export("candidate.safetensors", **self._metadata))
-        self.stats["epoch"] = -(-training.total // self._options.steps)
+        metrics = self._check(training.export("candidate.safetensors"))
+        self.stats["epoch"] = -(-training.step // self._options.steps)
         # An epoch that was repeated after an interruption replaces its earlier entry.
         self.stats["history"][self.stats["epoch"] - 1 :] = [round(metrics["dice"], 4)]
         if metrics["dice"] > self.stats["best_metric"]:

@@ -35,13 +35,15 @@ def paint_label_maps(random: BatchRandom, clips: int, slices: int, side: int) ->
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     warp = random.smooth(clips, 2, shape, (4, 8)) * (0.04 * random.uniform(clips, 1, 1, 1, 1) ** 2)
     y, x = y + warp[:, 0], x + warp[:, 1]
-    fields = random.smooth(clips, TISSUES, shape, (2, 4, 8)) + 2 * random.normal(clips, TISSUES, 1, 1, 1) * random.uniform(clips, 1, 1, 1, 1)
+    fields = random.smooth(clips, TISSUES, shape, (2, 4, 8))
+    fields = fields + 2 * random.normal(clips, TISSUES, 1, 1, 1) * random.uniform(clips, 1, 1, 1, 1)
     labels = (fields.argmax(1) + 1).to(torch.uint8)
     noise = random.smooth(clips, 3, shape, (5, 10, 20))
     place = None
     for n in range(STRUCTURES):
         labels, place = _paint_structure(random, labels, FIRST_STRUCTURE + 2 * n, (y, x), noise, place)
-    outline = torch.sqrt((y / random.uniform(clips, 1, 1, 1, low=0.33, high=0.6)) ** 2 + (x / random.uniform(clips, 1, 1, 1, low=0.33, high=0.6)) ** 2)
+    radii = random.uniform(2, clips, 1, 1, 1, low=0.33, high=0.6)
+    outline = torch.sqrt((y / radii[0]) ** 2 + (x / radii[1]) ** 2)
     has_outline, has_layer = random.chance(0.5, clips, 1, 1, 1), random.chance(0.6, clips, 1, 1, 1)
     layer = 1 - random.uniform(clips, 1, 1, 1, low=0.04, high=0.2)
     labels = torch.where(has_outline & has_layer & (outline > layer), OUTLINE, labels)
@@ -64,7 +66,8 @@ def _paint_structure(random: BatchRandom, labels, label: int, grid, noise, earli
     distance = _distance(grid, place.centres, radius, turn, aspect) * bumps
     # The distance from a second centre cuts a crescent out of the structure, or adds another part to it.
     angle = random.uniform(clips, 1, high=6.28) + random.path(clips, 1, slices, 3)[:, 0] * 0.3
-    reach = radius * torch.where(is_kind["two_parts"], random.uniform(clips, 1, low=1.8, high=3.0), random.uniform(clips, 1, low=0.4, high=0.9))
+    apart, overlapping = random.uniform(clips, 1, low=1.8, high=3.0), random.uniform(clips, 1, low=0.4, high=0.9)
+    reach = radius * torch.where(is_kind["two_parts"], apart, overlapping)
     second = place.centres + torch.stack([angle.sin(), angle.cos()], 2) * reach[..., None]
     ratio = torch.where(is_kind["two_parts"], random.uniform(clips, 1, low=0.5, high=1.0), random.uniform(clips, 1, low=0.7, high=1.1))
     other = _distance(grid, second, radius * ratio, turn, aspect) * bumps

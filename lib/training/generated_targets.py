@@ -26,6 +26,7 @@ def choose_targets(random: BatchRandom, labels: torch.Tensor, count: int) -> tor
     change = ((sizes[:, 1:] - sizes[:, :-1]).abs().sum(1) / total.clamp_min(1)).clamp_max(1) if labels.shape[1] > 1 else 0.0
     weights = first.clamp_min(1) ** 0.1 * (1 + 4 * absent_share + change) * eligible
     weights[:, :TISSUES] *= 0.05  # Tissue between structures may have many parts.
+    weights[:, TISSUES + 2 :: 3] *= total[:, TISSUES + 1 :: 3] > 0  # Without a core, the whole is what is there without its core.
     chosen = random.choose(weights + 1e-9, count)
     table = choices[chosen].bool()  # (B, count, LABELS)
     index = labels.flatten(1)[:, None].expand(-1, count, -1).long()

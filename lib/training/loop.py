@@ -1,269 +1,265 @@
-"""The training loop of SAM 2 networks. A run can be resumed, and the same seed gives the same weights.
+"""The training loop of SAM 2 networks: for a given time or number of steps, on a CPU or on GPUs. An interrupted run can be resumed.
 
-It uses a CPU, a GPU, or several of them with `torchrun --nproc-per-node=N main.py train ...`.
+The learning rate rises at first and then falls to zero along a cosine. It follows the clock where a run has a time limit, whatever a step
+takes. With `torchrun --nproc-per-node=N main.py train ...` several processes train one network.
 """
 
 import json
 import logging
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lib.model import checkpoints
 from lib.model.build import build
-from lib.model.checkpoints import read_weights, save_weights
 from lib.model.device import bf16_is_fast
-from lib.model.worker_pool import CPU_CORES, run_all
-from lib.training.clip_generator import Clip
-from lib.training.clip_training import TrainingStep
-from lib.training.curriculum import CURRICULUM, GeneratedSteps, Phase, StepData
+from lib.training.batch_random import BatchRandom
+from lib.training.clip_source import ClipBatch
 from lib.training.distributed import Workers
-from lib.training.network_setup import adapt_random_weights, make_optimizer
-from lib.training.supervoxels import RealImages
+from lib.training.tracking_step import StepPlan, TrackingStep
 from lib.training.trainable_parts import merged_state_dict, select_trainable_parts
 from lib.training.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 50  # Steps.
+
+class Clips(Protocol):
+    """What makes the clips of a training."""
+
+    def make_batch(self, slices: int, side: int) -> ClipBatch:
+        """Return clips of `slices` slices of `side` x `side` pixels; they depend on torch's global random generator alone."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training run.
+    """Settings of a training run, which ends after `minutes` or after `steps`.
 
     Attributes:
         out: Folder of the run.
-        start: Checkpoint (safetensors or .pt) to start from; None starts from random weights.
-        images: Folder of real images without labels from which some of the generated clips are made.
-        config: Configuration file of the network.
-        scale: Factor by which the number of steps of every phase is multiplied.
+        start: Checkpoint to start from, see `lib.model.checkpoints.find`.
+        minutes, steps: Duration of the whole run including what was done before an interruption, or number of steps; one of them is 0.
         parts: Part of the network that is trained, see `trainable_parts.select_trainable_parts`.
+        slices: Number of slices in a clip.
+        rate, final_rate, warm_up: Highest and last learning rate, and share of the run until the highest one is reached.
+        clip_norm: Largest norm of the gradient.
+        balance: Weighting of the mask loss, see `step_losses.mask_losses`.
+        ema: Decay of the exported moving average of the weights.
         bf16: Whether to compute in mixed precision (bfloat16); None does so where it is faster.
         half: Whether exported weights have 16 bits.
-        clip_norm: Largest norm of the gradient.
-        ema, ema_start: Decay of the exported moving average of the weights; in phase 1 at most (n + 10) / (n + 10 + ema_start) in step n.
-        save_every, check_every: Steps between saved states, and between validations; 0 validates only at the end of each phase.
+        compiled: Whether the image encoder is compiled, which takes a minute and makes steps on a GPU a sixth faster.
+        log_every, check_every: Steps between rows of the log, and between validations; 0 validates at the end only.
+        save_seconds: Time between saved states.
     """
 
     out: str
-    start: str | None = None
-    images: str | None = None
-    config: str = "sam2_hiera_nano_256.yaml"
-    seed: int = 1
-    scale: float = 1.0
+    start: str = "embedded"
+    minutes: float = 0.0
+    steps: int = 0
     device: str = "cpu"
+    seed: int = 1
     parts: str = "all"
-    bf16: bool | None = None
-    half: bool = True
+    slices: int = 8
+    rate: float = 4e-4
+    final_rate: float = 0.0
+    warm_up: float = 0.03
     weight_decay: float = 0.02
     clip_norm: float = 1.0
+    balance: float = 0.2
     ema: float = 0.998
-    ema_start: int = 20
-    save_every: int = 200
+    bf16: bool | None = None
+    half: bool = True
+    compiled: bool = False
+    log_every: int = 20
     check_every: int = 0
+    save_seconds: float = 60.0
 
 
 class Training:
     """A training run, which is resumed from `out/state.pt` if it exists.
 
     Args:
-        data: Function of a seed and a phase that returns the dataset of the phase's steps; by default generated clips.
         check: Validation, called with this object when one is due; returns metrics to log. `export` gives it a checkpoint.
-        stop: Called with this object after each step; True ends the run early, as if the curriculum were finished.
+        stop: Called with this object after each step; True ends the run early.
 
     Attributes:
-        phases: Phases with their steps multiplied by `settings.scale`.
-        model: The network for the image size of the current phase.
+        model: The network.
         average: Moving average of the weights, {name: tensor}.
-        phase, step: Index of the current phase, and number of completed steps in it.
-        seconds: Duration of all training steps so far.
-        metrics: Values of the steps since the last logged row, by name.
+        step, seconds: Number of completed steps, and duration of the run so far.
+        workers: The processes that train together.
     """
 
     def __init__(
-        self, settings: Settings, curriculum: tuple[Phase, ...] = CURRICULUM, *,
-        data: Callable[[int, Phase], Dataset] | None = None,
-        check: Callable[["Training"], dict[str, float]] | None = None,
+        self, settings: Settings, clips: Clips, *, check: Callable[["Training"], dict[str, float]] | None = None,
         stop: Callable[["Training"], bool] = lambda training: False,
     ):  # fmt: skip
-        self.settings, self._check, self._stop = settings, check, stop
-        self.phases = [replace(p, steps=max(1, round(p.steps * settings.scale))) for p in curriculum]
-        self.workers = Workers.join(settings.device)
-        self.out = Path(settings.out)
+        if bool(settings.minutes) == bool(settings.steps):
+            raise ValueError("A run needs either a number of minutes or a number of steps.")
+        self.settings, self.out, self._clips, self._check, self._stop = settings, Path(settings.out), clips, check, stop
         self.out.mkdir(parents=True, exist_ok=True)
-        self.phase, self.step, self.seconds, self.metrics = 0, 0, 0.0, {}
-        self._make_dataset = data or partial(GeneratedSteps, images=RealImages.read(settings.images) if settings.images else None)
+        self.workers = Workers.join(settings.device)
+        self._device = self.workers.device
+        self._random = BatchRandom(self._device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.step, self.seconds, self._sums, self._is_finished = 0, 0.0, {}, False
+        self._checkpoint = checkpoints.find(settings.start)
         state_path = self.out / "state.pt"
-        state = torch.load(state_path, map_location="cpu", weights_only=True) if state_path.exists() else {}
-        torch.manual_seed(settings.seed)
-        self._build(self.phases[min(state.get("phase", 0), len(self.phases) - 1)].size, state.get("model"))
-        average = state.get("average") or merged_state_dict(self.model)
-        self.average = {k: v.to(self.workers.device, copy=True) for k, v in average.items()}
-        if state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
-            self.metrics = state["figures"]
-            logger.info("Resuming in phase %d at step %d.", self.phase + 1, self.step)
-        self._training_log = TrainingLog(self.out, (self.phase, self.step)) if self.workers.is_first else None
+        self._build(torch.load(state_path, map_location=self._device, weights_only=True) if state_path.exists() else None)
+        self._log = TrainingLog(self.out, self.step) if self.workers.is_first else None
 
     @property
-    def total(self) -> int:
-        """The number of completed steps in all phases."""
-        return sum(p.steps for p in self.phases[: self.phase]) + self.step
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]."""
+        settings = self.settings
+        return min(1.0, self.step / settings.steps if settings.steps else self.seconds / (60 * settings.minutes))
 
     def run(self) -> Path:
-        """Train to the end of the curriculum and return the path of the exported checkpoint."""
-        while self.phase < len(self.phases):
-            stopped = self._run_phase(self.phases[self.phase])
-            self.phase, self.step = len(self.phases) if stopped else self.phase + 1, 0
-            if self.phase < len(self.phases) and self.phases[self.phase].size != self.model.image_size:
-                self._build(self.phases[self.phase].size, self.model.state_dict())
-            else:
-                self.optimizer = make_optimizer(self.model, self.settings.weight_decay)
-            self.save()
+        """Train to the end of the run and return the path of the exported weights."""
+        last_save, begin = self.seconds, time.monotonic() - self.seconds
+        bar = tqdm(desc="training", unit="step", initial=self.step, mininterval=5, disable=not self.workers.is_first)
+        while not self._is_finished:
+            self._train_step()
+            bar.update()
+            self.seconds = time.monotonic() - begin
+            settings = self.settings
+            self._is_finished = self.workers.broadcast_from_first(self.progress >= 1 or self._stop(self))
+            is_due = self._is_finished or bool(settings.check_every and self.step % settings.check_every == 0)
+            if self.step % settings.log_every == 0 or is_due:
+                self._write_row(self._means())
+                self._sums = {}
+            if self._check and is_due and self.workers.is_first:
+                self._write_row({f"check_{name}": value for name, value in self._check(self).items()})
+            if is_due or self.seconds - last_save >= settings.save_seconds:
+                self.save()
+                last_save = self.seconds
+        bar.close()
         return self.export()
 
     def export(self, name: str = "model.safetensors", **metadata: str) -> Path:
-        """Write the averaged weights as a safetensors file with `metadata`, and training.json beside it; return the file's path."""
-        path = self.out / name
+        """Write the averaged weights with the metadata of the start and `metadata`, and training.json; return the path of the weights."""
+        path, settings = self.out / name, self.settings
         if not self.workers.is_first:
             return path
-        size = str(self.phases[-1].size)
-        save_weights(self.average, path, self.settings.config, half=self.settings.half, image_size=size, **metadata)
+        metadata = {**checkpoints.metadata(self._checkpoint), **metadata, "image_size": str(self._checkpoint.image_size)}
+        checkpoints.save_weights(self.average, path, self._checkpoint.config, half=settings.half, **metadata)
         info = {
-            "settings": asdict(self.settings), "phases": [asdict(p) for p in self.phases], "finished_phases": self.phase,
-            "seconds": round(self.seconds), "workers": self.workers.count, "torch": torch.__version__,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {self.workers.device}",
+            "settings": asdict(settings), "steps": self.step, "seconds": round(self.seconds), "workers": self.workers.count,
+            "torch": torch.__version__, "machine": _describe_machine(self._device),
         }  # fmt: skip
         path.with_name("training.json").write_text(json.dumps(info, indent=2))
         return path
 
     def save(self) -> None:
-        """Replace `out/state.pt`, from which a run is resumed, by the present state; an interruption leaves the old one intact."""
+        """Replace `out/state.pt`, from which a run is resumed, and the exported weights; an interruption leaves the old ones intact."""
         if not self.workers.is_first:
             return
         state = {
-            "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
-            "phase": self.phase, "step": self.step, "seconds": self.seconds, "figures": self.metrics,
+            "model": self.model.state_dict(), "average": self.average, "optimizer": self._optimizer.state_dict(), "step": self.step,
+            "seconds": self.seconds, "is_finished": self._is_finished,
+            "sums": {name: (float(total), float(count)) for name, (total, count) in self._sums.items()},
         }  # fmt: skip
-        temporary = self.out / "state.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / "state.pt")
-        self._training_log.plot()
+        torch.save(state, self.out / "state.tmp")
+        os.replace(self.out / "state.tmp", self.out / "state.pt")
+        self.export()
+        self._log.plot()
 
-    def _build(self, size: int, weights: dict | None) -> None:
-        """Build the network for slices of `size` pixels and its optimizer; without `weights` it starts as the settings say."""
-        self.model = build(self.settings.config, image_size=size, training=True)
-        if weights is None and self.settings.start:
-            self.model.load_state_dict({k: v.float() for k, v in read_weights(Path(self.settings.start)).items()})
-        elif weights is None:
-            adapt_random_weights(self.model)
-        select_trainable_parts(self.model, self.settings.parts)
-        if weights is not None:
-            self.model.load_state_dict(weights)
-        self.model.to(self.workers.device)
-        self._forward = TrainingStep(self.model)
+    def _build(self, state: dict | None) -> None:
+        """Build the network, its average and its optimizer as the start or a saved state says."""
+        settings, checkpoint = self.settings, self._checkpoint
+        torch.manual_seed(settings.seed)
+        self.model = build(checkpoint.config, image_size=checkpoint.image_size, training=True)
+        if state is None:
+            checkpoints.verify(checkpoint)
+            self.model.load_state_dict({k: v.float() for k, v in checkpoints.read_weights(checkpoint.path).items()})
+        select_trainable_parts(self.model, settings.parts)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+        self.model.to(self._device)
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = _make_optimizer(self._trainable, settings.weight_decay)
+        self.average = {k: v.clone() for k, v in merged_state_dict(self.model).items()}
+        if state is not None:
+            self.average = state["average"]
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self._sums = state["step"], state["seconds"], state["sums"]
+            # A run that was over goes on when it gets more minutes.
+            self._is_finished = state["is_finished"] and (bool(settings.steps) or self.progress >= 1)
+            logger.info("Resuming at step %d.", self.step)
+        if settings.compiled:
+            self.model.image_encoder.compile(dynamic=False)
+        self._forward = TrackingStep(self.model)
         if self.workers.count > 1:
             self._forward = DistributedDataParallel(self._forward, find_unused_parameters=True)
-        self.optimizer = make_optimizer(self.model, self.settings.weight_decay)
 
-    def _run_phase(self, phase: Phase) -> bool:
-        """Run the remaining steps of a phase; return whether it was stopped early."""
-        data, stopped = self._load_data(phase), False
-        title = f"{self.phase + 1}/{len(self.phases)} {phase.kind}"
-        bar = tqdm(total=phase.steps, initial=self.step, desc=title, mininterval=5, disable=not self.workers.is_first)
-        while self.step < phase.steps and not stopped:
-            start = time.monotonic()
-            for name, values in self._train_step(phase, next(data)).items():
-                self.metrics.setdefault(name, []).extend(values)
-            self.seconds += time.monotonic() - start
-            self.step += 1
-            bar.update()
-            stopped = self.workers.broadcast_from_first(self._stop(self))
-            is_last = stopped or self.step == phase.steps
-            if self.step % LOG_EVERY == 0 or is_last:
-                self._log({k: sum(v) / len(v) for k, v in self.metrics.items()})
-                self.metrics = {}
-            check_is_due = is_last or (self.settings.check_every and self.step % self.settings.check_every == 0)
-            if self._check and self.workers.is_first and check_is_due:
-                self._log({f"check_{k}": float(v) for k, v in self._check(self).items()})
-            if self.step % self.settings.save_every == 0 or is_last:
-                self.save()
-        bar.close()
-        return stopped
-
-    def _load_data(self, phase: Phase) -> Iterator[StepData]:
-        """Return the data of the remaining steps, which another process prepares while the model trains."""
-        seed = self.settings.seed * 1_000_003 + self.phase * 100_003 + self.workers.rank * 50_000_017
-        steps = range(self.step, phase.steps)
-        return iter(DataLoader(self._make_dataset(seed, phase), batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4))
-
-    def _train_step(self, phase: Phase, data: StepData) -> dict[str, list[float]]:
-        """Update the weights and their average by one step; return the metrics to log."""
-        (kind, seed, clip), device = data, self.workers.device
-        clip = Clip(clip.frames.to(device), clip.masks.to(device))
-        cosine = float(torch.cos(torch.tensor(self.step / phase.steps * torch.pi)))
-        rate = phase.final_rate + (phase.rate - phase.final_rate) * 0.5 * (1 + cosine)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (self.step + 1) / 50)
-        bf16 = bf16_is_fast(device) if self.settings.bf16 is None else self.settings.bf16
+    def _train_step(self) -> None:
+        """Make a batch of clips and update the weights and their average by it."""
+        settings, device = self.settings, self._device
+        seed = settings.seed * 1_000_003 + self.step
+        torch.manual_seed((seed + self.workers.rank * 500_000_003) % (1 << 32))  # A CPU's generator uses 32 bits of it.
+        for group in self._optimizer.param_groups:
+            group["lr"] = _learning_rate(settings, self.progress)
+        clip = self._clips.make_batch(settings.slices, self._checkpoint.image_size).to(device)
+        bf16 = bf16_is_fast(device) if settings.bf16 is None else settings.bf16
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
         attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         with attention:
-            if device.type == "cpu" and self.workers.count == 1:
-                metrics = self._backward_in_halves(kind, seed, clip, phase.balance, bf16)
-            else:
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss, metrics = self._forward(kind, clip, seed, phase.balance)
-                loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        if torch.isfinite(norm):
-            self.optimizer.step()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss, metrics = self._forward(clip, StepPlan.draw(seed, settings.slices), self._random, settings.balance)
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._trainable, settings.clip_norm)
+        for parameter in self._trainable:  # A gradient that is not finite counts as zero; asking the GPU whether it is would stop it.
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        self._optimizer.step()
+        self.step += 1
         self._update_average()
-        return metrics
-
-    def _backward_in_halves(self, kind: str, seed: int, clip: Clip, balance: float, bf16: bool) -> dict[str, list[float]]:
-        """Compute the gradients of a step, each half of its clips on its own core; return the metrics.
-
-        There are two halves on any machine, so that the result does not depend on the number of cores.
-        """
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        frames = clip.frames.tensor_split(min(2, len(clip.frames)))
-        halves = [Clip(*tensors) for tensors in zip(frames, clip.masks.split([len(f) * clip.objects for f in frames]), strict=True)]
-
-        def compute_half(n: int):
-            # The cache of converted weights belongs to all threads, but the first thread that is done empties it.
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-                loss, metrics = self._forward(kind, halves[n], seed + n, balance)
-            return torch.autograd.grad(loss * (len(halves[n].frames) / len(clip.frames)), trainable, allow_unused=True), metrics
-
-        results = run_all(compute_half, range(len(halves)), clip.frames.device, threads_each=max(1, CPU_CORES // 2))
-        for parameter, *gradients in zip(trainable, *(gradients for gradients, _ in results), strict=True):
-            gradients = [g for g in gradients if g is not None]
-            parameter.grad = sum(gradients[1:], gradients[0]) if gradients else None
-        names = dict.fromkeys(name for _, metrics in results for name in metrics)
-        return {name: sum((metrics.get(name, []) for _, metrics in results), []) for name in names}
+        for name, (total, count) in {"loss": (loss.detach(), 1.0), "norm": (norm.clamp_max(1e4), 1.0), **metrics}.items():
+            known = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = known[0] + total, known[1] + count
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = min(self.settings.ema, (self.step + 10) / (self.step + 10 + self.settings.ema_start) if self.phase == 0 else 1.0)
-        for name, value in merged_state_dict(self.model).items():
-            self.average[name].lerp_(value.to(self.average[name]), 1 - decay)
+        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
+        state = merged_state_dict(self.model)
+        names = [k for k, v in state.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.average[k] for k in names], [state[k] for k in names], 1 - decay)
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        if self._training_log:
-            row = {"phase": self.phase, "step": self.step, "total": self.total, "seconds": round(self.seconds)}
-            self._training_log.append(row | {k: round(v, 4) for k, v in metrics.items()})
+    def _means(self) -> dict[str, float]:
+        """Return the means of the metrics since the last row of the log."""
+        return {name: float(total) / max(float(count), 1e-9) for name, (total, count) in self._sums.items()}
+
+    def _write_row(self, metrics: dict[str, float]) -> None:
+        if self._log:
+            self._log.append({"step": self.step, "seconds": round(self.seconds), **{k: round(float(v), 4) for k, v in metrics.items()}})
+
+
+def _learning_rate(settings: Settings, progress: float) -> float:
+    """Return the learning rate at a point of the run in [0, 1]."""
+    if progress < settings.warm_up:
+        return settings.rate * max(progress / settings.warm_up, 0.02)
+    cosine = math.cos(math.pi * (progress - settings.warm_up) / max(1 - settings.warm_up, 1e-9))
+    return settings.final_rate + (settings.rate - settings.final_rate) * 0.5 * (1 + cosine)
+
+
+def _make_optimizer(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """Return a fused AdamW optimizer, with weight decay for matrices but not for biases and norms."""
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), fused=True)
+
+
+def _describe_machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{os.cpu_count()} cores, {platform.machine()}, {name}"

@@ -20,29 +20,15 @@ from lib.imaging import metrics
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
-from lib.imaging.volume import Volume
 from lib.model import checkpoints
 from lib.model.feature_cache import FeatureCache
 from lib.prompts import simulated_annotator
-from lib.training.clip_generator import ClipGenerator
+from lib.training.generated_volumes import LabelledVolume, generate_volume
 
 logger = logging.getLogger(__name__)
 
-LabelledVolume = tuple[Volume, np.ndarray, list[int]]  # Its label map is (T, Y, X); the list holds the labels to segment.
-
 # Pairs of score drop and appearance gain to try.
 LIMITS = tuple((drop_limit, gain_limit) for gain_limit in (0.0, 2.0, 4.0, 6.0) for drop_limit in (0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5))
-_SEED = 5_000_000  # Far from the seeds of training steps.
-_FIELD_MM = 300.0  # Side of the field of view.
-
-
-def generate_volume(seed: int, slices: int = 36, size: int = 128) -> LabelledVolume:
-    """Return a generated volume of `slices` slices of `size` x `size` pixels with up to three structures that end within it."""
-    image, labels, structures, thickness = ClipGenerator(_SEED + seed).generate_volume(slices, size)
-    slice_counts = {v: (labels == v).any((1, 2)).sum() for v in structures}
-    ending = [v for v, count in slice_counts.items() if 2 < count <= 0.8 * slices and (labels == v).sum() > 100]
-    affine = np.diag([_FIELD_MM / size, _FIELD_MM / size, thickness * _FIELD_MM, 1.0])
-    return Volume(np.ascontiguousarray(image.transpose(2, 1, 0)), affine, f"generated_{seed}"), labels, ending[:3]
 
 
 def calibrate(path: Path, *, device: str = "cpu", volumes: int = 12, limits: Sequence[tuple] = LIMITS) -> dict[tuple, tuple]:

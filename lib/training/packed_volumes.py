@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lib.common.errors import UserError
 from lib.training.batch_random import BatchRandom
 
 INDEX = "index.json"
@@ -43,19 +44,27 @@ class PackedVolumes:
     """All volumes of a packed folder on one device.
 
     Attributes:
-        structures: Labelled structures and regions, {"labels": Structures, "regions": Structures}.
+        structures: Labelled structures and regions, {"labels": Structures, "regions": Structures}; a kind without any is left out.
+
+    Raises:
+        UserError: The folder was not packed, or holds no structure.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu"):
         folder, self.device = Path(folder), torch.device(device)
+        if not (folder / INDEX).is_file():
+            raise UserError(f"{folder} is not a packed folder: make one with the command pack.")
         self.rows = json.loads((folder / INDEX).read_text())
-        images = [_read_mosaic(folder / f"{row['name']}.jpg", row["shape"]) for row in self.rows]
-        maps = [(n, m, _read_mosaic(folder / m["file"], m["shape"])) for n, row in enumerate(self.rows) for m in row["maps"]]
+        images = [read_mosaic(folder / f"{row['name']}.jpg", row["shape"]) for row in self.rows]
+        maps = [(n, m, read_mosaic(folder / m["file"], m["shape"])) for n, row in enumerate(self.rows) for m in row["maps"]]
         self.images, self.image_offsets = self._flat(images)
         self.maps, self.map_offsets = self._flat([array for _, _, array in maps])
         self.shapes, self.map_shapes = (self._floats([a.shape for a in arrays]) for arrays in (images, [a for _, _, a in maps]))
         self.spacings_mm = self._floats([row["spacing_mm"] for row in self.rows])
-        self.structures = {kind: self._structures(maps, kind) for kind in ("labels", "regions")}
+        structures = {kind: self._structures(maps, kind) for kind in ("labels", "regions")}
+        self.structures = {kind: s for kind, s in structures.items() if s is not None}
+        if not self.structures:
+            raise UserError(f"{folder} holds no structure that is large enough to learn from.")
 
     def _flat(self, arrays) -> tuple[torch.Tensor, torch.Tensor]:
         """Return all arrays as one tensor, uint8, and the index where each begins."""
@@ -65,7 +74,7 @@ class PackedVolumes:
     def _floats(self, values) -> torch.Tensor:
         return torch.tensor(np.array(values), dtype=torch.float32).to(self.device)
 
-    def _structures(self, maps, kind: str) -> Structures:
+    def _structures(self, maps, kind: str) -> Structures | None:
         rng, found = np.random.default_rng(0), []
         for index, (volume, entry, array) in enumerate(maps):
             if entry["kind"] != kind:
@@ -87,7 +96,7 @@ class PackedVolumes:
                 extent = ((high - low + shape / np.array(array.shape)) * spacing).max()
                 found.append((volume, index, value, anchors, (low + high) / 2, extent, self._weight(volume, kind, len(groups), extent)))
         if not found:
-            raise ValueError(f"The packed folder has no {kind}.")
+            return None
         columns = list(zip(*found, strict=True))
         integers = [torch.tensor(c, dtype=torch.long).to(self.device) for c in columns[:3]]
         weights = np.array(columns[6])
@@ -220,6 +229,6 @@ def _split(values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, list[
     return distinct, np.split(positions, starts[1:])
 
 
-def _read_mosaic(path: Path, shape) -> np.ndarray:
+def read_mosaic(path: Path, shape) -> np.ndarray:
     """Return the stack, uint8 (K, J, I), that a mosaic of this shape holds."""
     return np.asarray(Image.open(path)).reshape(shape)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from lib.model.differentiable import Prediction
 
-LOSS_SIDE = 128  # Pixels at which masks are compared.
+_LOSS_SIDE = 128  # Pixels at which masks are compared, or those of the logits if these are more.
 
 
 def mask_losses(logits: torch.Tensor, target: torch.Tensor, balance: float) -> torch.Tensor:
@@ -84,9 +84,10 @@ class StepLosses:
             kind: "click" trains the three alternatives and the single mask, all others the single mask only; "box" must fill its box.
             prompt: The clicks that the mask must obey, or None.
         """
-        soft = F.interpolate(target[:, None].float(), (LOSS_SIDE, LOSS_SIDE), mode="area")[:, 0]
         masks = prediction.masks if kind == "click" else prediction.masks[:, :1]
-        logits = F.interpolate(masks, (LOSS_SIDE, LOSS_SIDE), mode="bilinear", align_corners=False)
+        side = max(_LOSS_SIDE, masks.shape[-1])
+        soft = F.interpolate(target[:, None].float(), (side, side), mode="area")[:, 0]
+        logits = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
         present = target.flatten(1).any(1).float() * self.valid
         iou, losses = mask_iou(logits, soft), mask_losses(logits, soft, self.balance)
         per_row = losses[:, 0] + (losses[:, 1:].amin(1) if kind == "click" else 0.0)

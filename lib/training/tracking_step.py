@@ -48,7 +48,7 @@ class StepPlan:
 
 
 class TrackingStep(nn.Module):
-    """The forward pass of one training step of a `SAM2Base` as a module.
+    """The forward pass of one training step of a `SAM2Base` as a module, which `DistributedDataParallel` can wrap.
 
     Args:
         painted_share: Share of the targets whose first slice is painted; tracking of the others starts from the prompted mask.
@@ -58,25 +58,27 @@ class TrackingStep(nn.Module):
         super().__init__()
         self.model, self.painted_share = model, painted_share
 
-    def forward(self, clip: ClipBatch, plan: StepPlan, random: BatchRandom, balance: float) -> StepLosses:
-        """Return the losses of a step."""
-        model, slices = self.model, clip.frames.shape[1]
+    def forward(self, clip: ClipBatch, plan: StepPlan, random: BatchRandom, balance: float) -> tuple[torch.Tensor, dict]:
+        """Return the loss of a step, a scalar, and its metrics (`StepLosses.metrics`); for `balance` see `step_losses.mask_losses`."""
         valid = (clip.masks[:, 0].flatten(1).sum(1) >= MIN_PIXELS).float()
         losses = StepLosses(balance, clip.end_weights, valid)
-        features = differentiable.encode_clip(model, clip.frames, clip.rows)
+        features = differentiable.encode_clip(self.model, clip.frames, clip.rows)
         prompted = self._prompt(features[0], clip.masks[:, 0], plan, random, losses)
         is_painted = random.chance(self.painted_share, len(clip.rows))
         first = self._annotate(features[0], batch_prompts.paint(random, clip.masks[:, 0]), prompted, is_painted)
-        if slices == 1:
-            return losses
+        self._track(features, clip.masks, first, plan, random, losses)
+        return losses.mean_loss, losses.metrics
+
+    def _track(self, features, masks, first: dict, plan: StepPlan, random, losses) -> None:
+        """Track the targets through the slices after the first one, whose memory entry is `first`."""
+        model, last = self.model, len(features)
         ends = {0: first}
-        last = slices
         if plan.has_far_end:
-            last, everything = slices - 1, torch.ones_like(is_painted)
-            ends[_FAR_END] = self._annotate(features[last], clip.masks[:, last], None, everything)
+            last -= 1
+            ends[_FAR_END] = self._annotate(features[last], masks[:, last])
         memories, start = {"cond_frame_outputs": ends, "non_cond_frame_outputs": {}}, 0
         for t in range(1, last):
-            target, time = clip.masks[:, t], t - start
+            target, time = masks[:, t], t - start
             embedding = differentiable.condition(model, features[t], time, memories)
             output = differentiable.decode(model, features[t], embedding, None)
             losses.add("track", output, target, weight=1.5)
@@ -84,12 +86,11 @@ class TrackingStep(nn.Module):
             if t == plan.fixed_slice:
                 fixed = self._fix(features[t], target, output, present, ends[0], time, random, losses)
                 memory = differentiable.remember(model, features[t], _hard(fixed.mask), fixed.pointer, self._present(fixed, target))
-                ends = {0: memory, **{k: v for k, v in ends.items() if k == _FAR_END}}
+                ends = {**ends, 0: memory}
                 memories, start = {"cond_frame_outputs": ends, "non_cond_frame_outputs": {}}, t
             elif t < last - 1:
                 memory = differentiable.remember(model, features[t], output.mask, output.pointer, present)
                 memories["non_cond_frame_outputs"][time] = memory
-        return losses
 
     def _prompt(self, features, target, plan: StepPlan, random, losses) -> differentiable.Prediction:
         """Prompt the first slice by a click or a box and then by corrective clicks; return the last prediction."""
@@ -105,8 +106,8 @@ class TrackingStep(nn.Module):
             losses.add("correct", output, target, prompt)
         return output
 
-    def _annotate(self, features, masks, prompted: differentiable.Prediction | None, is_painted) -> dict:
-        """Return the memory entry of an annotated slice: of painted `masks`, bool (R, H, W), or else of the prompted prediction."""
+    def _annotate(self, features, masks, prompted: differentiable.Prediction | None = None, is_painted=None) -> dict:
+        """Return the memory entry of an annotated slice: of painted `masks`, bool (R, H, W), or of `prompted` unless `is_painted` (R,)."""
         logits, pointer = differentiable.mask_prompt(self.model, features, masks)
         present = masks.flatten(1).any(1)
         if prompted is not None:

@@ -1,4 +1,4 @@
-"""Validation of a network during training: on generated clips that it is not trained on, and on labelled volumes."""
+"""Validation of a network during training on labelled volumes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,6 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
@@ -16,31 +15,8 @@ from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
-from lib.model.build import build
 from lib.model.feature_cache import FeatureCache
 from lib.prompts import simulated_annotator
-from lib.training.clip_generator import Clip, ClipGenerator
-from lib.training.clip_training import ClipTrainer
-from lib.training.loop import Training
-
-_SEED = 987_654_321  # Far from the seeds of training steps.
-
-
-@torch.no_grad()
-def validate_on_generated_clips(training: Training, batches: int = 4) -> dict[str, float]:
-    """Return the mean of each metric of `clip_training.StepLosses` for the averaged weights of a training on generated clips."""
-    phase, device = training.phases[min(training.phase, len(training.phases) - 1)], training.workers.device
-    model = build(training.settings.config, image_size=phase.size, training=True).eval().to(device)
-    model.load_state_dict(training.average)
-    values_by_name: dict[str, list[float]] = {}
-    for n in range(batches):
-        for kind, slices in (("single_slices", 1), ("clips", 5)):
-            clip = ClipGenerator(_SEED + n).generate_batch(2, slices, phase.size, 3)
-            trainer = ClipTrainer(model, torch.Generator(device).manual_seed(n), phase.balance)
-            losses = getattr(trainer, kind)(Clip(clip.frames.to(device), clip.masks.to(device)))
-            for name, values in losses.metrics.items():
-                values_by_name.setdefault(name, []).extend(values)
-    return {name: float(np.mean(values)) for name, values in values_by_name.items()}
 
 
 class VolumeCheck:

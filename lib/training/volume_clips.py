@@ -6,16 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 from lib.common.errors import UserError
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames, fitted_size
 from lib.imaging.readers import read_mask, read_volume
-from lib.training.clip_generator import Clip
-from lib.training.curriculum import Phase, StepData
-from lib.training.random_source import RandomSource
-from lib.training.targets import MIN_PIXELS
+from lib.training.clip_source import ClipBatch
+from lib.training.generated_targets import MIN_PIXELS
 
 _MAX_ATTEMPTS = 50
 
@@ -28,58 +25,62 @@ def _read_case(image: Path, label: Path, window: str) -> tuple[Frames, np.ndarra
     return frames, frames.from_volume(read_mask(label, volume))
 
 
-class VolumeSteps(Dataset):
-    """Random clips of labelled volumes for each step of a phase.
+class VolumeClips:
+    """Makes batches of random clips of labelled volumes.
 
     A clip starts on a slice where its first structure is present and goes in either direction with a stride of 1 to 3 slices. At least
-    half of the clips cross an end of the structure where the volume allows it. Contrast varies, and some clips are mirrored. Every step
-    has its own seed, so a resumed run gets the same clips. For `window` see `lib.imaging.frames`. Too small structures raise UserError.
+    half of the clips cross an end of the structure where the volume allows it. Contrast varies, and some clips are mirrored.
+
+    Args:
+        window: Intensity window, see `lib.imaging.frames`.
+        clips, objects: Number of clips in a batch, and of targets in a clip.
     """
 
-    def __init__(self, seed: int, phase: Phase, cases: tuple[Case, ...], window: str = "auto"):
-        self.seed, self.phase, self.cases, self.window = seed, phase, cases, window
+    def __init__(self, cases: tuple[Case, ...], window: str = "auto", clips: int = 2, objects: int = 2):
+        self._cases, self._window, self._clips, self._objects = cases, window, clips, objects
 
-    def __len__(self) -> int:
-        return self.phase.steps
+    def make_batch(self, slices: int, side: int) -> ClipBatch:
+        """Return clips of `slices` slices of `side` x `side` pixels, which depend on torch's global random generator alone.
 
-    def __getitem__(self, step: int) -> StepData:
-        seed = (self.seed + step) % (1 << 62)
-        random, (clips, slices) = RandomSource(seed), self.phase.clips_at(step)
-        frames, masks = zip(*(self._sample_clip(random, slices) for _ in range(clips)), strict=True)
-        return self.phase.kind_at(step), seed, Clip(torch.stack(frames), torch.cat(masks))
+        Raises:
+            UserError: All structures are too small.
+        """
+        rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
+        frames, masks = zip(*(self._sample_clip(rng, slices, side) for _ in range(self._clips)), strict=True)
+        rows = torch.arange(self._clips).repeat_interleave(self._objects)
+        return ClipBatch(torch.stack(frames), torch.cat(masks), rows, torch.ones(len(rows)))
 
-    def _sample_clip(self, random: RandomSource, slices: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample_clip(self, rng: np.random.Generator, slices: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return frames (T, side, side) and masks (objects, T, side, side) of a clip whose first slice shows all targets."""
         for _ in range(_MAX_ATTEMPTS):
-            case = self.cases[random.integer(0, len(self.cases) - 1)]
-            frames, labels = _read_case(case.image, case.label, self.window)
+            case = self._cases[rng.integers(len(self._cases))]
+            frames, labels = _read_case(case.image, case.label, self._window)
             values = [v for v in case.labels if (labels == v).any()]
             if not values:
                 continue
-            chosen = [values[random.integer(0, len(values) - 1)] for _ in range(self.phase.objects)]
-            indices = _choose_slices(random, (labels == chosen[0]).any((1, 2)), slices)
-            image, targets = to_square(frames, np.stack([(labels == v)[indices] for v in chosen]), indices, self.phase.size)
+            chosen = rng.choice(values, self._objects)
+            indices = _choose_slices(rng, (labels == chosen[0]).any((1, 2)), slices)
+            image, targets = to_square(frames, np.stack([(labels == v)[indices] for v in chosen]), indices, side)
             large_enough = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS
             if large_enough[0]:
                 targets[~large_enough] = targets[0].clone()  # Replaces structures that are not on the first slice.
-                return _augment(random, image, targets, fitted_size(frames.size, frames.pixel_mm, self.phase.size))
+                return _augment(rng, image, targets, fitted_size(frames.size, frames.pixel_mm, side))
         raise UserError(
             "No structure in the labels is large enough to learn from: each is empty or under "
-            f"{MIN_PIXELS} of {self.phase.size} x {self.phase.size} pixels."
+            f"{MIN_PIXELS} of {side} x {side} pixels."
         )
 
 
-def _choose_slices(random: RandomSource, present: np.ndarray, slices: int) -> np.ndarray:
+def _choose_slices(rng: np.random.Generator, present: np.ndarray, slices: int) -> np.ndarray:
     """Return indices (slices,) that begin where a structure is `present`, bool (T,); beyond an end of the volume they are repeated."""
     filled = np.flatnonzero(present)
-    step = 1 if random.chance(0.7) else random.integer(2, 3)
-    step = -step if random.chance(0.5) else step
-    if random.chance(0.5):  # Start so close to the structure's end that the clip crosses it.
+    step = (1 if rng.random() < 0.7 else rng.integers(2, 4)) * rng.choice((-1, 1))
+    if rng.random() < 0.5:  # Start so close to the structure's end that the clip crosses it.
         end = filled[-1] if step > 0 else filled[0]
-        start = end - step * random.integer(0, max(1, slices - 2))
+        start = end - step * rng.integers(0, max(1, slices - 2) + 1)
         start = filled[np.abs(filled - start).argmin()]
     else:
-        start = filled[random.integer(0, len(filled) - 1)]
+        start = rng.choice(filled)
     return np.clip(start + step * np.arange(slices), 0, len(present) - 1)
 
 
@@ -98,13 +99,14 @@ def to_square(frames: Frames, masks: np.ndarray, indices, side: int) -> tuple[to
     return F.pad(image, padding), F.pad(targets, padding)
 
 
-def _augment(random, frames: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _augment(rng: np.random.Generator, frames, masks, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Vary contrast, brightness and noise, and sometimes mirror; `size` (height, width) is the part of the square that is filled."""
     (height, width), frames, masks = size, frames.clone(), masks.clone()
-    image = (frames[..., :height, :width] / 255) ** (2 ** random.uniform(-0.3, 0.3))
-    image = (image * random.uniform(0.85, 1.15) + random.uniform(-0.05, 0.05)).clamp(0, 1) * 255
-    image = (image + random.normals(*image.shape) * random.uniform(0, 5)).clamp(0, 255)
-    if random.chance(0.3):
+    image = (frames[..., :height, :width] / 255) ** (2 ** rng.uniform(-0.3, 0.3))
+    image = (image * rng.uniform(0.85, 1.15) + rng.uniform(-0.05, 0.05)).clamp(0, 1) * 255
+    noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
+    image = (image + noise * rng.uniform(0, 5)).clamp(0, 255)
+    if rng.random() < 0.3:
         image = image.flip(-1)
         masks[..., :height, :width] = masks[..., :height, :width].flip(-1)
     frames[..., :height, :width] = image

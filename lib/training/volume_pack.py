@@ -17,13 +17,14 @@ from skimage import graph, segmentation
 from tqdm import tqdm
 
 from lib.common.errors import UserError
+from lib.imaging.datasets import Case
 from lib.imaging.frames import looks_like_ct
 from lib.imaging.readers import read_mask, read_volume
+from lib.training.packed_volumes import INDEX
 
 logger = logging.getLogger(__name__)
 
 HELD_BACK_SHARE = 0.17
-INDEX = "index.json"
 # Points (HU, 8-bit value) of the line that compresses CT: soft tissue gets most of the values.
 _CT_KNOTS = (-1000, -200, 300, 1500), (0, 50, 220, 255)
 _REGION_SIDE, _MOST_REGIONS = 112, 250  # Longest side in voxels of a region map, and number of its regions.
@@ -40,17 +41,31 @@ def is_held_back(name: str, share: float = HELD_BACK_SHARE) -> bool:
     return int(hashlib.sha256(patient_of(name).encode()).hexdigest(), 16) % 10_000 < share * 10_000
 
 
-def pack(folders: list[Path], out: Path) -> int:
-    """Pack the volumes of folders in the layout of the Medical Segmentation Decathlon, whose rows may have a label, into `out`.
+def held_back_cases(cases: list[Case]) -> list[Case]:
+    """Return the cases of patients who are kept for validation; raise UserError if there are none."""
+    held_back = [c for c in cases if is_held_back(c.image.name)]
+    if not held_back:
+        raise UserError("No patient of these volumes is held back for validation; give more volumes.")
+    return held_back
 
-    Return the number of packed volumes. An existing pack is gone on with.
+
+def pack(folders: list[Path], out: Path) -> int:
+    """Pack the volumes of folders in the layout of the Medical Segmentation Decathlon, whose rows may lack a label, into `out`.
+
+    Return the number of packed volumes. An interrupted pack is gone on with.
+
+    Raises:
+        UserError: A folder has no readable dataset.json, or there is no volume to pack.
     """
     out.mkdir(parents=True, exist_ok=True)
     index = []
     for folder in folders:
-        rows = json.loads((folder / "dataset.json").read_text())["training"]
-        for row in tqdm([r for r in rows if not ("label" in r and is_held_back(r["image"]))], desc=folder.name):
-            index.append(_pack_volume(folder, row, out))
+        try:
+            rows = json.loads((folder / "dataset.json").read_text())["training"]
+            rows = [r for r in rows if not ("label" in r and is_held_back(r["image"]))]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
+        index += [_pack_volume(folder, row, out) for row in tqdm(rows, desc=folder.name)]
     if not index:
         raise UserError("There is no volume to pack in these folders.")
     (out / INDEX).write_text(json.dumps(index, indent=1))
@@ -125,8 +140,3 @@ def _write_map(labels: np.ndarray, name: str, out: Path, kind: str) -> dict:
 def _mosaic(stack: np.ndarray) -> Image.Image:
     """Return the slices of a stack (K, J, I) below each other as one picture."""
     return Image.fromarray(np.ascontiguousarray(stack).reshape(-1, stack.shape[2]))
-
-
-def read_mosaic(path: Path, shape) -> np.ndarray:
-    """Return the stack, uint8 (K, J, I), that a mosaic of this shape holds."""
-    return np.asarray(Image.open(path)).reshape(shape)

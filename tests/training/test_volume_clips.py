@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from lib.common.errors import UserError
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.volume import Volume
 from lib.model.features import SliceFeatures
-from lib.training.curriculum import Phase
-from lib.training.volume_clips import MIN_PIXELS, VolumeSteps, to_square
+from lib.training.volume_clips import MIN_PIXELS, VolumeClips, to_square
 
 CUBE, BAR = 1, 4
-PHASE = Phase("clips", 60, 64, 2, 4, 1e-4, 1e-5, 0.2, objects=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,50 +37,53 @@ def with_labels(case, *values):
     return Case(case.name, case.image, case.label, {v: case.labels[v] for v in values})
 
 
-def test_the_same_seed_gives_the_same_clip(case):
-    first, second, other = (VolumeSteps(seed, PHASE, (case,)) for seed in (7, 7, 1_000_007))
-    for step in (0, 1, 40):
-        (kind, seed, clip), (_, same_seed, same_clip), (_, _, other_clip) = first[step], second[step], other[step]
-        assert kind == PHASE.kind_at(step) and seed == same_seed
-        assert torch.equal(clip.frames, same_clip.frames) and torch.equal(clip.masks, same_clip.masks)
-        assert not torch.equal(clip.frames, other_clip.frames)
-    assert not torch.equal(first[0][2].frames, first[2][2].frames)
-    assert len(first) == PHASE.steps
+def make_batches(*cases, seed=1, count=30):
+    """Return batches of two clips of four slices with two targets each."""
+    torch.manual_seed(seed)
+    clips = VolumeClips(cases)
+    return [clips.make_batch(4, 64) for _ in range(count)]
+
+
+def test_the_same_seed_gives_the_same_clips(case):
+    first, second, other = (make_batches(case, seed=seed, count=2) for seed in (7, 7, 8))
+    for batch, same, different in zip(first, second, other, strict=True):
+        assert torch.equal(batch.frames, same.frames) and torch.equal(batch.masks, same.masks)
+        assert not torch.equal(batch.frames, different.frames)
+    assert not torch.equal(first[0].frames, first[1].frames)
 
 
 def test_clips_have_the_right_shapes_and_range(case):
-    steps = VolumeSteps(1, PHASE, (case,))
-    for step, (clips, slices) in {0: (2, 4), 1: (4, 1), 2: (2, 4)}.items():
-        clip = steps[step][2]
-        assert clip.frames.shape == (clips, slices, 64, 64) and clip.frames.dtype == torch.float32
-        assert clip.masks.shape == (clips * 2, slices, 64, 64) and clip.masks.dtype == torch.bool
-        assert clip.objects == 2
-        assert clip.frames.min() >= 0 and clip.frames.max() <= 255 and clip.frames.std() > 10
+    (batch,) = make_batches(case, count=1)
+    assert batch.frames.shape == (2, 4, 64, 64) and batch.frames.dtype == torch.float32
+    assert batch.masks.shape == (4, 4, 64, 64) and batch.masks.dtype == torch.bool
+    assert batch.rows.tolist() == [0, 0, 1, 1] and batch.end_weights.tolist() == [1] * 4
+    assert batch.frames.min() >= 0 and batch.frames.max() <= 255 and batch.frames.std() > 10
 
 
 def test_the_first_slice_always_shows_the_structure(case):
     for cases in ((case,), (with_labels(case, CUBE),), (with_labels(case, CUBE), with_labels(case, BAR))):
-        steps = VolumeSteps(3, PHASE, cases)
-        for step in range(PHASE.steps):
-            first = steps[step][2].masks[:, 0].flatten(1)
-            assert (first.sum(1) >= MIN_PIXELS).all()
+        for batch in make_batches(*cases):
+            assert (batch.masks[:, 0].flatten(1).sum(1) >= MIN_PIXELS).all()
 
 
 def test_some_clips_cross_the_end_of_the_structure_and_some_do_not(case):
-    steps = VolumeSteps(5, PHASE, (with_labels(case, CUBE),))
-    has_ended = torch.cat([~steps[step][2].masks[:, -1].flatten(1).any(1) for step in range(0, PHASE.steps, 2)])
+    has_ended = torch.cat([~b.masks[:, -1].flatten(1).any(1) for b in make_batches(with_labels(case, CUBE))])
     assert 0.5 < has_ended.float().mean() < 0.95
 
 
 def test_a_structure_through_all_slices_never_ends(case):
-    steps = VolumeSteps(5, PHASE, (with_labels(case, BAR),))
-    assert all(steps[step][2].masks.flatten(2).any(2).all() for step in range(20))
+    assert all(b.masks.flatten(2).any(2).all() for b in make_batches(with_labels(case, BAR)))
 
 
 def test_structures_lie_where_the_image_is_brighter(case):
-    clip = VolumeSteps(2, PHASE, (with_labels(case, BAR),))[0][2]
-    for frames, masks in zip(clip.frames, clip.masks[::2], strict=True):
+    (batch,) = make_batches(with_labels(case, BAR), count=1)
+    for frames, masks in zip(batch.frames, batch.masks[::2], strict=True):
         assert frames[masks].mean() > frames[~masks].mean() + 50
+
+
+def test_labels_that_are_too_small_are_refused(case):
+    with pytest.raises(UserError, match="large enough"):
+        VolumeClips((with_labels(case, 9),)).make_batch(4, 64)
 
 
 def make_anisotropic_frames():
