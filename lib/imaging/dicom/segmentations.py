@@ -8,6 +8,7 @@ import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
@@ -19,11 +20,11 @@ from lib.common.atomic_files import write_bytes
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.frames import DICOM_ERRORS, dicom_files, functional_group, numbers, read_dataset, read_headers
 from lib.imaging.dicom.stacks import Stack
+from lib.imaging.dicom.structure_codes import codes_of, long_string
 from lib.imaging.geometry import LPS_FROM_RAS, spacing
 
 ALGORITHM, MANUFACTURER, SOFTWARE_VERSION = "SAM 2", "SAM 2 for MONAI Label", "0.1"
 SERIES_NUMBER = 300  # Above the numbers of the acquired series of a study.
-LONG_STRING_LENGTH = 64  # characters in a DICOM value of the type LO
 # Copied from the source if they can be read; those in _EMPTY_ALLOWED are written even if they are unknown.
 _EMPTY_ALLOWED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
                   "ReferringPhysicianName", "PositionReferenceIndicator")  # fmt: skip
@@ -36,7 +37,7 @@ _SEG_CLASSES = "1.2.840.10008.5.1.4.1.1.66."  # Segmentation Storage (66.4) and 
 
 def write_segmentation(
     labels: np.ndarray, stack: Stack, names: Mapping[int, str], path: str | Path, *,
-    colors: Mapping[int, tuple[int, int, int]] | None = None, description: str = "Segmentation",
+    colors: Mapping[int, tuple[int, int, int]] | None = None, description: str = "Segmentation", version: str = SOFTWARE_VERSION,
 ) -> Path:  # fmt: skip
     """Write a label map as a binary DICOM SEG with one segment for each value that it holds; return the path.
 
@@ -48,6 +49,7 @@ def write_segmentation(
         names: Names of the values; a value without one becomes "segment 3".
         colors: Colours (red, green, blue) from 0 to 255 of the values, as far as viewers should use certain ones.
         description: Description of the new series.
+        version: Version of the algorithm: the name of the checkpoint.
 
     Raises:
         VolumeError: The label map is empty, has another shape than the stack, or the stack's files cannot be read.
@@ -64,7 +66,8 @@ def write_segmentation(
     for number, value in enumerate(values, 1):
         numbered[labels == value] = number
     segments = [
-        _segment(number, names.get(value) or f"segment {value}", (colors or {}).get(value)) for number, value in enumerate(values, 1)
+        _segment(number, names.get(value) or f"segment {value}", (colors or {}).get(value), version)
+        for number, value in enumerate(values, 1)
     ]
     source, sources, has_frames = _single_frame_sources(stack)
     segmentation = Segmentation(
@@ -72,7 +75,7 @@ def write_segmentation(
         segment_descriptions=segments, series_instance_uid=generate_uid(), series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(), instance_number=1, manufacturer=MANUFACTURER, manufacturer_model_name=ALGORITHM,
         software_versions=SOFTWARE_VERSION, device_serial_number="0", content_label="SEGMENTATION", content_description=None,
-        transfer_syntax_uid=ExplicitVRLittleEndian, series_description=_long_string(description),
+        transfer_syntax_uid=ExplicitVRLittleEndian, series_description=long_string(description),
     )  # fmt: skip
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
     segmentation.PatientName = patient_and_study(source).PatientName
@@ -122,26 +125,22 @@ def label_values(labels: np.ndarray) -> list[int]:
     return [int(v) for v in np.flatnonzero(is_present) if v]
 
 
-def _segment(number: int, name: str, color: tuple[int, int, int] | None) -> SegmentDescription:
-    """Return the description of a segment. Its codes say only "tissue", because the names are free text in any language."""
+def _segment(number: int, name: str, color: tuple[int, int, int] | None, version: str) -> SegmentDescription:
+    """Return the description of a segment."""
+    category, kind, side = codes_of(name)
     segment = SegmentDescription(
-        segment_number=number, segment_label=_long_string(name),
-        segmented_property_category=codes.SCT.Tissue, segmented_property_type=codes.SCT.Tissue,
+        segment_number=number, segment_label=long_string(name), segmented_property_category=category, segmented_property_type=kind,
         algorithm_type=SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence(
-            name=ALGORITHM, family=codes.cid7162.ArtificialIntelligence, version=SOFTWARE_VERSION
+            name=ALGORITHM, family=codes.cid7162.ArtificialIntelligence, version=long_string(version)
         ),
     )  # fmt: skip
+    if side is not None:
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(side)]
     if color is not None:
         rgb = np.clip(np.asarray(color[:3], float), 0, 255) / 255
         segment.RecommendedDisplayCIELabValue = list(CIELabColor(*np.clip(rgb2lab(rgb), (0, -128, -128), (100, 127, 127))).value)
     return segment
-
-
-def _long_string(text: str) -> str:
-    """Return a text as a DICOM value of the type LO can hold it: one line without backslashes and of limited length."""
-    printable = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
-    return " ".join(printable.split())[:LONG_STRING_LENGTH].strip() or "segment"
 
 
 def _single_frame_sources(stack: Stack) -> tuple[Dataset, list[Dataset], bool]:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import pydicom
 import requests
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -175,12 +174,32 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         """
         label_id, tag = checked_file_name(label_id), checked_file_name(label_tag)
         path = LocalDatastore.get_label_uri(self, label_id, tag)
-        if path or tag != FINAL:
+        if tag != FINAL:
             return path
-        for image, segmentation in self._newest_segmentations().items():
+        try:
+            segmentations = self._newest_segmentations()
+        except requests.RequestException:
+            if path:
+                return path  # The cached label is better than none while the store does not answer.
+            raise
+        for image, segmentation in segmentations.items():
             if label_id in (image, segmentation.series_uid):
                 return self._fetch_segmentation(image, segmentation)
-        return ""
+        return path
+
+    def get_labels_by_image_id(self, image_id):
+        """Return {tag: id} of an image's labels, also of a final one that is in the store and not in the cache yet."""
+        labels = LocalDatastore.get_labels_by_image_id(self, image_id)
+        with suppress(requests.RequestException):
+            if image_id in self._newest_segmentations():
+                labels = {**labels, FINAL: image_id}
+        return labels
+
+    def get_label_info(self, label_id, label_tag):
+        """Return the info of a label; a final one may have to be fetched from the store."""
+        with suppress(UserError, MONAILabelException, requests.RequestException):
+            self.get_label_uri(label_id, label_tag)
+        return LocalDatastore.get_label_info(self, label_id, label_tag)
 
     def _newest_segmentations(self) -> dict[str, StoredSegmentation]:
         """Return the newest segmentation in the store of each image that has one."""
@@ -203,6 +222,7 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         Raises:
             VolumeError: The segmentation does not fit the image.
         """
+        self._init_from_datastore_file()  # Another server may have fetched it.
         label = self._datastore.label(image, FINAL)
         path = LocalDatastore.get_label_uri(self, image, FINAL)
         if label and label.info.get("SeriesInstanceUID") == segmentation.series_uid and os.path.exists(path):
@@ -224,11 +244,15 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
         for image in set(LocalDatastore.get_labeled_images(self)) - set(segmentations):
             logger.info("The label of %s is no longer in the DICOM store: removing it from the cache.", image)
             self.remove_label(image, FINAL)
-        for image, segmentation in segmentations.items():
-            try:
-                self._fetch_segmentation(image, segmentation)
-            except (UserError, MONAILabelException) as e:
-                logger.warning("The label of %s is left out: %s", image, e)
+        done: set[str] = set()
+        # That a series holds several volumes becomes known when it is fetched; they are images of their own then, with labels.
+        while waiting := {i: segmentation for i, segmentation in self._newest_segmentations().items() if i not in done}:
+            done |= waiting.keys()
+            for image, segmentation in waiting.items():
+                try:
+                    self._fetch_segmentation(image, segmentation)
+                except (UserError, MONAILabelException) as e:
+                    logger.warning("The label of %s is left out: %s", image, e)
 
     def save_label(self, image_id, label_filename, label_tag, label_info, label_id=""):
         """Save a label that fits its image, and send a final one to the DICOM store as DICOM SEG.
@@ -246,10 +270,12 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
             info = named_info(label_info, labels, label_filename)
             if tag != FINAL:
                 return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
-            segmentation = write_labels_as_segmentation(labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"))
+            segmentation = write_labels_as_segmentation(
+                labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"), str(info.get("checkpoint") or "")
+            )
             FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
             try:
-                info["SeriesInstanceUID"] = self._send(segmentation)
+                info["SeriesInstanceUID"] = self._search.send(segmentation)
             except requests.RequestException as e:
                 logger.warning("Label of %s not sent: %s", image_id, e)
                 advice = f"The server keeps it under the tag {UNSENT}; submit it again later."
@@ -264,15 +290,6 @@ class CachedDicomDatastore(DICOMWebDatastore, FolderDatastore):
     def image_grid(self, image_id: str) -> Grid:
         """Return the voxel grid of an image, which is fetched from the store if needed; errors are those of `get_image_uri`."""
         return read_grid(self.get_image_uri(image_id))
-
-    def _send(self, file: Path) -> str:
-        """Send a DICOM file to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept."""
-        dataset = pydicom.dcmread(file)
-        answer = self._client.store_instances([dataset])
-        kept = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []}
-        if dataset.SOPInstanceUID not in kept:
-            raise requests.RequestException("The DICOM store's answer does not name the segmentation as kept.")
-        return str(dataset.SeriesInstanceUID)
 
 
 def _count_stacks(series: Path) -> int:

@@ -10,7 +10,7 @@ from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
 
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.reading import choose_stack
-from lib.imaging.dicom.segmentations import label_values, write_segmentation
+from lib.imaging.dicom.segmentations import SOFTWARE_VERSION, label_values, write_segmentation
 from lib.imaging.dicom.stacks import Stack
 from lib.imaging.readers import read_grid, read_mask
 from lib.imaging.study_files import LABEL_ENDINGS
@@ -105,15 +105,18 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], text)
 
 
-def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, rows: list[dict], path: Path) -> Path:
+def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, rows: list[dict], path: Path, checkpoint: str = "") -> Path:
     """Write a label map (I, J, K) as DICOM SEG with the names and colours of its `segment_rows`, and return the path.
+
+    The series is described by the names; the name of the checkpoint is the version of the algorithm.
 
     Raises:
         VolumeError: The label map is empty or does not fit the stack.
     """
     names = {row["idx"]: row["name"] for row in rows}
     colors = {row["idx"]: color for row in rows if (color := _color(row)) is not None}
-    return write_segmentation(labels, stack, names, path, colors=colors, description="SAM 2 segmentation")
+    return write_segmentation(labels, stack, names, path, colors=colors, description=f"SAM 2: {', '.join(names.values())}",
+                              version=checkpoint or SOFTWARE_VERSION)  # fmt: skip
 
 
 def _color(row: dict) -> tuple | None:

@@ -1,4 +1,4 @@
-"""Questions to a DICOM store: which series with images it has, which segmentations of them, and the files of a series."""
+"""Questions to a DICOM store: which series with images it has, which segmentations of them, the files of a series; and what it is sent."""
 
 import io
 import logging
@@ -9,6 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pydicom
+import requests
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.uri import URI
 from monailabel.config import settings
@@ -28,6 +29,7 @@ INFO_FIELDS = {"StudyDate": "00080020", "StudyTime": "00080030", "Modality": MOD
 # The first asks for files as they are in the store, which may not be able to convert them.
 ACCEPTED = ('multipart/related; type="application/dicom"; transfer-syntax=*', 'multipart/related; type="application/dicom"')
 NOT_ACCEPTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+MAX_AGE_S = 60  # Older answers are asked for again, even if MONAI_LABEL_DICOMWEB_CACHE_EXPIRY is longer.
 UNKNOWN = "UNK"  # MONAI Label's word for a field that the DICOM store does not tell.
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class StoredSegmentation:
 
 
 class DicomSearch:
-    """Asks a DICOM store what it has, and remembers its answers for MONAI_LABEL_DICOMWEB_CACHE_EXPIRY seconds.
+    """Asks a DICOM store what it has, sends it segmentations, and remembers its answers for MONAI_LABEL_DICOMWEB_CACHE_EXPIRY seconds, but for a minute at most.
 
     Its methods raise requests.RequestException if the store fails.
 
@@ -98,6 +100,15 @@ class DicomSearch:
             name = f"{header.get('SOPInstanceUID', number)}.dcm"
             (folder / (name if is_name(name) else f"{number}.dcm")).write_bytes(content)
 
+    def send(self, file: Path) -> str:
+        """Send a DICOM file to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept."""
+        dataset = pydicom.dcmread(file)
+        answer = self._client.store_instances([dataset])
+        kept = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []}
+        if dataset.SOPInstanceUID not in kept:
+            raise requests.RequestException("The DICOM store's answer does not name the segmentation as kept.")
+        return str(dataset.SeriesInstanceUID)
+
     def _objects(self, study_uid: str, series_uid: str) -> Iterator[bytes]:
         """Return the DICOM objects of a series one by one."""
         base = "/".join(filter(None, [self._client.base_url, self._client.wado_url_prefix]))
@@ -113,7 +124,7 @@ class DicomSearch:
 
     def _remembered(self, question: str, ask: Callable[[], list]) -> list:
         asked, answer = self._answers.get(question, (0.0, None))
-        if answer is None or time.monotonic() - asked > settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY:
+        if answer is None or time.monotonic() - asked > min(settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY, MAX_AGE_S):
             answer = ask()
             self._answers[question] = time.monotonic(), answer
         return answer

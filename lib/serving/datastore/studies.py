@@ -251,19 +251,19 @@ class StudiesDatastore(FolderDatastore):
             file = write_labels(labels, grid, Path(folder, "label.nrrd")) if is_bare else label_filename
             image_id = super().save_label(image_id, str(file), label_tag, info)
         if image.stack is not None:
-            self._write_segmentation(image_id, label_tag, labels, image.stack, info["label_info"])
+            self._write_segmentation(image_id, label_tag, labels, image.stack, info)
         return image_id
 
     def image_grid(self, image_id: str) -> Grid:
         """Return the voxel grid of an image, or raise ImageNotFoundException or UserError."""
         return self._known_image(checked_file_name(image_id)).grid()
 
-    def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, rows: list[dict]) -> None:
+    def _write_segmentation(self, image_id: str, tag, labels: np.ndarray, stack: Stack, info: dict) -> None:
         """Write a label of a DICOM image as DICOM SEG, which refers to the image's files; log why it cannot be written."""
         path = self._segmentation_file(image_id, tag)
         try:
             path.unlink(missing_ok=True)
-            write_labels_as_segmentation(labels, stack, rows, path)
+            write_labels_as_segmentation(labels, stack, info["label_info"], path, str(info.get("checkpoint") or ""))
         except (OSError, VolumeError) as e:
             logger.warning("No DICOM SEG was made of the label of %s: %s", image_id, e)
 

@@ -298,3 +298,46 @@ def test_series_ids_that_are_paths_are_refused(datastore, name):
     ):  # fmt: skip
         with pytest.raises(UserError):
             attempt()
+
+
+def test_a_stale_cached_label_is_replaced_by_a_newer_segmentation(open_datastore, store, series, tmp_path):
+    first, second = open_datastore(), open_datastore()
+    first.save_label(series, upload(first, series, make_labels(), tmp_path), "final", LABEL_INFO)
+    assert label_names(second, series, "final") == {2: "肝臟"}
+    path = write_segmentation(make_labels(3), find_stacks(tmp_path / "tilted")[0], {3: "newer"}, tmp_path / "newer.dcm")
+    store.add(path)
+    store.objects[-1].ContentDate = "29991231"
+    for datastore in (first, second):
+        datastore._search.forget_segmentations()  # As after a minute.
+        assert label_names(datastore, series, "final") == {1: "newer"} and (downloaded(datastore, series) == make_labels(1)).all()
+        assert set(datastore.get_labels_by_image_id(series)) == {"final"}
+    history = first.history.items(series, first.image_digest(series))
+    assert [i["structures"] for i in history] == [["肝臟"]], "what this server's users submitted stays in the history"
+
+
+def test_training_after_the_cache_was_deleted(open_datastore, store, series, echoes, tmp_path):
+    datastore = open_datastore()
+    with pytest.raises(VolumeError):
+        datastore.get_image_uri(echoes)
+    datastore.save_label(series, upload(datastore, series, make_labels(), tmp_path), "final", LABEL_INFO)
+    datastore.save_label(f"{echoes}#2", upload(datastore, f"{echoes}#2", make_labels(7), tmp_path), "final", LABEL_INFO)
+    before = {case.name: set(case.labels.values()) for case in usable_cases(datastore)}
+    (tmp_path / "cache").rename(tmp_path / "deleted")
+    after = {case.name: set(case.labels.values()) for case in usable_cases(open_datastore())}
+    assert after == before == {series: {"肝臟"}, f"{echoes}#2": {"Größe"}}
+
+
+def test_a_segmentation_says_what_it_shows(datastore, store, series, tmp_path):
+    labels = make_labels(1)
+    labels[8, 8, 5] = 2
+    info = {"label_info": [{"name": "kidney_left", "idx": 1}, {"name": "肝臟", "idx": 2}], "checkpoint": "tiny v0002"}
+    datastore.save_label(series, upload(datastore, series, labels, tmp_path), "final", info)
+    seg = store.segmentations()[0]
+    kidney, other = seg.SegmentSequence
+    kind = kidney.SegmentedPropertyTypeCodeSequence[0]
+    assert (kidney.SegmentedPropertyCategoryCodeSequence[0].CodeValue, kind.CodeValue) == ("123037004", "64033007")
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    assert other.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue" and other.SegmentLabel == "肝臟"
+    algorithm = kidney.SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("SAM 2", "tiny v0002")
+    assert seg.SeriesDescription == "SAM 2: kidney_left, 肝臟"
