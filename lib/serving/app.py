@@ -88,7 +88,7 @@ class SharingMixin:
             minutes = math.nan
         if not 0 < minutes < math.inf:
             raise OptionError(f"--conf lend_minutes {text}: give a number of minutes that is greater than 0.")
-        return Lending(self.records.folder / ".lending", minutes)
+        return Lending(self.records.folder / ".lending", minutes, digest_of=lambda image: self.datastore().image_digest(image))
 
     @cached_property
     def readable_volumes(self) -> ReadableVolumes:

@@ -87,7 +87,7 @@ def usable_cases(datastore) -> list[Case]:
         image, _ = image_of_label(Path(row["label"]).name, images)
         try:
             case = case_from_files(row["image"], row["label"], names=label_names(datastore, image, FINAL))
-        except UserError as e:
+        except (UserError, OSError, MemoryError) as e:
             logger.warning("Left out %s: %s", Path(row["label"]).name, e)
             continue
         if case.labels:

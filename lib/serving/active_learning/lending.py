@@ -29,27 +29,36 @@ logger = logging.getLogger(__name__)
 class Lending:
     """Loans and refusals of volumes.
 
-    The file holds {"loans": {image: {client, until}}, "skipped": {image: {client: {reason, time}}}, "rejected": {image: {client, reason,
-    time}}}; times are seconds since 1970.
+    The file holds {"loans": {image: {client, until}}, "skipped": {image: {client: {reason, time, digest}}}, "rejected": {image: {client,
+    reason, time, digest}}}; times are seconds since 1970, and the digest is that of the image's content.
 
     Args:
         folder: Where the file is kept. If it cannot be written to, the state lives as long as the server.
         minutes: How long a loan lasts after the client was last heard of.
         clock: Returns the present time in seconds.
+        digest_of: Returns the digest of the present content of an image by its id. What was said of another content does not count.
     """
 
-    def __init__(self, folder: str | Path, minutes: float = LEND_MINUTES, clock: Callable[[], float] = time.time):
+    def __init__(
+        self, folder: str | Path, minutes: float = LEND_MINUTES, clock: Callable[[], float] = time.time,
+        digest_of: Callable[[str], str] = lambda image: "",
+    ):  # fmt: skip
         self._file = Path(folder, "volumes.json")
-        self._loan_s, self._clock = 60 * minutes, clock
+        self._loan_s, self._clock, self._digest_of = 60 * minutes, clock, digest_of
         self._lock = threading.RLock()
         self._in_memory: dict | None = None  # The state, once the file could not be written.
 
     def state(self) -> dict[str, dict]:
-        """Return the content of the file without loans that have ended."""
+        """Return the content of the file without loans that have ended and without what was said of other contents."""
         state = self._in_memory or _read(self._file)
         now_s = self._clock()
         loans = {image: loan for image, loan in state["loans"].items() if loan["until"] > now_s}
-        return {**state, "loans": loans}
+        rejected = {image: entry for image, entry in state["rejected"].items() if entry["digest"] == self._digest_of(image)}
+        skipped = {}
+        for image, entries in state["skipped"].items():
+            digest = self._digest_of(image)
+            skipped[image] = {client: entry for client, entry in entries.items() if entry["digest"] == digest}
+        return {"loans": loans, "skipped": {image: entries for image, entries in skipped.items() if entries}, "rejected": rejected}
 
     def lend(self, image: str, client: str) -> bool:
         """Lend a volume to a client, or make its loan longer; return False if another client has the volume. Other loans of it end."""
@@ -91,13 +100,13 @@ class Lending:
     def skip(self, image: str, client: str, reason: str = "") -> None:
         """Never propose a volume to this client again, until it is chosen or taken back."""
         with self._changing() as state:
-            state["skipped"].setdefault(image, {})[client] = {"reason": _clean(reason), "time": self._clock()}
+            state["skipped"].setdefault(image, {})[client] = self._entry(image, reason)
             _end_loan(state, image, client)
 
     def reject(self, image: str, client: str, reason: str = "") -> None:
         """Mark a volume as bad: it is proposed to nobody."""
         with self._changing() as state:
-            state["rejected"][image] = {"client": client, "reason": _clean(reason), "time": self._clock()}
+            state["rejected"][image] = {"client": client, **self._entry(image, reason)}
             state["loans"].pop(image, None)
 
     def take_back(self, image: str, client: str) -> None:
@@ -107,11 +116,9 @@ class Lending:
             _unskip(state, image, client)
             _end_loan(state, image, client)
 
-    def forget(self, image: str) -> None:
-        """Forget all about a volume, because it is gone or another one has its name now."""
-        with self._changing() as state:
-            for entries in state.values():
-                entries.pop(image, None)
+    def _entry(self, image: str, reason: str) -> dict:
+        """Return what is kept of a refusal: its reason as one line of limited length, the time, and the digest of the image's content."""
+        return {"reason": " ".join(reason.split())[:MAX_REASON_LENGTH], "time": self._clock(), "digest": self._digest_of(image)}
 
     def _has_fresh_loan(self, image: str, client: str) -> bool:
         """Return whether a loan is so new that the file need not be written again."""
@@ -151,11 +158,6 @@ def _end_loan(state: dict, image: str, client: str) -> None:
     """Remove a client's loan of a volume from a state."""
     if state["loans"].get(image, {}).get("client") == client:
         del state["loans"][image]
-
-
-def _clean(reason: str) -> str:
-    """Return a reason as one line of limited length."""
-    return " ".join(str(reason).split())[:MAX_REASON_LENGTH]
 
 
 def _read(file: Path) -> dict[str, dict]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from tqdm import tqdm
 
@@ -55,8 +56,8 @@ class _Scoring(ScoringMethod):
                     results[image] = previous
                     continue
                 result = self._score(image, request, datastore)
-            except (UserError, OSError, ValueError) as e:
-                logger.warning("Not scored: %s: %s", image, e)
+            except (UserError, OSError, ValueError, MemoryError, MONAILabelException) as e:
+                logger.warning("Not scored: %s: %s", image, getattr(e, "msg", e))
                 continue
             if result:
                 results[image] = {**result, "inputs": inputs, "time": int(time.time())}

@@ -74,10 +74,12 @@ def test_skips_and_rejections_end_loans_and_can_be_taken_back(lending):
     assert lending.state() == {"loans": {}, "skipped": {}, "rejected": {}}
 
 
-def test_a_volume_that_is_gone_is_forgotten(lending):
-    lending.lend("a", "anna")
-    lending.skip("a", "ben")
-    lending.forget("a")
+def test_what_was_said_of_an_exchanged_image_does_not_count(tmp_path):
+    digests = {"a": "1", "b": "2"}
+    lending = Lending(tmp_path, digest_of=lambda image: digests.get(image, ""))
+    lending.skip("a", "anna")
+    lending.reject("b", "anna")
+    digests |= {"a": "3", "b": "4"}
     assert lending.state() == {"loans": {}, "skipped": {}, "rejected": {}}
 
 

@@ -256,12 +256,14 @@ def test_slice_dice_of_the_masks_of_the_session(store, records):
     assert (result["worst_structure"], result["worst_slice"], result["checkpoint"]) == ("spleen", 10, ["embedded"])
 
 
-def test_a_label_of_another_shape_does_not_stop_the_scoring(store, records, caplog):
-    for image in "ab":
+def test_a_label_of_another_shape_and_a_damaged_image_do_not_stop_the_scoring(store, records, studies, caplog):
+    for image in "abc":
         submit(store, image, make_labels((1, 2, 9, 8)))
+    submit(store, "c", make_labels((1, 2, 8, 8)), "original")
+    (studies / "c.nii.gz").write_bytes(b"no image")
     submit(store, "a", np.ones((4, 4, 4), np.uint8), "original")
     submit(store, "b", make_labels((1, 2, 8, 8)), "original")
-    assert set(SliceDice(records)({}, store)) == {"b"} and "Not scored: a" in caplog.text
+    assert set(SliceDice(records)({}, store)) == {"b"} and "Not scored: a" in caplog.text and "Not scored: c" in caplog.text
 
 
 def test_slice_quality_repeats_the_estimate_of_the_last_round(store, records):
