@@ -44,7 +44,7 @@ class Options:
     propagate: bool = True
     stop_mm: float = 6.0
     obey: bool = True
-    refine: bool = False
+    refine: bool = True
     focus: bool = True
     stride: int = 0
     batch: int = 0

@@ -45,7 +45,7 @@ def parse_options(request: dict, *, propagate: bool = True) -> Options:
         window=str(value("window", "auto")), axis=str(value("axis", "auto")),
         direction=str(value("direction", "both")), z_range=_z_range(value("z_range", None)),
         components=components, propagate=propagate,
-        obey=parse_bool(value("obey", True)), refine=parse_bool(value("refine", False)), focus=parse_bool(value("focus", True)),
+        obey=parse_bool(value("obey", True)), refine=parse_bool(value("refine", True)), focus=parse_bool(value("focus", True)),
         stop_mm=_number("stop_mm", "a distance in millimetres", value("stop_mm", 6.0)),
         stride=int(_number("stride", "a number of slices", value("stride", 0))),
     )  # fmt: skip
