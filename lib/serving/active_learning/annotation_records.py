@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import threading
 import time
 import zipfile
@@ -88,6 +89,9 @@ class AnnotationRecords:
 
     def for_image(self, image: str) -> dict[str, dict]:
         """Return {structure: record} of an image; it is empty if the image was not worked on or its file cannot be read."""
+        prefixes = tuple(f"{quote(image, safe='')}{end}" for end in (".json", DIGEST_MARK))
+        if not self.folder.is_dir() or not any(name.startswith(prefixes) for name in os.listdir(self.folder)):
+            return {}  # So that the content of images nobody has worked on is not read for its digest.
         return _read_records(self._file(image))
 
     def by_image(self) -> dict[str, dict[str, dict]]:

@@ -133,3 +133,14 @@ def test_a_full_disk_does_not_stop_the_answer(records, monkeypatch, caplog):
 
     monkeypatch.setattr("lib.serving.active_learning.annotation_records.write_bytes", raise_disk_full)
     assert note(records, make_result())["proposal"] and "No space left" in caplog.text
+
+
+def test_records_belong_to_the_content_of_an_image(tmp_path):
+    digests = {"ct_1": "a" * 32}
+    records = AnnotationRecords(tmp_path / "records", lambda image: digests[image])
+    note(records, make_result())
+    digests["ct_1"] = "b" * 32
+    assert records.for_image("ct_1") == {} == records.by_image() and records.mask("ct_1", "spleen") is None
+    digests["ct_1"] = "a" * 32
+    assert set(records.for_image("ct_1")) == {"spleen"} and set(records.by_image()) == {"ct_1"}
+    assert records.for_image("nobody worked on") == {}, "no digest is asked for, because it takes reading the image"
