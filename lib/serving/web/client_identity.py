@@ -36,8 +36,12 @@ def browser_name(request: Request) -> str:
 
 def page_client(request: Request, user: User | None) -> tuple[str, str]:
     """Return the name of the client that a page is for, and the name of its browser, which is new if it has none yet."""
-    browser = browser_name(request) or f"browser-{secrets.token_hex(6)}"
+    browser = browser_name(request) or new_browser_name()
     return client_name(request, user, {"client_id": browser}), browser
+
+
+def new_browser_name() -> str:
+    return f"browser-{secrets.token_hex(6)}"
 
 
 def remember_browser(response: Response, browser: str) -> None:

@@ -16,6 +16,8 @@ from monailabel.endpoints import ohif
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
+from lib.serving.web.client_identity import browser_name, new_browser_name, remember_browser
+
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 SCRIPT = "text/javascript"
 _BUILT_FOR = re.compile(rb"(?<=[\"'`])/ohif/")  # The path in texts of scripts and of HTML attributes.
@@ -60,7 +62,10 @@ def file(request: Request, path: str) -> Response:
     headers = {"Cache-Control": "no-cache"}  # The browser asks whether its copy is still good.
     base = base_path(request)
     if path.endswith(_FOREIGN_TEXT_ENDINGS) or (base and path.endswith(_TEXT_ENDINGS)):
-        return Response(_adapted(path, base), media_type=media_type, headers=headers)
+        response = Response(_adapted(path, base), media_type=media_type, headers=headers)
+        if path == "index.html":
+            remember_browser(response, browser_name(request) or new_browser_name())
+        return response
     return FileResponse(known[path], media_type=media_type, headers=headers)
 
 

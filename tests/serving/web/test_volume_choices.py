@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 from monailabel.config import settings
 from monailabel.endpoints import activelearning
 
-from lib.serving.web import routes, volume_choices
+from lib.serving.web import ohif_files, routes, volume_choices
 from lib.serving.web.client_identity import COOKIE
 from tests.serving.web.test_volume_page import App, Store, note_round, studies  # noqa: F401
 
@@ -44,6 +44,13 @@ def test_browsers_are_as_many_clients_as_they_are(browser):
         assert user.get("/sam2/").cookies[COOKIE].startswith("browser-")
         assert user.get("/sam2/").cookies[COOKIE] == user.cookies[COOKIE], "it stays"
     assert {ask(user)["id"] for user in users} == {"a", "b", "c"}
+
+
+def test_whoever_opens_ohif_without_a_page_of_the_app_gets_a_name_as_well(app):
+    server = FastAPI()
+    server.include_router(ohif_files.router)
+    client = TestClient(server)
+    assert client.get("/ohif/").cookies[COOKIE].startswith("browser-") and COOKIE not in client.get("/ohif/app.css").cookies
 
 
 def test_a_volume_that_is_opened_in_ohif_is_lent_to_that_browser(browser):
