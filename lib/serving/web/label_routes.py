@@ -7,12 +7,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from fastapi import APIRouter, Depends, Form, HTTPException, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, Form, HTTPException, Request, UploadFile
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
@@ -22,14 +23,16 @@ from lib.imaging.dicom.segmentations import label_values
 from lib.imaging.readers import read_mask
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
 from lib.imaging.writers import mask_extension, write_mask
-from lib.serving.datastore.folder import FINAL
+from lib.serving.datastore.folder import FINAL, FolderDatastore
 from lib.serving.datastore.history import list_labels, restore_label
 from lib.serving.datastore.labels import label_names, label_path, unique_names
 from lib.serving.datastore.submissions import submit_label
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.labels import BARE_VOXELS, name_image_by_id
 from lib.serving.web import request_checks
+from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
+from lib.serving.web.ohif_files import base_path
 
 USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
@@ -46,13 +49,28 @@ def labels(image: str, user: User = USER) -> dict:
         return list_labels(app.datastore(), _image_id(app, image, may_be_gone=True))
 
 
-@router.post("/sam2/labels/{image}/restore", summary="Make a label of the history the present one again")
-def restore(image: str, name: str, client_id: str = "", user: User = ANNOTATOR) -> dict:
+@router.post("/sam2/labels/{image}/restore", summary="Make a label of the history the present one again", response_model=None)
+def restore(request: Request, image: str, name: str, client_id: str = "", user: User = ANNOTATOR) -> Response:
+    """Answer with image, tag and restored (the name), as JSON; a form of the page /sam2/ is sent back to that page."""
+    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        raise HTTPException(403, "Only the pages of this server may send this form.")
     app = app_instance()
     with clear_errors():
         image = _image_id(app, image)
-        tag = restore_label(app.datastore(), image, name, {"client": client_id, **_known_user(user)})
-        return {"image": image, "tag": tag, "restored": name}
+        client = client_name(request, user, {"client_id": client_id})
+        tag = restore_label(app.datastore(), image, name, {"client": client, **_known_user(user)})
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(f"{base_path(request)}/sam2/", 303)
+    return JSONResponse({"image": image, "tag": tag, "restored": name})
+
+
+def history_on_page(app, image: str) -> list[dict]:
+    """Return what the page of volumes displays of the history of an image's labels, the newest first."""
+    store = app.datastore()
+    if not isinstance(store, FolderDatastore) or not store.history.items(image, ""):
+        return []  # The content of an image without a history is not read for its digest.
+    items = store.history.items(image, store.image_digest(image))
+    return [{**item, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(item.get("time") or 0))} for item in items]
 
 
 @router.put("/datastore/label", summary="Save a label; the answer names the structures that differ from the saved one")

@@ -36,7 +36,7 @@ from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.client_identity import client_name, page_client, remember_browser
 from lib.serving.web.http_errors import clear_errors
-from lib.serving.web.label_routes import checksum
+from lib.serving.web.label_routes import checksum, history_on_page
 from lib.serving.web.ohif_files import base_path
 from lib.serving.web.viewers import locate_in_viewers
 from lib.serving.web.volume_choices import choices_of
@@ -67,6 +67,7 @@ def next_sample(strategy: str, request: Request, params: dict | None = None, use
     if isinstance(params.get("image"), str):
         params["image"], _ = SeriesIndex.of(app).resolve(params["image"])
     params["client_id"] = client_name(request, user, params)
+    observability.note(client=params["client_id"])
     with _sampling, clear_errors(400, loose=True):
         answer = activelearning.sample(strategy, params, user.username)
     if not answer:
@@ -116,6 +117,7 @@ def overview(request: Request, user: User = ALLOWED) -> HTMLResponse:
         for volume in volumes:
             image = volume["summary"].image
             volume |= {"choices": choices_of(app.lending, image, client), "problem": app.readable_volumes.problems().get(image)}
+            volume["history"] = history_on_page(app, image)
         left_out = _listing(app).left_out
     counts = {status: sum(s.status == status for s in summaries) for status in volume_page.STATUSES}
     text = templates.get_template("overview.html").render(
