@@ -41,6 +41,8 @@ def add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="real volumes, packed by the command pack (default: generated clips only)")
     parser.add_argument("--minutes", type=float, default=60.0, help="duration of the run, with what was done before an interruption")
     parser.add_argument("--start", default="embedded", help="name or path of the checkpoint to start from (default: %(default)s)")
+    share_help = "share of the start in the weights that are written, from 0 to 1 (default: %(default)s)"
+    parser.add_argument("--start-share", type=float, default=0.5, help=share_help)
     parser.add_argument("--rate", type=float, default=4e-4, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
@@ -102,6 +104,8 @@ def run_train(options: Namespace) -> None:
 
     if not 0 < options.minutes < float("inf"):
         raise OptionError("minutes must be a number above 0.")
+    if not 0 <= options.start_share <= 1:
+        raise OptionError("start-share must lie between 0 and 1.")
     device = Workers.join(str(resolve_device(options.device))).device
     clips = ClipSource(device, PackedVolumes(options.data, device) if options.data else None)
     if options.sheet:
@@ -117,7 +121,7 @@ def run_train(options: Namespace) -> None:
 
     settings = Settings(
         options.out, start=options.start, minutes=options.minutes, device=str(device), seed=options.seed, rate=options.rate,
-        compiled=options.compile, check_every=options.check_every,
+        start_share=options.start_share, compiled=options.compile, check_every=options.check_every,
     )  # fmt: skip
     logging.info("Wrote %s.", Training(settings, clips, check=check).run())
 

@@ -56,6 +56,8 @@ class Settings:
         clip_norm: Largest norm of the gradient.
         balance: Weighting of the mask loss, see `step_losses.mask_losses`.
         ema: Decay of the exported moving average of the weights.
+        start_share: Share of the start in the exported weights, which are interpolated between the start and the moving average (Wortsman
+            et al. 2022, arXiv 2109.01903). It keeps what few kinds of volumes would make the network forget.
         bf16: Whether to compute in mixed precision (bfloat16); None does so where it is faster.
         half: Whether exported weights have 16 bits.
         compiled: Whether the image encoder is compiled, which takes a minute and makes steps on a GPU a sixth faster.
@@ -78,6 +80,7 @@ class Settings:
     clip_norm: float = 1.0
     balance: float = 0.2
     ema: float = 0.998
+    start_share: float = 0.0
     bf16: bool | None = None
     half: bool = True
     compiled: bool = False
@@ -147,12 +150,16 @@ class Training:
         return self.export()
 
     def export(self, name: str = "model.safetensors", **metadata: str) -> Path:
-        """Write the averaged weights with the metadata of the start and `metadata`, and training.json; return the path of the weights."""
+        """Write the weights of the run with the metadata of the start and `metadata`, and training.json; return the path of the weights."""
         path, settings = self.out / name, self.settings
         if not self.workers.is_first:
             return path
         metadata = {**checkpoints.metadata(self._checkpoint), **metadata, "image_size": str(self._checkpoint.image_size)}
-        checkpoints.save_weights(self.average, path, self._checkpoint.config, half=settings.half, **metadata)
+        weights = self.average
+        if settings.start_share:
+            start = checkpoints.read_weights(self._checkpoint.path)
+            weights = {k: v.lerp(start[k].to(v), settings.start_share) for k, v in weights.items()}
+        checkpoints.save_weights(weights, path, self._checkpoint.config, half=settings.half, **metadata)
         info = {
             "settings": asdict(settings), "steps": self.step, "seconds": round(self.seconds), "workers": self.workers.count,
             "torch": torch.__version__, "machine": _describe_machine(self._device),

@@ -127,6 +127,13 @@ def test_the_exported_model_is_a_checkpoint_with_the_calibration_of_its_start(un
     assert info["steps"] == STEPS and info["settings"]["seed"] == 1 and info["workers"] == 1
 
 
+def test_exported_weights_can_lie_between_start_and_average(tmp_path):
+    training = make_training(tmp_path, steps=1, start_share=0.75, half=False)
+    weights, start = checkpoints.read_weights(training.run()), checkpoints.read_weights(checkpoints.EMBEDDED)
+    for name, average in training.average.items():
+        assert torch.allclose(weights[name], 0.75 * start[name].float() + 0.25 * average, atol=1e-6), name
+
+
 def test_a_run_writes_a_log_curves_and_events(uninterrupted):
     rows = read_rows(uninterrupted / "log.jsonl")
     assert [r["step"] for r in rows] == [2, 4, 5]
