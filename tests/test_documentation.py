@@ -49,7 +49,7 @@ NOT_RUN = {
     f"{_MAIN} finetune --data /data/Task09_Spleen --checkpoint tiny --parts lora": _FINE_TUNING,
     f"{_MAIN} labels --studies DIR --image ID --restore NAME": _HISTORY,
     'curl -X POST "http://127.0.0.1:8000/sam2/labels/ct_phantom/restore?name=NAME"': _HISTORY,
-    f"nohup nice -n 19 {_MAIN} train --data runs/packed --minutes 1200 --out runs/next > runs/next.log &": _TRAINING,
+    f"{_MAIN} train --data runs/packed --minutes 1200 --out runs/next": _TRAINING,
     f"{_MAIN} train --data runs/packed --minutes 9 --device cuda --compile --out runs/gpu": "needs a GPU",
     ".venv/bin/torchrun --nproc-per-node=4 main.py train --data runs/packed --minutes 60 --device cuda --out runs/four_gpus": "needs GPUs",
     f"{_MAIN} calibrate --checkpoint runs/next/model.safetensors --ends": "needs the training before",
