@@ -276,6 +276,19 @@ def test_a_silent_server_leaves_the_page_usable(annotated, organs):
     assert not annotated.mask("kidney_left")[i + 3, j, K]
 
 
+def test_options_go_with_the_request(annotated):
+    page = annotated.page
+    page.keyboard.press("o")
+    page.select_option("#option-window", "bone")
+    page.screenshot(path=SCREENSHOTS / "ohif_live_options.png")
+    with page.expect_request(lambda r: "/infer/sam2?" in r.url) as request:
+        annotated.press("Close")
+    assert '"window":"bone"' in request.value.post_data and '"components"' not in request.value.post_data, "only what was changed"
+    page.keyboard.press("o")
+    page.select_option("#option-window", "auto")
+    annotated.press("Close")
+
+
 def test_two_browsers_do_not_disturb_each_other(images, server, browser, annotated):
     volume, organs = images[1]["ct"]
     before = annotated.mask("kidney_left")
@@ -284,7 +297,8 @@ def test_two_browsers_do_not_disturb_each_other(images, server, browser, annotat
     other.choose("vertebra")
     other.go_to(K)
     other.click(voxel_in(organs, "vertebra", K))
-    assert not other.mask("kidney_left").any() and dice(other.mask("vertebra"), organs == phantom.LABELS["vertebra"]) > 0.6
+    vertebra = other.mask("vertebra")
+    assert not other.mask("kidney_left").any() and (organs[vertebra] == phantom.LABELS["vertebra"]).mean() > 0.8
     np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
     ids = [{c["name"]: c["value"] for c in page.page.context.cookies()}["sam2_client"] for page in (annotated, other)]
     assert ids[0] != ids[1]

@@ -1,7 +1,7 @@
 // From clicks and painting to masks in the label map: the prompts of each structure, the requests, and what they answer.
 
 import * as Prompts from "./prompts.js";
-import { nrrdOf } from "./server.js";
+import { nrrdOf, SLICE_MODEL, VOLUME_MODEL } from "./server.js";
 
 const WAIT_MS = 30;
 
@@ -14,6 +14,7 @@ export class Annotator {
     this.history = new Prompts.History();
     this.isInside = true; // What a click without Alt means.
     this.keepOthers = true;
+    this.options = {}; // Options of the model that differ from the server's defaults.
     this.hasUnsavedWork = false;
     this.unfinished = new Set(); // Structures whose volume was not asked for, because another structure was clicked.
     this.running = null; // {structure, controller}
@@ -101,6 +102,13 @@ export class Annotator {
     else if (changes.size) this.remember([...changes]);
   }
 
+  // Chooses options of the model, and asks for the mask of the active structure again if they are others than before.
+  setOptions(options) {
+    const isSame = JSON.stringify(options) === JSON.stringify(this.options);
+    this.options = options;
+    if (!isSame && Prompts.showsStructure(this.active.prompts)) this.run(this.active);
+  }
+
   deleteLastClick() {
     if (!this.active.prompts.clicks.length) return this.report(`${this.active.name} has no click to delete.`);
     this.change([[this.active, Prompts.withoutLastClick(this.active.prompts)]]);
@@ -172,14 +180,14 @@ export class Annotator {
         this.report(`${structure.name} …`);
         const params = this.paramsOf(structure), painting = await this.paintingOf(structure);
         if (t !== null && structure.prompts.clicks.some((c) => c.inside && c.ijk[this.viewer.axis] === t)) {
-          const { voxels } = await this.server.segment("sam2_slice", params, painting, signal);
+          const { voxels } = await this.server.segment(SLICE_MODEL, params, painting, signal);
           await this.isReleased();
           if (signal.aborted) return;
           this.viewer.writeMask(structure.value, voxels, t, this.keepOthers);
           structure.areas[t] = this.viewer.sliceMask(t, structure.value).reduce((sum, v) => sum + v, 0);
           this.onChange();
         }
-        const { voxels, answer } = await this.server.segment("sam2", params, painting, signal);
+        const { voxels, answer } = await this.server.segment(VOLUME_MODEL, params, painting, signal);
         await this.isReleased();
         if (signal.aborted) return;
         this.takeAnswer(structure, voxels, answer);
@@ -224,7 +232,7 @@ export class Annotator {
 
   paramsOf(structure) {
     const { clicks, absent, painted } = structure.prompts;
-    const params = { label: structure.name };
+    const params = { ...this.options, label: structure.name };
     params.foreground = clicks.filter((c) => c.inside).map((c) => c.ijk);
     params.background = clicks.filter((c) => !c.inside).map((c) => c.ijk);
     if (absent.size) params.absent = [...absent];

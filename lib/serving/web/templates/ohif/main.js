@@ -1,6 +1,7 @@
 // The page around OHIF: opens it at a slice, follows clicks, and connects the bar's buttons and the keyboard.
 
 import { Annotator } from "./annotator.js";
+import { OptionsForm } from "./options_form.js";
 import { Place } from "./place.js";
 import { annotatedSlices } from "./prompts.js";
 import { Saving } from "./saving.js";
@@ -13,7 +14,7 @@ const READY_TICK_MS = 100, LOADING = "Loading …"; // The text of the template.
 const KEYS = {
   "ctrl+z": "undo", "ctrl+y": "redo", "ctrl+shift+z": "redo", "ctrl+s": "submit", delete: "deleteClick", backspace: "deleteClick",
   f: "inside", b: "outside", p: "brush", e: "eraser", "-": "smallerBrush", "+": "largerBrush", v: "look", x: "absent", a: "accept", n: "next", "[": "previousStructure",
-  "]": "nextStructure", "?": "help",
+  "]": "nextStructure", "?": "help", o: "options",
 };
 
 const { place: first, base } = JSON.parse(document.getElementById("place").textContent);
@@ -45,6 +46,7 @@ const ACTIONS = {
   largerBrush: () => viewer.scaleBrush(1.25),
   previousStructure: () => step(-1),
   nextStructure: () => step(1),
+  options: () => element("options").showModal(),
   help: () => element("help").showModal(),
 };
 
@@ -113,7 +115,7 @@ async function start() {
   const fresh = new Annotator(viewer, server, { report, onChange: show });
   let problem = "";
   const readSaved = server.savedLabel().catch((e) => { problem = e.message; return null; });
-  const [state, saved] = await Promise.all([server.state(), readSaved]);
+  const [state, saved, options] = await Promise.all([server.state(), readSaved, server.options()]);
   fresh.start(state);
   fresh.reopen(saved);
   annotator = fresh;
@@ -124,6 +126,7 @@ async function start() {
   strip = new Strip(element("slices"), element("volume-dice"), (t) => { place.stop(); viewer.goToSlice(t, proposedPoint(t)); });
   strip.start(viewer.slicesInOrder());
   viewer.followCamera(showSlice);
+  new OptionsForm(element("options"), (chosen) => annotator.setOptions(chosen)).start(options);
   saving = new Saving(annotator, element("changes"), report);
   element("keep-others").addEventListener("change", (e) => { annotator.keepOthers = e.target.checked; });
   viewer.window.addEventListener("keydown", onKey, true);

@@ -1,5 +1,7 @@
 // Requests to the server, and what went wrong with them in a sentence.
 
+export const VOLUME_MODEL = "sam2", SLICE_MODEL = "sam2_slice";
+
 export class Refusal extends Error {}
 
 export class Server {
@@ -47,6 +49,9 @@ export class Server {
     const answer = JSON.parse(await textOf(parts.get("params")));
     return { answer, voxels: voxelsOfNrrd(new Uint8Array(await parts.get("image").arrayBuffer())) };
   }
+
+  // Returns the options of the model with their choices.
+  async options() { return (await this.askJson("/info/")).models[VOLUME_MODEL].config; }
 
   async state() { return this.askJson(`/sam2/ohif/state?image=${encodeURIComponent(this.image)}`); }
 
