@@ -53,7 +53,7 @@ def test_packages_hold_all_modules_and_data_files(pyproject):
     assert all((p.parent / "__init__.py").exists() for p in (ROOT / "lib").rglob("*.py"))
     listed = {
         path for package, patterns in settings["package-data"].items() for pattern in patterns
-        for path in (ROOT / Path(*package.split("."))).glob(pattern)
+        for path in (ROOT / Path(*package.split("."))).glob(pattern) if path.is_file()
     }  # fmt: skip
     files = {p for p in (ROOT / "lib").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
     assert files == listed
