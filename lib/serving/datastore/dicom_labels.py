@@ -19,6 +19,7 @@ from lib.imaging.writers import write_mask
 from lib.serving.datastore.labels import BACKGROUND, unique_names
 
 MAX_HEADER_BYTES = 2**20
+MAX_UNNAMED = 32  # Values that are listed although none of them has a name; the list would be long for noise.
 
 
 def read_label(path: str | Path, image: Grid) -> np.ndarray:
@@ -72,14 +73,16 @@ def segment_rows(label_info, labels: np.ndarray, file_names: dict[int, str] | No
 
 
 def named_info(info: dict | None, labels: np.ndarray, path: str | Path) -> dict:
-    """Return a label's info with `segment_rows` for all values as label_info, also in the form in which 3D Slicer looks for names.
+    """Return a label's info with the `segment_rows` of its values as label_info, also in the form in which 3D Slicer looks for names.
 
     Args:
         info: What the client has sent.
         labels: The label map, and `path` its file.
     """
     info = dict(info or {})
-    info["label_info"] = segment_rows(info.get("label_info"), labels, names_in_file(path))
+    rows = segment_rows(info.get("label_info"), labels, names_in_file(path))
+    is_named = any(row["name"] != f"label_{row['idx']}" for row in rows)
+    info["label_info"] = rows if is_named or len(rows) <= MAX_UNNAMED else []
     params = info.get("params") if isinstance(info.get("params"), dict) else {}
     info["params"] = {**params, "label_names": {row["name"]: row["idx"] for row in info["label_info"]}}
     return info
@@ -113,7 +116,7 @@ def write_labels_as_segmentation(labels: np.ndarray, stack: Stack, rows: list[di
     Raises:
         VolumeError: The label map is empty or does not fit the stack.
     """
-    names = {row["idx"]: row["name"] for row in rows}
+    names = unique_names(label_values(labels), {row["idx"]: row["name"] for row in rows})
     colors = {row["idx"]: color for row in rows if (color := _color(row)) is not None}
     return write_segmentation(labels, stack, names, path, colors=colors, description=f"SAM 2: {', '.join(names.values())}",
                               version=checkpoint or SOFTWARE_VERSION)  # fmt: skip

@@ -128,6 +128,13 @@ def test_values_without_names_get_none(serve, studies, tmp_path):
     assert info["params"]["label_names"] == {"label_1": 1, "liver": 3}
 
 
+def test_many_values_without_names_are_not_listed(serve, studies, tmp_path):
+    store, client = serve()
+    nib.save(nib.Nifti1Image(np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8), AFFINE), tmp_path / "noise.nii.gz")
+    assert put_label(client, "a", tmp_path / "noise.nii.gz").status_code == 200
+    assert store.get_label_info("a", "final")["label_info"] == [] and len(json.dumps(store.get_label_info("a", "final"))) < 1000
+
+
 def test_scoring_and_training_compare_by_name(serve, studies, tmp_path):
     store, client = serve()
     put_label(client, "a", write_label(tmp_path / "label.nii.gz", 1, 2), rows({1: "liver", 2: "spleen"}))
