@@ -66,7 +66,7 @@ def print_table(rows: list[dict]) -> None:
     """Print the median and the 95th percentile of the times."""
     print(f"{'clicks':28s} {'number':>6s} {'slice p50':>10s} {'slice p95':>10s} {'volume p50':>11s} {'volume p95':>11s}  (seconds)")
     groups = {"all": rows, "first on a structure": [r for r in rows if r["is_first"]], "further ones": [r for r in rows if not r["is_first"]]}
-    for name, group in groups.items():
+    for name, group in ((n, g) for n, g in groups.items() if g):
         figures = [np.percentile([r[key] for r in group], q) for key in ("slice_s", "volume_s") for q in (50, 95)]
         print(f"{name:28s} {len(group):6d} {figures[0]:10.2f} {figures[1]:10.2f} {figures[2]:11.2f} {figures[3]:11.2f}")
 
