@@ -14,6 +14,7 @@ from tests.serving import ohif
 from tests.serving.ohif import CAMERAS, ON_SCREEN, SCREENSHOTS, playwright, to_lps, voxel_in
 
 pytestmark = ohif.MARKS
+CLIENT = "browser-00000001"  # The annotator in the browser; volumes that another one has begun are not proposed.
 ORGANS = ("kidney_left", "liver", "aorta")  # the test uses the first one that needs a second slice
 SERIES = """() => [...services.viewportGridService.getState().viewports.values()].map(
     (v) => services.displaySetService.getDisplaySetByUID(v.displaySetInstanceUIDs[0]).SeriesInstanceUID)"""
@@ -58,6 +59,7 @@ def browser():
 def run(address, image, clicks):
     """Send what OHIF's button *Run* sends."""
     params = {"foreground": clicks, "background": [], "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    params["client_id"] = CLIENT
     answer = requests.post(f"{address}/infer/sam2?image={image}&output=image", data={"params": json.dumps(params)}, timeout=300)
     assert answer.ok, answer.text
 
@@ -109,6 +111,7 @@ def test_next_sample_leads_to_the_slice_and_the_button_on_to_the_next(stack, bro
     number = slices - first["slice"]  # OHIF counts from the head, this series from the feet
 
     context = browser.new_context(viewport={"width": 1500, "height": 900})
+    context.add_cookies([{"name": "sam2_client", "value": CLIENT, "url": address}])
     viewer = context.new_page()
     ohif.connect(viewer, address, studies["ct_phantom"])
     viewer.click("label.tab-label:has-text('Active Learning')")
