@@ -47,7 +47,7 @@ def write_mask(
     ending = mask_extension(path.name)
     try:
         voxel_type = np.dtype(dtype)
-    except TypeError as e:
+    except (TypeError, ValueError, SyntaxError) as e:
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
     if voxel_type.kind not in "ui":
         raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")

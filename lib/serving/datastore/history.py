@@ -122,7 +122,7 @@ def describe_label(tag: str, info: dict) -> dict:
     fields = {name: info.get(name) or "" for name in _FIELDS}
     rows = info.get("label_info") if isinstance(info.get("label_info"), list) else []
     structures = [str(row.get("name")) for row in rows if isinstance(row, dict) and row.get("name")]
-    return {"tag": tag, "time": info.get("ts"), **fields, "client": fields["client"] or info.get("client_id") or "", "structures": structures}
+    return {"tag": tag, "time": _time(info.get("ts")), **fields, "client": fields["client"] or info.get("client_id") or "", "structures": structures}
 
 
 def _read(file: Path) -> dict:
@@ -132,3 +132,8 @@ def _read(file: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _time(value) -> int | None:
+    """Return a time in seconds since 1970 that a client may have set, or None if it is no time before the year 10000."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < 253_402_300_800 else None
