@@ -10,13 +10,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from lib.common.errors import VolumeError
 from lib.imaging import geometry
 from lib.imaging.dicom.reading import DICOM_ERRORS, read_dicom, read_dicom_grid
 from lib.imaging.formats.itk_files import ITK_ENDINGS, read_itk, read_itk_grid
 from lib.imaging.formats.nifti import NIFTI_ENDINGS, read_nifti, read_nifti_grid
-from lib.imaging.volume import Grid, Volume
+from lib.imaging.volume import Grid, Volume, check_affine
 
 logger = logging.getLogger(__name__)
 
@@ -51,38 +52,51 @@ def read_grid(path: str | Path) -> Grid:
     path = Path(path)
     kind = _kind(path)
     readers = {"nifti": read_nifti_grid, "itk": read_itk_grid, "dicom": read_dicom_grid}
-    return _with_clear_errors(path, lambda: readers[kind](path))
+    grid = _with_clear_errors(path, lambda: readers[kind](path))
+    check_affine(grid.affine, path.name)
+    return grid
 
 
 def read_mask(path: str | Path, image: Volume | Grid) -> np.ndarray:
-    """Read a label map that lies on the grid of `image`, int32 (I, J, K).
+    """Read a label map onto the grid of `image`, int32 (I, J, K). Its axes may have another order and other directions than the image's.
 
     Raises:
         VolumeError: It cannot be read, does not fit the image (see `check_fits`), has several layers, or holds other than whole numbers.
     """
     label = _read(Path(path), None, None, as_label=True)
-    check_fits(label.grid, image.grid if isinstance(image, Volume) else image, label.name)
-    if label.array.dtype.kind in "ui":
-        return label.array.astype(np.int32)
-    numbers = np.rint(label.array)
-    if np.abs(label.array - numbers).max() > _ROUNDING:
-        example = label.array.flat[np.abs(label.array - numbers).argmax()]
+    orientation = check_fits(label.grid, image.grid if isinstance(image, Volume) else image, label.name)
+    array = apply_orientation(label.array, orientation)
+    if array.dtype.kind in "ui":
+        return array.astype(np.int32)
+    numbers = np.rint(array)
+    if np.abs(array - numbers).max() > _ROUNDING:
+        example = array.flat[np.abs(array - numbers).argmax()]
         raise VolumeError(f"{label.name} holds {example:g}; the values of a label map are whole numbers.")
     return numbers.astype(np.int32)
 
 
-def check_fits(label: Grid, image: Grid, name: str) -> None:
-    """Raise VolumeError unless a label map has the shape of its image and each of its voxels lies within half a voxel of the image's.
+def check_fits(label: Grid, image: Grid, name: str) -> np.ndarray:
+    """Check that the voxels of a label map lie where those of its image lie, to within half a voxel.
 
     Args:
         name: Name of the label map for the message.
+
+    Returns:
+        The orientation (3, 2) of the label map's axes among the image's axes, as `nibabel.orientations.apply_orientation` takes it.
+
+    Raises:
+        VolumeError: The label map has another shape, or lies elsewhere.
     """
-    if tuple(label.shape) != tuple(image.shape):
+    orientation = io_orientation(np.eye(4) if label.planar else np.linalg.inv(image.affine) @ label.affine)
+    shape = tuple(np.take(label.shape, np.argsort(orientation[:, 0])))
+    if shape != tuple(image.shape):
         raise VolumeError(f"{name} has shape {tuple(label.shape)}, but the image has {tuple(image.shape)}.")
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1)
-    offset_mm = np.linalg.norm(geometry.to_mm(label.affine, corners) - geometry.to_mm(image.affine, corners), axis=1).max()
+    affine = label.affine @ inv_ornt_aff(orientation, label.shape)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    offset_mm = np.linalg.norm(geometry.to_mm(affine, corners) - geometry.to_mm(image.affine, corners), axis=1).max()
     if offset_mm > 0.5 * geometry.spacing(image.affine).min() and not label.planar:
         raise VolumeError(f"{name} lies elsewhere than the image (by {offset_mm:.3g} mm): resample it to the image.")
+    return orientation
 
 
 def _kind(path: Path) -> str:

@@ -64,8 +64,7 @@ class Volume:
     def __post_init__(self):
         if self.array.ndim != 3 or 0 in self.array.shape:
             raise VolumeError(f"{self.name} has shape {self.array.shape}; a volume with three axes is needed.")
-        if not geometry.is_valid_affine(self.affine):
-            raise VolumeError(f"{self.name} has an unusable affine (not finite, or flat): repair its header.")
+        check_affine(self.affine, self.name)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,6 +90,12 @@ class Volume:
         for block in self.array:  # Going slab by slab avoids a second copy of a large volume.
             digest.update(np.ascontiguousarray(block))
         return digest.hexdigest()
+
+
+def check_affine(affine: np.ndarray, name: str) -> None:
+    """Raise VolumeError, which calls the image `name`, if an affine (4, 4) does not place the voxels in space."""
+    if not geometry.is_valid_affine(affine):
+        raise VolumeError(f"{name} has an unusable affine (not finite, or flat): repair its header.")
 
 
 def make_volume(

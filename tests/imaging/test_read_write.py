@@ -157,3 +157,28 @@ def test_a_mask_must_have_the_shape_of_the_volume(tmp_path):
     np.testing.assert_array_equal(read_mask(path, Volume(RAMP, read_volume(path).affine)), RAMP % 3)
     with pytest.raises(VolumeError, match=r"has shape \(4, 5, 5\), but the image has \(4, 5, 6\)"):
         read_mask(save_nifti(mask[:, :, 1:], tmp_path / "b.nii"), Volume(RAMP))
+
+
+def reoriented(array, affine, axes, flips):
+    """Return the same voxels at the same places with permuted and reversed axes: the array and its affine."""
+    for axis in flips:
+        affine = affine @ np.array([[-1 if i == j == axis else i == j for j in range(4)] for i in range(4)], float)
+        affine[:3, 3] -= affine[:3, axis] * (array.shape[axis] - 1)
+        array = np.flip(array, axis)
+    return array.transpose(axes), affine[:, [*axes, 3]]
+
+
+@pytest.mark.parametrize("axes, flips", [((0, 1, 2), (0,)), ((0, 1, 2), (0, 1, 2)), ((2, 1, 0), ()), ((1, 2, 0), (2,)), ((2, 0, 1), (0, 1))])
+@pytest.mark.parametrize("affine", ["LPS", "oblique"], indirect=True)
+def test_a_mask_in_another_orientation_comes_onto_the_grid_of_the_image(affine, axes, flips, tmp_path):
+    mask = RAMP % 3
+    turned, turned_affine = reoriented(mask, affine, axes, flips)
+    for position in (MARKED, (0, 0, 0)):  # The helper of this test must keep every voxel in its place.
+        ijk = np.array([RAMP.shape[a] - 1 - position[a] if a in flips else position[a] for a in axes])
+        np.testing.assert_allclose(geometry.to_mm(turned_affine, ijk), geometry.to_mm(affine, position), atol=1e-6)
+    np.testing.assert_array_equal(read_mask(save_nifti(turned, tmp_path / "a.nii", turned_affine), Volume(RAMP, affine)), mask)
+    np.testing.assert_array_equal(read_mask(save_nifti(mask, tmp_path / "b.nii", affine), Volume(turned, turned_affine)), turned)
+    for offset_mm in (3, -30):
+        turned_affine[:3, 3] += offset_mm
+        with pytest.raises(VolumeError, match="lies elsewhere than the image"):
+            read_mask(save_nifti(turned, tmp_path / "c.nii", turned_affine), Volume(RAMP, affine))
