@@ -76,13 +76,13 @@ def segment_case(case: Case, out: Path, options: Options, segmenter: Segmenter) 
     The structures get the values 1, 2, ... in the order of the prompts. Where they overlap, the later one wins.
     """
     volume = read_volume(case.image)
-    labels = np.zeros(volume.shape, np.uint8)
-    values_by_name = {}
-    for value, (name, prompts) in enumerate(read_prompts(case.label, volume, options).items(), 1):
-        labels[segmenter.segment(volume, prompts, options).mask] = value
-        values_by_name[name] = value
+    prompts_by_name = read_prompts(case.label, volume, options)
+    labels = np.zeros(volume.shape, np.min_scalar_type(len(prompts_by_name)))
+    values_by_name = {name: value for value, name in enumerate(prompts_by_name, 1)}
+    for name, prompts in prompts_by_name.items():
+        labels[segmenter.segment(volume, prompts, options).mask] = values_by_name[name]
     write_text(out / f"{case.name}.json", json.dumps(values_by_name, indent=1))
-    write_mask(labels, volume, out / f"{case.name}{LABEL_MAP_SUFFIX}")
+    write_mask(labels, volume, out / f"{case.name}{LABEL_MAP_SUFFIX}", dtype=labels.dtype)
     return {"voxels": {name: int((labels == v).sum()) for name, v in values_by_name.items()}}
 
 

@@ -22,6 +22,7 @@ from lib.imaging.volume import Grid, Volume, check_affine
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3  # How far a value in a label map may lie from a whole number.
+_MAX_LABEL = np.iinfo(np.int32).max
 # The errors that nibabel, SimpleITK and pydicom raise on damaged files.
 READ_ERRORS = (
     OSError, EOFError, zlib.error, RuntimeError, ValueError, OverflowError,
@@ -61,18 +62,20 @@ def read_mask(path: str | Path, image: Volume | Grid) -> np.ndarray:
     """Read a label map onto the grid of `image`, int32 (I, J, K). Its axes may have another order and other directions than the image's.
 
     Raises:
-        VolumeError: It cannot be read, does not fit the image (see `check_fits`), has several layers, or holds other than whole numbers.
+        VolumeError: It cannot be read, does not fit the image (see `check_fits`), has several layers, or holds other than whole numbers
+            of at most 32 bits.
     """
     label = _read(Path(path), None, None, as_label=True)
     orientation = check_fits(label.grid, image.grid if isinstance(image, Volume) else image, label.name)
     array = apply_orientation(label.array, orientation)
-    if array.dtype.kind in "ui":
-        return array.astype(np.int32)
-    numbers = np.rint(array)
-    if np.abs(array - numbers).max() > _ROUNDING:
-        example = array.flat[np.abs(array - numbers).argmax()]
-        raise VolumeError(f"{label.name} holds {example:g}; the values of a label map are whole numbers.")
-    return numbers.astype(np.int32)
+    if array.dtype.kind == "f":
+        deviation = np.abs(array - np.rint(array))
+        if deviation.max() > _ROUNDING:
+            raise VolumeError(f"{label.name} holds {array.flat[deviation.argmax()]:g}; the values of a label map are whole numbers.")
+        array = np.rint(array)
+    if array.max() > _MAX_LABEL or array.min() < -_MAX_LABEL:
+        raise VolumeError(f"{label.name} holds values beyond {_MAX_LABEL}: give its structures smaller numbers.")
+    return array.astype(np.int32)
 
 
 def check_fits(label: Grid, image: Grid, name: str) -> np.ndarray:

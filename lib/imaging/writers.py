@@ -40,7 +40,7 @@ def write_mask(
         label: Name of the segment in a .seg.nrrd, or the names of several by their values.
 
     Raises:
-        OptionError: The ending or `dtype` is unknown.
+        OptionError: The ending or `dtype` is unknown, or a value of the mask does not fit into `dtype`.
         OSError: The disk is full or not writable.
     """
     path = Path(path)
@@ -51,6 +51,8 @@ def write_mask(
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
     if voxel_type.kind not in "ui":
         raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")
+    if mask.dtype != bool and not np.iinfo(voxel_type).min <= mask.min() <= mask.max() <= np.iinfo(voxel_type).max:
+        raise OptionError(f"The values {mask.min()} to {mask.max()} do not fit into {voxel_type}.")
     # A bool mask can be viewed as bytes, which avoids a copy.
     mask = mask.view(voxel_type) if mask.dtype == bool and voxel_type.itemsize == 1 else mask.astype(voxel_type)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from lib.common.errors import VolumeError
+from lib.common.errors import OptionError, VolumeError
 from lib.imaging import geometry
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
@@ -157,6 +157,16 @@ def test_a_mask_must_have_the_shape_of_the_volume(tmp_path):
     np.testing.assert_array_equal(read_mask(path, Volume(RAMP, read_volume(path).affine)), RAMP % 3)
     with pytest.raises(VolumeError, match=r"has shape \(4, 5, 5\), but the image has \(4, 5, 6\)"):
         read_mask(save_nifti(mask[:, :, 1:], tmp_path / "b.nii"), Volume(RAMP))
+
+
+def test_values_that_would_become_other_numbers_are_refused(tmp_path):
+    labels = np.zeros(SHAPE, np.uint32)
+    labels[MARKED] = 2**32 - 1
+    for dtype in (np.uint32, np.float32):
+        with pytest.raises(VolumeError, match="a.nii holds values beyond 2147483647"):
+            read_mask(save_nifti(labels.astype(dtype), tmp_path / "a.nii"), Volume(RAMP, AXIAL_LPS))
+    with pytest.raises(OptionError, match="The values 0 to 300 do not fit into uint8"):
+        write_mask(RAMP * 0 + np.int16(300) * (RAMP == 1), Volume(RAMP), tmp_path / "b.nii")
 
 
 def reoriented(array, affine, axes, flips):
