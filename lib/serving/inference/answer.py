@@ -5,12 +5,14 @@ import os
 import tempfile
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 
 from lib.common.errors import OptionError
 from lib.engine.request import parse_bool
 from lib.engine.result import Result
 from lib.imaging.geometry import has_shear
+from lib.imaging.masks import bounding_box
 from lib.imaging.volume import Volume
 from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.labels import structure_name
@@ -34,14 +36,23 @@ def requested_extension(request: dict, volume: Volume) -> str:
     return ending
 
 
-def write_result(result: Result, volume: Volume, request: dict, extension: str) -> str:
-    """Write the mask to a new temporary file, which MONAI Label deletes after it has sent it, and return its path.
+def write_result(result: Result, volume: Volume, request: dict, extension: str) -> tuple[str, dict]:
+    """Write the mask to a new temporary file, which MONAI Label deletes after it has sent it.
 
-    Its voxels are counted as the request counts them: as the image does, or as a viewer does.
+    Its voxels are counted as the request counts them: as the image does, or as a viewer does. If the request has the field result_crop, the
+    file holds only the smallest box around the structure, or a single voxel if the mask is empty.
+
+    Returns:
+        The path, and the JSON fields that say what it holds: result_offset is the first voxel [i, j, k] of the box.
     """
-    mask = result.mask
+    mask, fields = result.mask, {}
     if request.get(VIEWER_REQUEST):
         mask, volume = mask_to_viewer(volume.grid, mask), replace(volume, affine=viewer_grid(volume.grid).affine)
+    if parse_bool(request.get("result_crop")):
+        box = bounding_box(mask) or (slice(1),) * 3
+        offset = [side.start or 0 for side in box]
+        affine = volume.affine @ nib.affines.from_matvec(np.eye(3), offset)
+        mask, volume, fields = mask[box], replace(volume, affine=affine), {"result_offset": offset}
     dtype, compress = str(request.get("result_dtype") or "uint8"), parse_bool(request.get("result_compress"))
     handle, path = tempfile.mkstemp(prefix="sam2_", suffix=extension)
     os.close(handle)
@@ -50,7 +61,7 @@ def write_result(result: Result, volume: Volume, request: dict, extension: str) 
     except BaseException:
         os.unlink(path)
         raise
-    return path
+    return path, fields
 
 
 def json_answer(result: Result, volume: Volume, checkpoint: str, request: dict) -> dict:

@@ -119,8 +119,9 @@ class Sam2Task(InferTask):
         """Return the path of the mask file and the JSON answer, whose fields the documentation of the HTTP API explains.
 
         Args:
-            request: Prompts and options (see `lib.engine.request`), "image" (the path of the volume), "image_id", "saved_label" (see
-                `lib.serving.datastore.labels.saved_label`) and "result_extension", "result_dtype" and "result_compress".
+            request: Prompts and options (see `lib.engine.request`), "image" (the path of the volume), "image_id", "image_digest" (of the
+                content when the request came), "saved_label" (see `lib.serving.datastore.labels.saved_label`), and "result_extension",
+                "result_dtype", "result_compress" and "result_crop".
 
         Raises:
             HTTPException: 400 for wrong input, 404 for an unknown image, 503 if memory runs out, 507 if the disk is full.
@@ -141,8 +142,8 @@ class Sam2Task(InferTask):
             prompts = self._prompts(request, volume, options)
             result = self._segmenter.segment(volume, prompts, options, _progress)
         with stopwatch("write"):
-            path = write_result(result, volume, request, extension)
-        answer = json_answer(result, volume, reported_checkpoint, request)
+            path, fields = write_result(result, volume, request, extension)
+        answer = json_answer(result, volume, reported_checkpoint, request) | fields
         if is_cleared:
             self._records.forget_structure(str(request.get("image_id") or ""), request)
             answer |= {"expected_dice": None, "expected_volume_dice": None, "next_slice": None}
@@ -173,8 +174,10 @@ class Sam2Task(InferTask):
         """Record the state of the volume and return the fields of the answer that say what to do next."""
         frames = Frames.of(volume, window=options.window, axis=options.axis)
         image = str(request.get("image_id") or "")
-        # An id that is the path of a file belongs to no datastore: nobody could ask for its record.
-        record = self._records.add_round(image, request, frames, result, checkpoint, keep=bool(image) and not os.path.exists(image))
+        # An id that is the path of a file belongs to no datastore, and the mask of an image that was removed or exchanged during the
+        # computation does not belong to the present one.
+        keep = bool(image) and not os.path.exists(image) and self._records.digest_of(image) == request.get("image_digest", "")
+        record = self._records.add_round(image, request, frames, result, checkpoint, keep=keep)
         return {"expected_dice": record["expected_dice"], "expected_volume_dice": record["volume_dice"], "next_slice": record["proposal"]}
 
 
