@@ -56,9 +56,7 @@ def prompts_from_layers(
     clicked = {t for t in stroked if previous_mask is not None or not segment[t].any()}
     prompts: dict = {"positive": [], "negative": [], "masks": {}}
     for t in sorted(painted - clicked):
-        stack = np.zeros(segment.shape, bool)
-        stack[t] = (segment[t] | inside[t]) & ~outside[t]
-        prompts["masks"][int(t)] = frames.to_volume(stack).take(t, frames.axis)
+        prompts["masks"][int(t)] = ((segment[t] | inside[t]) & ~outside[t]).T
     for t in sorted(clicked):
         for kind, layer in (("positive", inside[t]), ("negative", outside[t])):
             prompts[kind] += [frames.to_voxel(t, y, x) for y, x in points_along_strokes(layer)]

@@ -86,6 +86,4 @@ def box_annotator(segment, frames: Frames, reference: np.ndarray, t: int) -> dic
 
 def painting_annotator(segment, frames: Frames, reference: np.ndarray, t: int) -> dict:
     """Annotate slice t by painting its reference mask; this is an `Annotator`."""
-    stack = np.zeros((len(frames), *frames.size), bool)
-    stack[t] = reference[t]
-    return {"masks": {t: frames.to_volume(stack).take(t, frames.axis)}}
+    return {"masks": {t: reference[t].T}}

@@ -22,7 +22,7 @@ class Prompts:
         boxes: 2D boxes as inclusive corners (low, high). A box that is thick along the slicing axis applies to its middle slice.
         roi: 3D region (low, high) that contains the structure, or None. If nothing else shows the structure, it also serves as a
             box on its middle slice.
-        masks: Painted slices by index along the slicing axis: bool (I, J, K) without that axis.
+        masks: Painted slices by index along the slicing axis: bool (I, J, K) without that axis, which is (X, Y) of a frame.
         absent: Indices along the slicing axis of slices that are marked as empty.
     """
 
@@ -120,7 +120,7 @@ def group_by_slice(prompts: Prompts, frames: Frames) -> dict[int, SlicePrompt]:
     Raises:
         PromptError: A slice has two boxes, or it is marked as empty and has a box or a positive click.
     """
-    masks = {t: frames.from_volume(np.expand_dims(m, frames.axis))[0] for t, m in prompts.masks.items()}
+    masks = {t: mask.T for t, mask in prompts.masks.items()}
     masks |= {t: np.zeros(frames.size, bool) for t in prompts.absent if t not in masks}
     boxes: dict[int, tuple] = {}
     for low, high in prompts.boxes:

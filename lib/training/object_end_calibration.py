@@ -51,8 +51,8 @@ def fit(path: Path, volumes: Sequence[LabelledVolume], options: Options, limits:
             frames = Frames.of(volume, window=options.window, axis=options.axis)
             for value in structures:
                 t = simulated_annotator.largest_slice(labels == value)
+                prompts = segmenter.prompts(volume, options, masks={t: (labels[t] == value).T})
                 reference = frames.to_volume(labels == value)
-                prompts = segmenter.prompts(volume, options, masks={t: np.take(reference, t, frames.axis)})
                 mask = segmenter.segment(volume, prompts, options).mask
                 dice.append(metrics.dice(mask, reference))
                 false_positive_shares.append(metrics.empty_fp_share(mask, reference, frames.axis))

@@ -128,9 +128,7 @@ def to_voxel_prompts(annotations: Annotations, frames: Frames) -> dict:
     arguments: dict = {"positive": [], "negative": [], "boxes": [], "masks": {}}
     for t, prompt in annotations.items():
         if prompt.mask is not None:
-            stack = np.zeros((len(frames), *prompt.mask.shape), bool)
-            stack[t] = prompt.mask
-            arguments["masks"][t] = frames.to_volume(stack).take(t, frames.axis)
+            arguments["masks"][t] = prompt.mask.T
         corners_xy = [p for p, label in zip(prompt.points, prompt.labels, strict=True) if label > 1]
         if corners_xy:
             # A box ends at the edges of its pixels; half a pixel further in lie the pixels' centres.
