@@ -27,8 +27,7 @@ export class Annotator {
     viewer.start(state.axis, () => this.collect());
     viewer.window.addEventListener("pointerdown", (e) => { this.withAlt = e.altKey; this.isPressed = true; }, true);
     for (const e of ["pointerup", "pointercancel"]) viewer.window.addEventListener(e, () => { this.isPressed = false; }, true);
-    this.structures = viewer.segments().map((segment) => newStructure(segment, viewer.sliceCount));
-    this.countAreas();
+    this.structures = viewer.segments().map((segment) => newStructure(segment, viewer.labels));
     for (const known of state.structures) {
       const structure = this.structures.find((s) => s.name === known.label);
       if (structure) Object.assign(structure, { dice: known.expected_dice, volumeDice: known.volume_dice, proposed: known.proposed, reason: known.reason });
@@ -38,13 +37,11 @@ export class Annotator {
   // Puts the voxels of a saved label into the segments, whose names may be new. Nothing is undone past this.
   reopen(saved) {
     if (!saved) return;
-    const { viewer } = this, values = new Map([[0, 0]]), changes = new Map();
-    for (const [value, name] of Object.entries(saved.names)) values.set(Number(value), this.structureNamed(name).value);
-    saved.voxels.forEach((value, index) => { if (viewer.voxels[index] !== values.get(value)) changes.set(index, values.get(value)); });
-    viewer.write(changes);
-    this.countAreas();
+    const { labels } = this.viewer, values = new Uint8Array(256);
+    for (const [value, name] of Object.entries(saved.names)) values[value] = this.structureNamed(name).value;
+    this.viewer.draw(labels.load(saved.voxels, values));
     for (const structure of this.structures.filter(hasMask)) {
-      structure.prompts = Prompts.ofSaved(Array.from(structure.areas, (n, t) => (n ? viewer.sliceMask(t, structure.value) : null)));
+      structure.prompts = Prompts.ofSaved(Array.from(structure.areas, (n, t) => (n ? labels.sliceMask(t, structure.value) : null)));
     }
     this.hasUnsavedWork = false;
   }
@@ -53,7 +50,7 @@ export class Annotator {
   structureNamed(name) {
     let structure = this.structures.find((s) => s.name === name);
     if (!structure) {
-      structure = newStructure(this.viewer.addSegment(name), this.viewer.sliceCount);
+      structure = newStructure(this.viewer.addSegment(name), this.viewer.labels);
       this.structures.push(structure);
     }
     return structure;
@@ -89,14 +86,13 @@ export class Annotator {
 
   takePainting(edited) {
     const { viewer } = this, changes = new Map();
-    this.countAreas();
     for (const [value, t] of edited) {
       const structure = this.structures.find((s) => s.value === value);
       if (!structure) continue;
       const prompts = changes.get(structure) || structure.prompts;
       // A structure that another one has covered without having prompts of its own stays as it is.
       if (structure !== this.active && Prompts.isEmpty(prompts)) continue;
-      changes.set(structure, Prompts.withPainted(prompts, t, viewer.sliceMask(t, value), viewer.axis));
+      changes.set(structure, Prompts.withPainted(prompts, t, viewer.labels.sliceMask(t, value), viewer.axis));
     }
     if (changes.has(this.active)) this.change([...changes]);
     else if (changes.size) this.remember([...changes]);
@@ -129,7 +125,7 @@ export class Annotator {
   // Says that the mask of the active structure on the slice in view is correct as it is.
   accept() {
     const { viewer, active } = this, t = viewer.currentSlice();
-    this.change([[active, Prompts.withPainted(active.prompts, t, viewer.sliceMask(t, active.value), viewer.axis)]]);
+    this.change([[active, Prompts.withPainted(active.prompts, t, viewer.labels.sliceMask(t, active.value), viewer.axis)]]);
   }
 
   undo() { this.goBack(this.history.undo(), "There is nothing to undo."); }
@@ -180,17 +176,16 @@ export class Annotator {
         this.report(`${structure.name} …`);
         const params = this.paramsOf(structure), painting = await this.paintingOf(structure);
         if (t !== null && structure.prompts.clicks.some((c) => c.inside && c.ijk[this.viewer.axis] === t)) {
-          const { voxels } = await this.server.segment(SLICE_MODEL, params, painting, signal);
+          const { mask } = await this.server.segment(SLICE_MODEL, params, painting, signal);
           await this.isReleased();
           if (signal.aborted) return;
-          this.viewer.writeMask(structure.value, voxels, t, this.keepOthers);
-          structure.areas[t] = this.viewer.sliceMask(t, structure.value).reduce((sum, v) => sum + v, 0);
+          this.viewer.writeMask(structure.value, mask, t, this.keepOthers);
           this.onChange();
         }
-        const { voxels, answer } = await this.server.segment(VOLUME_MODEL, params, painting, signal);
+        const { mask, answer } = await this.server.segment(VOLUME_MODEL, params, painting, signal);
         await this.isReleased();
         if (signal.aborted) return;
-        this.takeAnswer(structure, voxels, answer);
+        this.takeAnswer(structure, mask, answer);
         this.report(answer.warnings?.length ? answer.warnings[0] : "");
       }
     } catch (e) {
@@ -217,10 +212,9 @@ export class Annotator {
     while (this.isPressed) await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
   }
 
-  takeAnswer(structure, voxels, answer = {}) {
+  takeAnswer(structure, mask, answer = {}) {
     const { viewer } = this;
-    viewer.writeMask(structure.value, voxels, null, this.keepOthers);
-    this.countAreas();
+    viewer.writeMask(structure.value, mask, null, this.keepOthers);
     const isReversed = answer.viewer_slices_reversed && answer.axis === 2, last = viewer.sliceCount - 1;
     const dice = answer.expected_dice || null, proposal = answer.next_slice;
     structure.dice = dice && isReversed ? [...dice].reverse() : dice;
@@ -244,23 +238,17 @@ export class Annotator {
   async paintingOf(structure) {
     const { painted } = structure.prompts;
     if (!painted.size) return null;
-    const voxels = new Uint8Array(this.viewer.voxels.length);
-    for (const [t, mask] of painted) this.viewer.forEachVoxel(t, (index, n) => { voxels[index] = Prompts.isSet(mask, n); });
-    return nrrdOf(voxels, this.viewer.labelMap(), this.isReversed);
-  }
-
-  // Counts the voxels of all structures on each slice: a new mask may have covered others.
-  countAreas() {
-    const counts = this.viewer.countVoxels();
-    for (const structure of this.structures) structure.areas = counts.get(structure.value);
+    const { labels } = this.viewer, planes = labels.planes.map((plane) => new Uint8Array(plane.length));
+    for (const [t, mask] of painted) labels.forEachVoxel(t, (k, n, m) => { planes[k][n] = Prompts.isSet(mask, m); });
+    return nrrdOf(planes, this.viewer.labelVolume(), this.isReversed);
   }
 }
 
 export const hasMask = (structure) => structure.areas.some((n) => n);
 
-function newStructure({ name, value, color }, sliceCount) {
+function newStructure({ name, value, color }, labels) {
   return {
-    name, value, color, prompts: Prompts.NONE, areas: new Uint32Array(sliceCount), dice: null, volumeDice: null, proposed: null, proposedPoint: null, reason: "",
+    name, value, color, areas: labels.areasOf(value), prompts: Prompts.NONE, dice: null, volumeDice: null, proposed: null, proposedPoint: null, reason: "",
     failed: false,
   };
 }

@@ -1,5 +1,7 @@
 // Submit: what it would change in the saved label, and saving after confirmation.
 
+import { hasMask } from "./annotator.js";
+
 export class Saving {
   constructor(annotator, dialog, report) {
     Object.assign(this, { annotator, dialog, report });
@@ -12,8 +14,8 @@ export class Saving {
     try {
       if (annotator.running) this.report("Waiting for the mask …");
       await annotator.isIdle();
-      const voxels = viewer.readLabelMap(), present = new Set(voxels);
-      const rows = annotator.structures.filter((s) => present.has(s.value)).map((s) => ({ name: s.name, idx: s.value }));
+      const voxels = viewer.labels.planes.map((plane) => plane.slice()); // They may change while the annotator is asked.
+      const rows = annotator.structures.filter(hasMask).map((s) => ({ name: s.name, idx: s.value }));
       if (!rows.length) throw new Error("There is no segment yet: click on a structure.");
       this.report("Comparing with the saved label …");
       const changes = await server.saveLabel(voxels, rows, { preview: true });

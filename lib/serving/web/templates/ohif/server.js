@@ -37,17 +37,18 @@ export class Server {
 
   async askJson(path, options) { return (await this.ask(path, options)).json(); }
 
-  // Asks for the mask of a structure. Returns {voxels: one byte for each, answer: the fields of the answer}.
+  // Asks for the mask of a structure. Returns {mask: a box as LabelMap takes it, answer: the fields of the answer}.
   // `labelMap` is null, or a Blob with the painted slices.
   async segment(model, params, labelMap, signal) {
     const form = new FormData();
-    const format = { result_extension: ".nrrd", result_dtype: "uint8", result_compress: false };
+    const format = { result_extension: ".nrrd", result_dtype: "uint8", result_compress: false, result_crop: true };
     form.append("params", JSON.stringify({ ...params, ...format, client_id: this.client }));
     if (labelMap) form.append("label", labelMap, "painted.nrrd");
     const response = await this.ask(`/infer/${model}?image=${encodeURIComponent(this.image)}`, { method: "POST", body: form, signal });
     const parts = await response.formData();
     const answer = JSON.parse(await textOf(parts.get("params")));
-    return { answer, voxels: voxelsOfNrrd(new Uint8Array(await parts.get("image").arrayBuffer())) };
+    const { size, voxels } = parseNrrd(new Uint8Array(await parts.get("image").arrayBuffer()));
+    return { answer, mask: { offset: answer.result_offset, size, voxels } };
   }
 
   // Returns the options of the model with their choices.
@@ -63,12 +64,12 @@ export class Server {
     return { names, voxels: new Uint8Array(await response.arrayBuffer()) };
   }
 
-  // Saves the voxels as the final label. Returns which structures are {new, changed, unchanged, missing}, compared with the saved one.
+  // Saves planes of voxels as the final label. Returns which structures are {new, changed, unchanged, missing}, compared with the saved one.
   // Options: preview: only compare; keep: structures that are missing stay in the label.
-  async saveLabel(voxels, names, options = {}) {
+  async saveLabel(planes, names, options = {}) {
     const form = new FormData();
     form.append("params", JSON.stringify({ label_info: names, client_id: this.client, ...options }));
-    form.append("label", new Blob([voxels]), "label.bin");
+    form.append("label", new Blob(planes), "label.bin");
     return (await this.askJson(`/datastore/label?image=${encodeURIComponent(this.image)}`, { method: "PUT", body: form })).structures;
   }
 
@@ -91,21 +92,21 @@ function clientId() {
 
 const textOf = (part) => (typeof part === "string" ? part : part.text());
 
-// Returns the voxels of an uncompressed NRRD file: what follows the first empty line.
-function voxelsOfNrrd(bytes) {
-  for (let n = 1; n < bytes.length; n++) if (bytes[n] === 10 && bytes[n - 1] === 10) return bytes.subarray(n + 1);
-  throw new Refusal("The server's answer is not complete.");
+// Returns size and voxels of an uncompressed NRRD file: the header ends with the first empty line.
+function parseNrrd(bytes) {
+  const text = new TextDecoder("latin1").decode(bytes.subarray(0, 4096)), end = text.indexOf("\n\n");
+  const sizes = text.slice(0, end).match(/^sizes: (\d+) (\d+) (\d+)$/m);
+  if (end < 0 || !sizes) throw new Refusal("The server's answer is not complete.");
+  return { size: sizes.slice(1).map(Number), voxels: bytes.subarray(end + 2) };
 }
 
-// Returns an NRRD file with a label map on the grid of a volume of cornerstone. `isReversed` says that the image's file counts the slices
-// (k) the other way round; the server takes label maps in the order of that file only.
-export async function nrrdOf(voxels, volume, isReversed) {
-  const { dimensions, spacing } = volume, sliceSize = dimensions[0] * dimensions[1], last = dimensions[2] - 1;
+// Returns an NRRD file with planes of a label map on the grid of a volume of cornerstone. `isReversed` says that the image's file counts the
+// slices (k) the other way round; the server takes label maps in the order of that file only.
+export async function nrrdOf(planes, volume, isReversed) {
+  const { dimensions, spacing } = volume, last = dimensions[2] - 1;
   const axes = [0, 1, 2].map((a) => [...volume.direction].slice(3 * a, 3 * a + 3).map((x) => x * spacing[a]));
-  let ordered = voxels, origin = [...volume.origin];
+  let origin = [...volume.origin];
   if (isReversed) {
-    ordered = new Uint8Array(voxels.length);
-    for (let k = 0; k <= last; k++) ordered.set(voxels.subarray(k * sliceSize, (k + 1) * sliceSize), (last - k) * sliceSize);
     origin = origin.map((x, i) => x + last * axes[2][i]);
     axes[2] = axes[2].map((x) => -x);
   }
@@ -114,6 +115,7 @@ export async function nrrdOf(voxels, volume, isReversed) {
     "NRRD0004", "type: uint8", "dimension: 3", "space: left-posterior-superior", `sizes: ${[...dimensions].join(" ")}`,
     `space directions: ${axes.map(vector).join(" ")}`, "kinds: domain domain domain", "encoding: gzip", `space origin: ${vector(origin)}`, "", "",
   ].join("\n");
-  const packed = new Response(new Blob([ordered]).stream().pipeThrough(new CompressionStream("gzip")));
+  const ordered = isReversed ? [...planes].reverse() : planes;
+  const packed = new Response(new Blob(ordered).stream().pipeThrough(new CompressionStream("gzip")));
   return new Blob([header, await packed.arrayBuffer()]);
 }

@@ -1,7 +1,9 @@
 // OHIF in the frame: its viewports, tools, clicks and label map. Nothing else of this page touches OHIF.
 //
 // Cornerstone, its tools and OHIF's services are globals of the frame's window. Voxels (i, j, k) are those of the image's volume in
-// cornerstone, which the server counts in the same way; the label map has one byte for each of them, i fastest.
+// cornerstone, which the server counts in the same way.
+
+import { LabelMap } from "./label_map.js";
 
 const PROBE = "ProbeMONAILabel", SEGMENTATION = "1", TOOL_GROUP = "mpr";
 const PRIMARY_BUTTON = 1, ALT = 18, CAMERA_TICK_MS = 100;
@@ -12,8 +14,8 @@ export class Viewer {
   constructor(frame) {
     this.frame = frame;
     this.axis = 2;
-    this.isWriting = false; // Whether this page is changing the label map, so that its own changes are not taken for painting.
-    this.wasPainted = false;
+    this.isWriting = false; // Whether this page is changing clicks, so that its own changes are not taken for the annotator's.
+    this.paintedPlanes = new Set(); // Of the label map, since the last call of takePainting.
   }
 
   get window() { return this.frame.contentWindow; }
@@ -71,9 +73,8 @@ export class Viewer {
   isReady() {
     try {
       const loaded = this.window.cornerstone.cache.getVolumes().every((v) => v.loadStatus?.loaded ?? true);
-      const labelMap = this.services.segmentationService.getLabelmapVolume(SEGMENTATION);
-      const image = this.viewports()[0]?.getImageData().dimensions;
-      return Boolean(loaded && labelMap && image && image.every((n, a) => n === labelMap.dimensions[a]));
+      const labels = this.labelVolume(), image = this.viewports()[0]?.getImageData().dimensions;
+      return Boolean(loaded && labels && image && image.every((n, a) => n === labels.dimensions[a]));
     } catch {
       return false; // OHIF has not loaded all of its modules yet
     }
@@ -84,10 +85,12 @@ export class Viewer {
     const { Events } = this.tools.Enums;
     const target = this.window.cornerstone.eventTarget;
     this.axis = axis;
-    this.size = [...this.labelMap().dimensions];
-    this.strides = [1, this.size[0], this.size[0] * this.size[1]];
-    this.voxels = this.readLabelMap();
-    target.addEventListener(Events.SEGMENTATION_DATA_MODIFIED, () => { if (!this.isWriting) this.wasPainted = true; });
+    const volume = this.labelVolume(), { cache } = this.window.cornerstone;
+    this.labels = new LabelMap(volume.imageIds.map((id) => cache.getImage(id).voxelManager.getScalarData()), [...volume.dimensions], axis);
+    target.addEventListener(Events.SEGMENTATION_DATA_MODIFIED, ({ detail }) => {
+      const planes = detail.modifiedSlicesToUse?.length ? detail.modifiedSlicesToUse : this.labels.planes.keys();
+      for (const k of planes) this.paintedPlanes.add(k);
+    });
     const later = () => { if (!this.isWriting) setTimeout(onChange, 0); };
     target.addEventListener(Events.ANNOTATION_COMPLETED, later);
     target.addEventListener(Events.ANNOTATION_REMOVED, later);
@@ -103,8 +106,7 @@ export class Viewer {
     setTimeout(() => viewport.element.dispatchEvent(move), 0);
   }
 
-  labelMap() { return this.services.segmentationService.getLabelmapVolume(SEGMENTATION); }
-  readLabelMap() { return this.labelMap().voxelManager.getCompleteScalarDataArray().slice(); }
+  labelVolume() { return this.services.segmentationService.getLabelmapVolume(SEGMENTATION); }
 
   // Segments ---------------------------------------------------------------------------------------------------------------------------
 
@@ -131,38 +133,7 @@ export class Viewer {
 
   // Slices -----------------------------------------------------------------------------------------------------------------------------
 
-  get sliceCount() { return this.size[this.axis]; }
-
-  // Calls visit(index of the voxel in the volume, index within the slice) for the voxels of slice t.
-  forEachVoxel(t, visit) {
-    const [a, b] = [0, 1, 2].filter((x) => x !== this.axis);
-    let n = 0;
-    for (let v = 0; v < this.size[b]; v++) {
-      let index = t * this.strides[this.axis] + v * this.strides[b];
-      for (let u = 0; u < this.size[a]; u++, index += this.strides[a]) visit(index, n++);
-    }
-  }
-
-  // Returns the mask of a segment on slice t, one byte for each voxel.
-  sliceMask(t, value) {
-    const mask = new Uint8Array(this.voxels.length / this.sliceCount);
-    this.forEachVoxel(t, (index, n) => { mask[n] = this.voxels[index] === value ? 1 : 0; });
-    return mask;
-  }
-
-  // Returns the numbers of voxels of all segments on each slice: a Map from values to arrays.
-  countVoxels() {
-    const { size, axis, sliceCount, voxels } = this, counts = new Uint32Array(256 * sliceCount), ijk = [0, 0, 0];
-    let index = 0;
-    for (ijk[2] = 0; ijk[2] < size[2]; ijk[2]++) {
-      for (ijk[1] = 0; ijk[1] < size[1]; ijk[1]++) {
-        for (let i = 0; i < size[0]; i++, index++) {
-          if (voxels[index]) counts[voxels[index] * sliceCount + (axis === 0 ? i : ijk[axis])] += 1;
-        }
-      }
-    }
-    return new Map(Array.from({ length: 256 }, (_, value) => [value, counts.subarray(value * sliceCount, (value + 1) * sliceCount)]));
-  }
+  get sliceCount() { return this.labels.sliceCount; }
 
   currentSlice() {
     const ijk = this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint]);
@@ -210,43 +181,24 @@ export class Viewer {
 
   // The label map ----------------------------------------------------------------------------------------------------------------------
 
-  // Gives voxels new values: `values` is a Map from indices to values.
-  write(values) {
-    if (!values.size) return;
-    const { voxelManager } = this.labelMap();
-    for (const [index, value] of values) {
-      voxelManager.setAtIndex(index, value);
-      this.voxels[index] = value;
-    }
-    this.quietly(() => this.tools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(SEGMENTATION));
+  // Makes a segment be where a mask is, on slice t or, if t is null, everywhere: see LabelMap.
+  writeMask(value, mask, t = null, keepOthers = true) { this.draw(this.labels.writeMask(value, mask, t, keepOthers)); }
+
+  // Draws planes of the label map that have changed, first in the viewport of the slices, because drawing takes long without a graphics card.
+  draw(planes) {
+    if (!planes.length) return;
+    const { vtkOpenGLTexture, imageData } = this.labelVolume(), main = this.mainViewport();
+    for (const k of planes) vtkOpenGLTexture.setUpdatedFrame(k);
+    imageData.modified();
+    const others = () => { for (const viewport of this.viewports()) if (viewport.id !== main.id) viewport.render(); };
+    main.element.addEventListener(this.window.cornerstone.Enums.Events.IMAGE_RENDERED, others, { once: true });
+    main.render();
   }
 
-  // Makes a segment be where `mask` (one byte for each voxel of the volume; null: nowhere) is not 0, on slice t or, if t is null, everywhere.
-  // Voxels of other segments are kept on request.
-  writeMask(value, mask, t = null, keepOthers = true) {
-    const changes = new Map(), { voxels } = this;
-    const visit = (index) => {
-      const old = voxels[index];
-      if (mask && mask[index]) {
-        if (old !== value && (!keepOthers || old === 0)) changes.set(index, value);
-      } else if (old === value) changes.set(index, 0);
-    };
-    if (t === null) for (let index = 0; index < voxels.length; index++) visit(index);
-    else this.forEachVoxel(t, visit);
-    this.write(changes);
-  }
-
-  // Returns what was painted since the last call, as pairs "value t" of segments and slices, and takes it over.
+  // Takes over what was painted since the last call. Returns pairs "value t" of segments and slices.
   takePainting() {
-    if (!this.wasPainted) return new Set();
-    this.wasPainted = false;
-    const now = this.readLabelMap(), edited = new Set(), stride = this.strides[this.axis];
-    for (let index = 0; index < now.length; index++) {
-      if (now[index] === this.voxels[index]) continue;
-      const t = Math.floor(index / stride) % this.sliceCount;
-      for (const value of [now[index], this.voxels[index]]) if (value) edited.add(`${value} ${t}`);
-    }
-    this.voxels = now;
+    const edited = this.labels.takePainting(this.paintedPlanes);
+    this.paintedPlanes.clear();
     return edited;
   }
 
@@ -284,11 +236,10 @@ export class Viewer {
         config.style.setAnnotationStyles(click.uid, { color, colorHighlighted: color, colorSelected: color });
       }
     });
-    for (const viewport of this.viewports()) viewport.render();
     this.tools.utilities.triggerAnnotationRenderForViewportIds(this.viewports().map((v) => v.id));
   }
 
-  isInView(ijk) { return ijk.every((x, a) => x >= 0 && x < this.size[a]); }
+  isInView(ijk) { return ijk.every((x, a) => x >= 0 && x < this.labels.size[a]); }
 
   // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks.
   setTool(name) {
