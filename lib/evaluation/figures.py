@@ -7,21 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.evaluation.interactive_tables import collect_curves
+from lib.evaluation.intervals import estimate_mean
 from lib.evaluation.protocols import shen
-from lib.evaluation.tables import METHOD_NAMES, dice_growth_per_click, stack_rounds
-
-
-def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean (R,) of values (N, R) without NaN, and half the width of its 95 % confidence interval (normal; 0 for one value).
-
-    >>> [float(x[0].round(3)) for x in mean_and_interval(np.array([[0.0], [1.0]]))]
-    [0.5, 0.98]
-    """
-    count = np.sum(~np.isnan(values), 0)
-    mean = np.nanmean(values, 0)
-    deviation = np.sqrt(np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1))
-    return mean, 1.96 * deviation / np.sqrt(np.maximum(count, 1))
+from lib.evaluation.tables import METHOD_NAMES, estimate_growth, stack_curves
 
 
 def draw_rounds(rows: list[dict], path: Path) -> Path:
@@ -35,8 +23,8 @@ def draw_rounds(rows: list[dict], path: Path) -> Path:
     figure = Figure(figsize=(5.5 * len(settings), 4))
     for setting, axes in zip(settings, figure.subplots(1, len(settings), squeeze=False)[0], strict=True):
         for name in dict.fromkeys(r[curve_key] for r in rows if r["setting"] == setting):
-            dice = stack_rounds([r for r in rows if r["setting"] == setting and r[curve_key] == name])
-            _draw_curve(axes, dice, METHOD_NAMES.get(name, name))
+            curves = stack_curves([r for r in rows if r["setting"] == setting and r[curve_key] == name])
+            _draw_curve(axes, *curves, METHOD_NAMES.get(name, name))
         _finish_axes(axes, title=setting, xlabel="annotated slices", ylabel="Dice", ylim=(0, 1))
     return _save(figure, path)
 
@@ -45,14 +33,14 @@ def draw_clicks(rows: list[dict], path: Path) -> Path:
     """Draw the growth of Dice per click (Shen et al. 2024, Fig. 3), and the Dice of the prompted slice after each click (Fig. 5)."""
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
-    click_numbers = np.arange(1, shen.MAX_CLICKS + 1)
-    growth = dice_growth_per_click(rows)
+    click_numbers = range(1, shen.MAX_CLICKS + 1)
+    growth = estimate_growth(rows)
     width = 0.4 / max(1, len(growth))
-    for n, (setting, values) in enumerate(growth.items()):
-        left.bar(click_numbers + n * width, 100 * values, width, label=setting)
+    for n, (setting, estimates) in enumerate(growth.items()):
+        left.bar([c + n * width for c in click_numbers], [e.value for e in estimates], width, label=setting)
+        curves = stack_curves([r for r in rows if r["setting"] == setting], "slice_dice", click_numbers)
+        _draw_curve(right, *curves, setting)
     _finish_axes(left, title="Dice growth per added point", xlabel="point", ylabel="percent")
-    for setting in growth:
-        _draw_curve(right, stack_rounds([r for r in rows if r["setting"] == setting], "slice_dice")[:, : shen.MAX_CLICKS], setting)
     _finish_axes(right, title="prompted slice", xlabel="clicks", ylabel="Dice", ylim=(0, 1))
     return _save(figure, path)
 
@@ -62,18 +50,18 @@ def draw_interactions(rows: list[dict], rounds: int, path: Path) -> Path:
     figure = Figure(figsize=(10, 4))
     for (key, name), axes in zip((("dice", "Dice"), ("nsd", "NSD")), figure.subplots(1, 2), strict=True):
         for method in dict.fromkeys(r["method"] for r in rows):
-            curves = collect_curves([r for r in rows if r["method"] == method], key, rounds + 1)
-            _draw_curve(axes, np.array(list(curves.values())), METHOD_NAMES.get(method, method), first=0)
+            curves = stack_curves([r for r in rows if r["method"] == method], key, range(rounds + 1))
+            _draw_curve(axes, *curves, METHOD_NAMES.get(method, method), first=0)
         _finish_axes(axes, title=name, xlabel="interactions after the first", ylabel=name, ylim=(0, 1))
     return _save(figure, path)
 
 
-def _draw_curve(axes: Axes, values: np.ndarray, name: str, first: int = 1) -> None:
-    """Draw the mean of values (N, R) over N, and its interval clipped to 0 to 1; the first of the R rounds has the number `first`."""
-    mean, half_width = mean_and_interval(values)
+def _draw_curve(axes: Axes, values: np.ndarray, volumes: list[str], name: str, first: int = 1) -> None:
+    """Draw the mean of values (N, R) of structures with its interval over the N volumes; the first round has the number `first`."""
+    mean, low, high = np.array([estimate_mean(column, volumes) for column in values.T]).T
     x = first + np.arange(len(mean))
     axes.plot(x, mean, marker="o", markersize=3, label=name)
-    axes.fill_between(x, np.maximum(mean - half_width, 0), np.minimum(mean + half_width, 1), alpha=0.15)
+    axes.fill_between(x, low, high, alpha=0.15)
 
 
 def _finish_axes(axes: Axes, **properties) -> None:

@@ -3,7 +3,6 @@
 A row is one method on one structure after one step, see `lib.evaluation.tables`. Round 0 is the step before the first correction.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +11,12 @@ from scipy.integrate import trapezoid
 from lib.evaluation import published_results
 from lib.evaluation.intervals import estimate_mean, format_estimate
 from lib.evaluation.protocols import cvpr25
-from lib.evaluation.tables import METHOD_NAMES, format_cell, format_markdown
+from lib.evaluation.tables import METHOD_NAMES, estimate_last, format_cell, format_markdown, stack_curves
 
 MIN_DSC_FOR_NSD = 0.2  # The challenge sets the NSD of a case to 0 where its mean Dice is not above this.
 NOI_THRESHOLDS = (0.80, 0.85, 0.90)
 SHORT_RUN = 20  # Number of edits for which the nAUC is reported beside that of all edits.
 LISTED_EDITS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
-
-
-def carry_last(values_by_round: dict[int, float], count: int) -> np.ndarray:
-    """Return the values of rounds 0 to `count` - 1, float (count,); rounds after the last one keep its value.
-
-    >>> carry_last({0: 0.5, 1: 1.0}, 4).tolist()
-    [0.5, 1.0, 1.0, 1.0]
-    """
-    last = max(values_by_round)
-    return np.array([values_by_round[min(n, last)] for n in range(count)])
-
-
-def collect_curves(rows: list[dict], key: str, count: int) -> dict[tuple[str, str], np.ndarray]:
-    """Return a column of the rows of one method as curves over rounds 0 to `count` - 1, {(case, label): float (count,)}."""
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    for r in rows:
-        values.setdefault((r["case"], r["label"]), {})[r["round"]] = r[key]
-    return {structure: carry_last(by_round, count) for structure, by_round in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +47,14 @@ class ChallengeCase:
 
 def collect_challenge_cases(rows: list[dict]) -> dict[str, ChallengeCase]:
     """Return the results of each case from the rows of one method."""
-    steps = cvpr25.CLICK_STEPS + 1
-    curves = {key: collect_curves(rows, key, steps) for key in ("dice", "nsd", "seconds")}
+    rounds = range(cvpr25.CLICK_STEPS + 1)
+    (dsc, volumes), (nsd, _), (seconds, _) = (stack_curves(rows, key, rounds) for key in ("dice", "nsd", "seconds"))
     cases = {}
-    for case in dict.fromkeys(case for case, _ in curves["dice"]):
-        dsc, nsd, seconds = (np.array([c for (name, _), c in curves[key].items() if name == case]) for key in curves)
-        mean_dsc = dsc.mean(0)
-        mean_nsd = np.where(mean_dsc > MIN_DSC_FOR_NSD, nsd.mean(0), 0.0)
-        cases[case] = ChallengeCase(mean_dsc, mean_nsd, seconds.sum(0), len(dsc))
+    for case in dict.fromkeys(volumes):
+        is_class = np.array(volumes) == case
+        mean_dsc = dsc[is_class].mean(0)
+        mean_nsd = np.where(mean_dsc > MIN_DSC_FOR_NSD, nsd[is_class].mean(0), 0.0)
+        cases[case] = ChallengeCase(mean_dsc, mean_nsd, seconds[is_class].sum(0), int(is_class.sum()))
     return cases
 
 
@@ -115,7 +96,7 @@ def format_challenge_tables(rows: list[dict], dataset_name: str) -> list[str]:
         table = [[_method_name(m), *_format_means(np.array([getattr(case, key) for case in cases.values()]), list(cases))]
                  for m, cases in cases_by_method.items()]  # fmt: skip
         lines += ["", f"{name} after each step, mean over classes, then over volumes:", "", *format_markdown(head, table)]
-    return lines + format_structures(rows, cvpr25.CLICK_STEPS)
+    return lines + format_structures(rows)
 
 
 def format_edits_tables(rows: list[dict], dataset_name: str, edits: int) -> list[str]:
@@ -125,8 +106,9 @@ def format_edits_tables(rows: list[dict], dataset_name: str, edits: int) -> list
     table: list[list[str]] = []
     curve_tables: dict[str, list[list[str]]] = {"dice": [], "nsd": []}
     for method, method_rows in _rows_by_method(rows).items():
-        curves = {key: collect_curves(method_rows, key, edits + 1) for key in curve_tables}
-        volumes, stacks = [case for case, _ in curves["dice"]], {key: np.array(list(c.values())) for key, c in curves.items()}
+        stacks, volumes = {}, []
+        for key in curve_tables:
+            stacks[key], volumes = stack_curves(method_rows, key, range(edits + 1))
         figures = [[normalized_auc(scores[: n + 1]) for scores in stacks[key]] for n in ranges for key in stacks]
         figures += [stack[:, -1] for stack in stacks.values()]
         cells = _format_means(np.array(figures).T, volumes)
@@ -144,29 +126,19 @@ def format_edits_tables(rows: list[dict], dataset_name: str, edits: int) -> list
     for name, curve_table in zip(("Dice", "NSD"), curve_tables.values(), strict=True):
         lines += ["", f"{name} after so many edits, mean over structures:", ""]
         lines += format_markdown(["method", *map(str, listed)], curve_table)
-    return lines + format_structures(rows, edits)
+    return lines + format_structures(rows)
 
 
-def format_structures(rows: list[dict], last_round: int) -> list[str]:
-    """Return a table of Dice / NSD after the last round for each name of structure and method; no NSD is set to 0."""
+def format_structures(rows: list[dict]) -> list[str]:
+    """Return a table of Dice / NSD of each name of structure and method after the last round; no NSD is set to 0."""
     methods = _rows_by_method(rows)
-    curves = {(m, key): collect_curves(methods[m], key, last_round + 1) for m in methods for key in ("dice", "nsd")}
     table = []
     for label in dict.fromkeys(r["label"] for r in rows):
-        cells = []
-        for m in methods:
-            means = [estimate_mean(*_final_values(curves[m, key], label)) for key in ("dice", "nsd")]
-            cells.append(" / ".join(format_estimate(e) for e in means))
-        count = max(sum(name == label for _, name in curves[m, "dice"]) for m in methods)
-        table.append([label, *cells, str(count)])
+        rows_of = {m: [r for r in method_rows if r["label"] == label] for m, method_rows in methods.items()}
+        cells = [" / ".join(format_estimate(estimate_last(selected, key)) for key in ("dice", "nsd")) for selected in rows_of.values()]
+        table.append([label, *cells, str(max(len({r["case"] for r in selected}) for selected in rows_of.values()))])
     head = ["structure", *(_method_name(m) for m in methods), "volumes"]
     return ["", "Dice / NSD of each structure after the last step:", "", *format_markdown(head, table)]
-
-
-def _final_values(curves: dict[tuple[str, str], np.ndarray], label: str) -> tuple[list[float], list[Hashable]]:
-    """Return the last values of the curves of one name of structure, and their volumes."""
-    chosen = {case: float(curve[-1]) for (case, name), curve in curves.items() if name == label}
-    return list(chosen.values()), list(chosen)
 
 
 def _format_means(values: np.ndarray, volumes: list[str]) -> list[str]:

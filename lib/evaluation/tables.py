@@ -8,7 +8,7 @@ A row is a dict with the keys in COLUMNS: the metrics of one method on one struc
 import csv
 import io
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -40,28 +40,22 @@ def format_csv(reports: list[dict]) -> str:
     return buffer.getvalue()
 
 
-def stack_rounds(rows: list[dict], key: str = "dice") -> np.ndarray:
-    """Return a metric of N structures after 1, 2, ... rounds, float (N, MAX_ROUNDS); one that stopped early keeps its last value."""
-    values_by_structure: dict[tuple, list[float]] = {}
-    for r in sorted(rows, key=lambda r: r["round"]):
-        values_by_structure.setdefault((r["case"], r["label"]), []).append(r[key])
-    padded = [values + values[-1:] * (MAX_ROUNDS - len(values)) for values in values_by_structure.values()]
-    return np.array(padded).reshape(-1, MAX_ROUNDS)
+def stack_curves(rows: list[dict], key: str = "dice", rounds: Sequence[int] = range(1, MAX_ROUNDS + 1)) -> tuple[np.ndarray, list[str]]:
+    """Return a metric of N structures after each of R rounds, float (N, R), and the cases of the N structures.
 
-
-def list_volumes(rows: list[dict]) -> list[str]:
-    """Return the case of each of the N structures of `stack_rounds` and `select_last_rounds`, in their order."""
-    return [case for case, _ in dict.fromkeys((r["case"], r["label"]) for r in sorted(rows, key=lambda r: r["round"]))]
-
-
-def select_last_rounds(rows: list[dict]) -> list[dict]:
-    """Return the row of the last round of each structure."""
-    return list({(r["case"], r["label"]): r for r in sorted(rows, key=lambda r: r["round"])}.values())
+    A structure that stopped early keeps its last value.
+    """
+    by_structure: dict[tuple[str, str], dict[int, float]] = {}
+    for r in rows:
+        by_structure.setdefault((r["case"], r["label"]), {})[r["round"]] = r[key]
+    curves = [[values[min(n, max(values))] for n in rounds] for values in by_structure.values()]
+    return np.array(curves, float).reshape(-1, len(rounds)), [case for case, _ in by_structure]
 
 
 def estimate_last(rows: list[dict], key: str, factor: float = 1.0) -> Estimate:
-    """Return the mean over structures of a metric after the last round, times a factor."""
-    return estimate_mean([factor * r[key] for r in select_last_rounds(rows)], list_volumes(rows))
+    """Return the mean over structures of a metric after the last round of each, times a factor."""
+    last_values = {(r["case"], r["label"]): factor * r[key] for r in sorted(rows, key=lambda r: r["round"])}
+    return estimate_mean(list(last_values.values()), [case for case, _ in last_values])
 
 
 def estimate_pooled_iou(rows_of_settings: Collection[list[dict]]) -> Estimate:
@@ -95,8 +89,8 @@ def format_he_table(rows: list[dict], dataset_name: str) -> list[str]:
         estimates = []
         for setting in ("background removed", "full"):
             selected = [r for r in rows if r["setting"] == setting and _paper_name(r["label"]) in label_names]
-            best = np.nanmax(stack_rounds(selected), 1).tolist() if selected else []
-            estimates.append(estimate_mean(best, list_volumes(selected)))
+            dice, volumes = stack_curves(selected)
+            estimates.append(estimate_mean(dice.max(1), volumes))
         return _format_pair(estimates)
 
     columns = published_results.HE_COLUMNS
@@ -126,24 +120,21 @@ def format_shen_table(rows: list[dict], dataset_name: str) -> list[str]:
             measured = " / ".join(format_estimate(estimate_last(selected, k, 100), 2) for k in ("dice", "nsd"))
         table.append([f"SAM 2 ({setting}), measured", *(measured if c == dataset_name else NOT_MEASURED for c in columns)])
     lines = format_markdown(head, [cells + ["-"] * (len(head) - len(cells)) for cells in table])
-    growth_table = []
-    for setting in dice_growth_per_click(rows):
-        selected = [r for r in rows if r["setting"] == setting]
-        growth = 100 * np.diff(stack_rounds(selected)[:, : shen.MAX_CLICKS], prepend=0.0)
-        growth_table.append([setting, *(format_estimate(estimate_mean(g, list_volumes(selected)), 2) for g in growth.T)])
-    if growth_table:
+    if growth := estimate_growth(rows):
         lines += ["", "Dice growth per added point (as in Fig. 3), in percent:", ""]
-        lines += format_markdown(["setting", *(f"point {n}" for n in range(1, shen.MAX_CLICKS + 1))], growth_table)
+        head = ["setting", *(f"point {n}" for n in range(1, shen.MAX_CLICKS + 1))]
+        lines += format_markdown(head, [[setting, *(format_estimate(e, 2) for e in estimates)] for setting, estimates in growth.items()])
     return lines
 
 
-def dice_growth_per_click(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Return for each setting with clicks by how much each click raises the mean Dice, float (MAX_CLICKS,); the first from 0."""
+def estimate_growth(rows: list[dict]) -> dict[str, list[Estimate]]:
+    """Return for each setting with clicks by how many percent each click raises the mean Dice; the first raises it from 0."""
     growth = {}
     for setting in shen.SETTINGS:
         selected = [r for r in rows if r["setting"] == setting]
         if selected and setting.startswith("5 clicks"):
-            growth[setting] = np.diff(np.nanmean(stack_rounds(selected), 0)[: shen.MAX_CLICKS], prepend=0.0)
+            dice, volumes = stack_curves(selected, rounds=range(1, shen.MAX_CLICKS + 1))
+            growth[setting] = [estimate_mean(values, volumes) for values in 100 * np.diff(dice, prepend=0.0).T]
     return growth
 
 
@@ -211,14 +202,14 @@ def format_structures_table(rows: list[dict]) -> list[str]:
             selected = [r for r in rows if r["setting"] == setting and r["label"] == label]
             if selected:
                 means = [format_estimate(estimate_last(selected, k)) for k in ("dice", "iou", "nsd", "hd95")]
-                clicks = [r["clicks"] for r in select_last_rounds(selected)]
-                table.append([label, setting, *means, f"{np.mean(clicks):.1f}", str(len(clicks))])
+                count = len({r["case"] for r in selected})
+                table.append([label, setting, *means, f"{estimate_last(selected, 'clicks').value:.1f}", str(count)])
     return format_markdown(["structure", "setting", "Dice", "IoU", "NSD", "HD95", "clicks", "n"], table)
 
 
 def _format_curve(rows: list[dict]) -> list[str]:
     """Return the cells of CURVE_COLUMNS."""
-    dice, volumes = stack_rounds(rows), list_volumes(rows)
+    dice, volumes = stack_curves(rows)
     estimates = [estimate_mean(d, volumes) for d in (*dice.T[[0, 2, 7]], dice.mean(1))]
     return [*map(format_estimate, estimates), format_estimate(estimate_last(rows, "nsd")), str(len(dice))]
 

@@ -33,8 +33,8 @@ def test_csv():
 
 
 def test_structures_that_stop_early_keep_their_last_value():
-    dice = tables.stack_rounds([row(number=1, dice=0.2), row(number=2, dice=0.6), row("b", number=1, dice=1.0)])
-    assert dice.tolist() == [[0.2] + [0.6] * 7, [1.0] * 8]
+    dice, volumes = tables.stack_curves([row(number=1, dice=0.2), row(number=2, dice=0.6), row("b", number=1, dice=1.0)])
+    assert dice.tolist() == [[0.2] + [0.6] * 7, [1.0] * 8] and volumes == ["a", "b"]
 
 
 def test_he_table_has_the_best_of_the_rounds():
@@ -68,7 +68,7 @@ def test_shen_table_shows_the_last_click_in_percent():
 def test_growth_per_click():
     """The means of two structures after clicks 1 and 2 are 0.25 and 0.4; then nothing changes."""
     rows = [row(setting="5 clicks", number=n, dice=d) for n, d in ((1, 0.2), (2, 0.5))] + [row("b", setting="5 clicks", dice=0.3)]
-    assert tables.dice_growth_per_click(rows)["5 clicks"] == pytest.approx([0.25, 0.15, 0, 0, 0])
+    assert [e.value for e in tables.estimate_growth(rows)["5 clicks"]] == pytest.approx([25, 15, 0, 0, 0])
 
 
 def pooled_row(setting, label, iou_sum, weight, case="a"):
@@ -120,11 +120,6 @@ def test_published_tables_are_complete():
     shen_rows = (*published_results.SHEN.values(), *published_results.SHEN_SUPERVISED.values())
     assert all(len(values) == len(published_results.SHEN_DATASETS) for values in shen_rows)
     assert [d for d, _ in published_results.SHEN["1 mask, salient"]] == [87.17, 94.41, 92.33, 87.48, 61.04]
-
-
-def test_confidence_interval():
-    mean, half = figures.mean_and_interval(np.array([[0.0, 0.5], [1.0, 0.5], [0.5, np.nan]]))
-    assert mean.tolist() == [0.5, 0.5] and half == pytest.approx([1.96 * 0.5 / np.sqrt(3), 0])
 
 
 def test_plots_are_drawn(tmp_path):
