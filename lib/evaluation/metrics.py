@@ -10,13 +10,13 @@ from itertools import product
 
 import numpy as np
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from monai.metrics import compute_hausdorff_distance
 from monai.metrics.utils import get_code_to_measure_table
 from scipy.spatial import KDTree
 
 from lib.evaluation.protocols.steps import Step
 from lib.imaging.masks import bounding_box
-from lib.imaging.metrics import slice_iou
+from lib.imaging.metrics import dice, slice_iou
 
 TOLERANCE_MM = 2.0  # Tolerance of the surface Dice where a protocol has no other (interactive 3D challenge of CVPR 2025).
 TOLERANCE_VOXELS = 1.0  # The same where a protocol measures distances in voxels (Shen et al. 2024, published code).
@@ -24,9 +24,8 @@ TOLERANCE_VOXELS = 1.0  # The same where a protocol measures distances in voxels
 
 def overlap_metrics(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Return Dice ("dice") and IoU ("iou") of two bool arrays (T, Y, X)."""
-    y_pred, y = _to_batch(mask), _to_batch(reference)
-    dice, iou = compute_dice(y_pred, y, ignore_empty=False), compute_iou(y_pred, y, ignore_empty=False)
-    return {"dice": float(dice), "iou": float(iou)}
+    overlap = dice(mask, reference)
+    return {"dice": overlap, "iou": overlap / (2 - overlap)}
 
 
 def surface_dice(mask: np.ndarray, reference: np.ndarray, spacing, tolerance: float = TOLERANCE_MM) -> float:
@@ -67,7 +66,7 @@ def hausdorff_distance(mask: np.ndarray, reference: np.ndarray, spacing) -> floa
         return float("nan") if mask.any() or reference.any() else 0.0
     box = bounding_box(mask | reference)
     # With a border of one voxel, an object that reaches the edge of the volume has a surface there.
-    y_pred, y = (_to_batch(np.pad(m[box], 1)) for m in (mask, reference))
+    y_pred, y = (torch.from_numpy(np.pad(m[box], 1))[None, None].float() for m in (mask, reference))  # MONAI takes (batch, class, ...).
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spacing = tuple(float(s) for s in spacing)
@@ -82,7 +81,7 @@ def pooled_slice_iou(mask: np.ndarray, reference: np.ndarray, weights: np.ndarra
 def score_step(step: Step, mask: np.ndarray, tolerance_mm: float = TOLERANCE_MM) -> dict[str, float]:
     """Return all metrics, by column of results.csv, of a mask, bool (T, Y, X), on the slices of the step's target."""
     scored_slices, reference, frames = step.scored_slices, step.target.reference, step.target.frames
-    scores = {"slice_dice": overlap_metrics(mask[step.last_annotated], reference[step.last_annotated])["dice"]}
+    scores = {"slice_dice": dice(mask[step.last_annotated], reference[step.last_annotated])}
     if scored_slices.weights is not None:
         scores |= pooled_slice_iou(mask, reference, scored_slices.weights)
     if scored_slices.indices is not None:
@@ -108,7 +107,3 @@ def _surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
     """Return the area of the surface within the eight voxels of each code of `_corner_codes`, float (256,)."""
     return get_code_to_measure_table(spacing)[0].double().numpy()
 
-
-def _to_batch(mask: np.ndarray) -> torch.Tensor:
-    """Return the mask as MONAI's metrics take it: float, with a batch and a class axis of length 1 in front."""
-    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()

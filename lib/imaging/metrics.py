@@ -9,8 +9,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     >>> dice(np.array([1, 1, 0], bool), np.array([0, 1, 1], bool)), dice(np.zeros(3, bool), np.zeros(3, bool))
     (0.5, 1.0)
     """
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return 2 * np.count_nonzero(a & b) / total if total else 1.0
 
 
 def slice_dice(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
