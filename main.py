@@ -94,10 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "fit the estimate of slice quality, which chooses the next slice, and where tracking stops to a checkpoint"
     training.add_calibrate_arguments(add("calibrate", _calibrate, help_text, training.CALIBRATE_EXAMPLES))
 
-    c = add("labels", _labels, "list the labels of a studies folder and their history, or bring one back", [
+    c = add("labels", _labels, "list the labels of a folder or a DICOM store and their history, or bring one back", [
         "python main.py labels --studies DIR", "python main.py labels --studies DIR --image ID --restore NAME",
     ])  # fmt: skip
-    c.add_argument("--studies", required=True, metavar="DIR", help="the studies folder")
+    c.add_argument("--studies", required=True, metavar="DIR", help="the studies folder, or the DICOMweb address")
     c.add_argument("--image", metavar="ID", help="list this image only")
     c.add_argument("--restore", metavar="NAME", help="label of the history that becomes the present one of --image")
 
@@ -238,12 +238,12 @@ def _versions(options) -> None:
 
 
 def _labels(options) -> None:
-    from lib.serving.datastore.label_list import list_labels_of_folder, restore_label_of_folder
+    from lib.serving.datastore.label_list import list_labels, restore_label
 
     if options.restore:
-        logging.info("%s", restore_label_of_folder(options.studies, options.image, options.restore))
+        logging.info("%s", restore_label(options.studies, options.image, options.restore))
         return
-    sys.stdout.writelines(f"{line}\n" for line in list_labels_of_folder(options.studies, options.image))
+    sys.stdout.writelines(f"{line}\n" for line in list_labels(options.studies, options.image))
 
 
 def _find_cases(folder: str) -> list:

@@ -45,7 +45,7 @@ class AnnotationRecords:
     """
 
     def __init__(self, folder: str | Path, digest_of: Callable[[str], str] = lambda image: ""):
-        self.folder, self._digest_of = Path(folder), digest_of
+        self.folder, self.digest_of = Path(folder), digest_of
         self._lock = threading.Lock()
 
     def add_round(self, image: str, request: dict, frames: Frames, result: Result, checkpoint: str, keep: bool = True) -> dict:
@@ -147,7 +147,7 @@ class AnnotationRecords:
         return corrections[-MAX_CORRECTIONS:]
 
     def _file(self, image: str) -> Path:
-        digest = self._digest_of(image)
+        digest = self.digest_of(image)
         mark = f"{DIGEST_MARK}{digest[:DIGEST_LENGTH]}" if digest else ""
         return self.folder / f"{quote(image, safe='')}{mark}.json"
 

@@ -26,7 +26,7 @@ def read_label(path: str | Path, image: Grid) -> np.ndarray:
     """Return an uploaded label map, int32 (I, J, K): an image file, or the bare voxels (.bin, uint8, i fastest) that OHIF sends.
 
     Raises:
-        VolumeError: It does not fit the image, or cannot be read.
+        VolumeError: It does not fit the image, has values below 0, or cannot be read.
     """
     path = Path(path)
     if path.suffix == ".bin":
@@ -38,10 +38,13 @@ def read_label(path: str | Path, image: Grid) -> np.ndarray:
     if not path.name.lower().endswith(LABEL_ENDINGS):
         raise VolumeError(f"Labels are files with one of the endings {', '.join(LABEL_ENDINGS)}.")
     try:
-        return read_mask(path, image)
+        labels = read_mask(path, image)
     except VolumeError as e:
         text = str(e).replace(path.name, "the label")  # The file has a temporary name, which no user knows.
         raise VolumeError(text[0].upper() + text[1:]) from e
+    if (lowest := int(labels.min(initial=0))) < 0:
+        raise VolumeError(f"The label holds the value {lowest}: use whole numbers from 0 (nothing).")
+    return labels
 
 
 def write_labels(labels: np.ndarray, image: Grid, path: Path) -> Path:

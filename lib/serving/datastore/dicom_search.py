@@ -2,9 +2,12 @@
 
 import io
 import logging
+import os
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
@@ -14,9 +17,11 @@ from dicomweb_client import DICOMwebClient
 from dicomweb_client.uri import URI
 from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException
-from pydicom.dataset import Dataset
 
+from lib.common.errors import VolumeError
 from lib.imaging.dicom.frames import DICOM_ERRORS
+from lib.serving.datastore.checks import checked_file_name
+from lib.serving.datastore.stored_segmentations import StoredSegmentation, describe_segmentation
 from lib.serving.web.request_checks import is_name
 
 # Modalities (0008,0060) of series that hold no images to annotate.
@@ -31,25 +36,10 @@ ACCEPTED = ('multipart/related; type="application/dicom"; transfer-syntax=*', 'm
 NOT_ACCEPTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 MAX_AGE_S = 60  # Older answers are asked for again, even if MONAI_LABEL_DICOMWEB_CACHE_EXPIRY is longer.
 UNKNOWN = "UNK"  # MONAI Label's word for a field that the DICOM store does not tell.
+PARTIAL_SUFFIX = ".part"  # Ending of the folder of a series while it is being downloaded.
+PARTIAL_MAX_AGE_S = 86400  # Older partial downloads were left behind by a killed server.
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StoredSegmentation:
-    """A DICOM SEG in the store.
-
-    Attributes:
-        series_uid: SeriesInstanceUID of the segmentation.
-        image_series_uid: SeriesInstanceUID of the images that it refers to.
-        frames: The frames that it refers to, as pairs (SOPInstanceUID, number of the frame from 1).
-        time: Date and time of its content, as text that sorts.
-    """
-
-    series_uid: str
-    image_series_uid: str
-    frames: frozenset[tuple[str, int]]
-    time: str
 
 
 class DicomSearch:
@@ -91,7 +81,31 @@ class DicomSearch:
             raise ImageNotFoundException(f"There is no series {series_uid} in the DICOM store.")
         return {"SeriesInstanceUID": series_uid, **{name: _value(series, tag) or UNKNOWN for name, tag in INFO_FIELDS.items()}}
 
-    def fetch_series(self, series_uid: str, folder: Path) -> None:
+    def fetch_series(self, series_uid: str, cache: Path) -> Path:
+        """Return the folder of a series in the folder `cache`; download it before if it is missing.
+
+        The series appears there only when it is complete, because half a series could be taken for the whole of it.
+
+        Raises:
+            VolumeError: Its objects are damaged.
+        """
+        destination = cache / checked_file_name(series_uid)
+        if destination.is_dir() and any(destination.iterdir()):
+            return destination
+        incomplete = cache / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        try:
+            self._download(series_uid, incomplete)
+            with suppress(OSError):  # Another server may have been faster.
+                os.replace(incomplete, destination)
+        except OSError:  # Also the exceptions of requests are of this kind.
+            raise
+        except DICOM_ERRORS as e:
+            raise VolumeError(f"The series {series_uid} could not be fetched: its objects in the DICOM store are damaged.") from e
+        finally:
+            shutil.rmtree(incomplete, ignore_errors=True)
+        return destination
+
+    def _download(self, series_uid: str, folder: Path) -> None:
         """Write the objects of a series to a new folder, byte by byte as the store sends them: pydicom would refuse some of them."""
         study_uid = self.series_info(series_uid)["StudyInstanceUID"]
         folder.mkdir()
@@ -136,43 +150,16 @@ class DicomSearch:
             if uid in self._segmentations:  # Stored objects do not change.
                 found[uid] = self._segmentations[uid]
             else:
-                found[uid] = _describe(self._client.retrieve_series_metadata(_value(series, STUDY_UID), uid), uid)
+                found[uid] = describe_segmentation(self._client.retrieve_series_metadata(_value(series, STUDY_UID), uid), uid)
         self._segmentations = found
         return sorted((s for s in found.values() if s), key=lambda s: s.time)
 
 
-def series_uid_of(image_id: str) -> str:
-    """Return the SeriesInstanceUID in the id of an image.
-
-    >>> series_uid_of("1.2.3#2"), image_ids("1.2.3", 2), image_ids("1.2.4", 1)
-    ('1.2.3', ['1.2.3#1', '1.2.3#2'], ['1.2.4'])
-    """
-    return image_id.partition("#")[0]
-
-
-def image_ids(series_uid: str, count: int) -> list[str]:
-    """Return the ids of the images in a series with so many volumes."""
-    return [series_uid] if count == 1 else [f"{series_uid}#{n}" for n in range(1, count + 1)]
-
-
-def _describe(metadata: list[dict], series_uid: str) -> StoredSegmentation | None:
-    """Return what the DICOM JSON of a segmentation says about it, or None if it does not name its images."""
-    try:
-        dataset = Dataset.from_json(metadata[0])
-        image_series = dataset.ReferencedSeriesSequence[0]
-        frames = {
-            (str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1))
-            for groups in dataset.get("PerFrameFunctionalGroupsSequence") or []
-            for derivation in groups.get("DerivationImageSequence") or []
-            for source in derivation.get("SourceImageSequence") or []
-        }
-        if not frames:
-            frames = {(str(i.ReferencedSOPInstanceUID), 1) for i in image_series.get("ReferencedInstanceSequence") or []}
-        content_time = f"{dataset.get('ContentDate') or ''} {dataset.get('ContentTime') or ''}"
-        return StoredSegmentation(series_uid, str(image_series.SeriesInstanceUID), frozenset(frames), content_time)
-    except DICOM_ERRORS as e:
-        logger.warning("The segmentation %s is ignored, because it does not name its images: %s", series_uid, e)
-        return None
+def remove_partial_downloads(cache: Path) -> None:
+    """Remove what killed servers have left of downloads to the folder `cache`."""
+    for folder in cache.glob(f".*{PARTIAL_SUFFIX}"):
+        if time.time() - folder.stat().st_mtime > PARTIAL_MAX_AGE_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _value(json: dict, tag: str) -> str:

@@ -1,32 +1,26 @@
-"""A folder with labels of images: MONAI Label's datastore, made safe against kills, full disks and other servers on the same folder.
+"""A folder with labels of images: MONAI Label's datastore with a history, made safe against kills, full disks and other servers.
 
-Every change is made under the folder's lock, to the state that the JSON file has at that moment, so that no server loses the changes of
-another one. New files are written completely beside their places, then the JSON file is replaced, then the files are moved. Until then, a
-label's info names its temporary file under the key `TEMPORARY`: if the server is killed in between, the next start moves the file.
+New labels are written completely beside their places, then the JSON file is replaced, then the files are moved. Until then, a label's info
+names its temporary file under the key `TEMPORARY`: if the server is killed in between, the next start moves the file.
 """
 
-import itertools
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from lib.common.errors import UserError
 from lib.imaging.studies import Listing, image_of_label
 from lib.serving.datastore.checks import checked_file_name
-from lib.serving.datastore.history import DIGEST, FOLDER, LabelHistory
-from lib.serving.datastore.optional_folders import make_folders_optional
-from lib.serving.datastore.transaction import Change, sync_folder
+from lib.serving.datastore.history import DIGEST, FOLDER, LabelHistory, describe_label, restoration, without_storage
+from lib.serving.datastore.shared_folder import SharedFolder
+from lib.serving.datastore.transaction import Change
 
-LOCK_TIMEOUT_S = 60  # How long a change waits for the changes of other threads and servers.
 TEMPORARY = "temporary"
 FINAL, UNSENT = DefaultLabelTag.FINAL.value, "unsent"
 KEPT_TAGS = (FINAL, UNSENT)  # What people made; labels with these tags go into the history when they are replaced or removed.
@@ -34,8 +28,8 @@ KEPT_TAGS = (FINAL, UNSENT)  # What people made; labels with these tags go into 
 logger = logging.getLogger(__name__)
 
 
-class FolderDatastore(LocalDatastore):
-    """A folder of images and labels that any number of threads and servers may use at the same time. Reading never waits.
+class FolderDatastore(SharedFolder):
+    """A folder of images and labels, see `SharedFolder`.
 
     Methods that change the folder raise UserError for ids and tags that cannot be file names, ImageNotFoundException for unknown images,
     and OSError if the folder cannot be written to. The folder then stays as it was.
@@ -47,66 +41,16 @@ class FolderDatastore(LocalDatastore):
     listing = Listing()
 
     def __init__(self, *args, **kwargs):
-        self._state_lock = threading.RLock()  # Keeps the JSON file and the state in memory in step.
         self._is_reconciled = False
-        make_folders_optional()
         super().__init__(*args, **kwargs)
-        if hasattr(self, "_handler"):
-            self._handler.on_moved = self._on_any_event  # MONAI Label ignores moves, by which other servers add files.
-
-    @contextmanager
-    def _changing(self) -> Iterator[Change]:
-        """Yield a `Change` of the newest state, which is applied at the end, or discarded after an exception."""
-        with FileLock(self._lock_file, timeout=LOCK_TIMEOUT_S):  # The operating system releases the lock of a killed process.
-            change = self._new_change()
-            try:
-                yield change
-                with self._state_lock:
-                    changed_folders = change.apply()
-                    self._datastore, self._config_ts = change.model, _file_version(change.json_file)
-                for folder in changed_folders:
-                    sync_folder(folder)
-            finally:
-                change.discard_temporary_files()
-
-    def _new_change(self) -> Change:
-        """Return an empty change of the JSON file's content. A damaged JSON file is set aside and replaced by the state in memory."""
-        file = Path(self._datastore_config_path)
-        try:
-            text = file.read_text()
-            return Change(file, self._parse(text), text)
-        except FileNotFoundError:
-            pass
-        except ValueError as e:
-            backup = next(p for n in itertools.count() if not (p := file.with_name(f"{file.name}.damaged{n or ''}")).exists())
-            os.replace(file, backup)
-            logger.warning("%s is damaged and was renamed to %s: entries are made anew from the files. %s", file, backup.name, e)
-        return Change(file, self._datastore.model_copy(deep=True))
-
-    def _parse(self, text: str) -> LocalDatastoreModel:
-        """Return the state that the text of a JSON file describes, or raise ValueError."""
-        model = LocalDatastoreModel.model_validate_json(text)
-        model.base_path = self._datastore_path
-        return model
-
-    def _init_from_datastore_file(self, throw_exception=False):
-        """Read the JSON file if it has changed. A damaged one is ignored; the next change sets it aside."""
-        file = Path(self._datastore_config_path)
-        with self._state_lock, suppress(FileNotFoundError):
-            try:
-                version = _file_version(file)
-                if version != self._config_ts:
-                    self._datastore, self._config_ts = self._parse(file.read_text()), version
-            except ValueError as e:
-                logger.warning("%s is damaged: %s", file, e)
-
-    def _update_datastore_file(self, lock=True):
-        """Fail, because MONAI Label would overwrite the changes of other servers. Its methods that call this are overridden or not used."""
-        raise RuntimeError("Changes go through _changing().")
 
     def add_image(self, image_id, image_filename, image_info):
         """Refuse an image, because only a studies folder takes some: raise UserError."""
         raise UserError("The images come from a DICOM store: send new ones there.")
+
+    def remove_image(self, image_id):
+        """Refuse to remove an image, because only a studies folder can: raise UserError."""
+        raise UserError("The images come from a DICOM store: delete them there.")
 
     @property
     def history(self) -> LabelHistory:
@@ -116,6 +60,30 @@ class FolderDatastore(LocalDatastore):
     def image_digest(self, image_id: str) -> str:
         """Return the digest of an image's content, by which everything that is remembered of it is known; "" for unknown images."""
         return ""
+
+    def list_labels(self, image_id: str) -> dict:
+        """Return the labels of an image: fields image, digest, labels (the present ones) and history."""
+        labels = [describe_label(tag, self.get_label_info(image_id, tag)) for tag in self.get_labels_by_image_id(image_id)]
+        return {"image": image_id, DIGEST: self.image_digest(image_id), "labels": labels, "history": self.label_history(image_id)}
+
+    def label_history(self, image_id: str) -> list[dict]:
+        """Return the descriptions of an image's earlier labels, see `LabelHistory.items`."""
+        if not self.history.items(image_id, ""):
+            return []  # The content of an image without a history is not read for its digest.
+        return self.history.items(image_id, self.image_digest(image_id))
+
+    def restore_label(self, image_id: str, name: str, by: dict) -> str:
+        """Make a label of the history the present one again, and return its tag. The one in its place goes into the history.
+
+        Args:
+            by: Who does it: fields client and user.
+
+        Raises:
+            UserError: There is no such label, or it was made for another image content.
+        """
+        file, tag, info = self.history.find(image_id, name, self.image_digest(image_id))
+        self.save_label(image_id, str(file), tag, {**without_storage(info), **restoration(name, by)})
+        return tag
 
     def save_label(self, image_id, label_filename, label_tag, label_info):
         """Copy a label, which the caller has checked, into the folder in place of an earlier one with this tag; return its image's id.
@@ -184,13 +152,6 @@ class FolderDatastore(LocalDatastore):
     def _label_file(self, model: LocalDatastoreModel, image: str, tag: str, ext: str) -> Path:
         """Return the path where the label of an image belongs."""
         return Path(model.label_path(tag), self._filename(image, ext))
-
-    def _on_any_event(self, event):
-        """Refresh the state after a file was added, removed or moved."""
-        try:
-            self.refresh()
-        except Exception:  # An exception would end the thread that observes the folder.
-            logger.exception("Looking at %s failed", self._datastore_path)
 
     def _reconcile_datastore(self):
         """Make the entries match the files in the folder, in memory only if it cannot be written to. The first time, also clean up."""
@@ -287,9 +248,3 @@ def _newest_first(folder: Path) -> list[str]:
 def _label_folders(model: LocalDatastoreModel) -> list[Path]:
     """Return the folders of labels, one for each tag."""
     return [p for p in Path(model.label_path(None)).glob("[!.]*") if p.is_dir() and p.name != FOLDER]
-
-
-def _file_version(file: Path) -> tuple[int, int, int]:
-    """Return what changes whenever a file is replaced: its time, size and inode. The time alone may be set back with the clock."""
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

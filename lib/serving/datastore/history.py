@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from monailabel.datastore.local import DataModel
@@ -40,7 +41,7 @@ class LabelHistory:
             reason: Words that say what becomes of the label in its place.
             stays: See `Retirement`.
         """
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_{uuid.uuid4().hex[:6]}{label.ext}"
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}_{uuid.uuid4().hex[:6]}{label.ext}"
         description = {**describe_label(tag, label.info), "retired": int(time.time()), "reason": reason, "info": label.info}
         return Retirement(file, self.folder / image / name, json.dumps(description, default=str), stays)
 
@@ -57,6 +58,11 @@ class LabelHistory:
             description.pop("info", None)
             items.append({"name": file.name, **description, "restorable": description.get(DIGEST) in ("", None, digest)})
         return items
+
+    def field_values(self, image: str, field: str) -> set:
+        """Return the values that a field has in the infos of an image's labels in the history."""
+        descriptions = (_read(file) for file in (self.folder / image).glob("[!.]*.json"))
+        return {info.get(field) for d in descriptions if isinstance(info := d.get("info"), dict)}
 
     def images(self) -> list[str]:
         """Return the ids of the images with labels in the history, among them images that are no longer there."""
@@ -95,26 +101,14 @@ class LabelHistory:
         return list(self.folder.glob("*/*.tmp")) + list(self.folder.glob("*/.*.tmp"))
 
 
-def list_labels(datastore, image: str) -> dict:
-    """Return the labels of an image: fields image, digest, labels (the present ones) and history, see `LabelHistory.items`."""
-    digest = datastore.image_digest(image)
-    labels = [describe_label(tag, datastore.get_label_info(image, tag)) for tag in datastore.get_labels_by_image_id(image)]
-    return {"image": image, DIGEST: digest, "labels": labels, "history": datastore.history.items(image, digest)}
+def restoration(name: str, by: dict) -> dict:
+    """Return the fields of a label's info that say that it was restored under the name it had in the history, and by whom."""
+    return {"restored": name, "restored_by": by}
 
 
-def restore_label(datastore, image: str, name: str, by: dict) -> str:
-    """Make a label of the history the present one again, and return its tag. The one in its place goes into the history.
-
-    Args:
-        by: Who does it: fields client and user.
-
-    Raises:
-        UserError: There is no such label, or it was made for another image content.
-    """
-    file, tag, info = datastore.history.find(image, name, datastore.image_digest(image))
-    info = {key: value for key, value in info.items() if key not in _OWN_FIELDS}
-    datastore.save_label(image, str(file), tag, {**info, "restored": name, "restored_by": by})
-    return tag
+def without_storage(info: dict) -> dict:
+    """Return a label's info without the fields that say where and when it was stored."""
+    return {key: value for key, value in info.items() if key not in _OWN_FIELDS}
 
 
 def describe_label(tag: str, info: dict) -> dict:

@@ -1,11 +1,16 @@
-"""The mix-in that gives the app the datastores of this package."""
+"""Opening of the datastores of this package, by the app or by itself."""
 
 import os
+from pathlib import Path
 
+import requests
 from monailabel.config import settings
 from monailabel.interfaces import app as monailabel_app
 
-from lib.serving.datastore.dicom import STORE_TIMEOUT_S, CachedDicomDatastore
+from lib.common.errors import OptionError
+from lib.serving.datastore.dicom import CachedDicomDatastore
+from lib.serving.datastore.dicom_images import STORE_TIMEOUT_S
+from lib.serving.datastore.folder import FolderDatastore
 from lib.serving.datastore.studies import StudiesDatastore
 
 SEARCH_FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
@@ -25,3 +30,27 @@ class DatastoreMixin:
 
     def _download_dcmqi_tools(self):
         """Do nothing, because DICOM SEG is written without them."""
+
+
+class _Opener(DatastoreMixin, monailabel_app.MONAILabelApp):
+    """An app that has nothing but its datastore."""
+
+    def __init__(self, studies: str):
+        self.studies, self.conf = studies, {}
+
+
+def open_datastore(studies: str) -> FolderDatastore:
+    """Open a studies folder, or the DICOM store at a DICOMweb address, as a server does with the same environment variables.
+
+    Raises:
+        OptionError: There is no such folder, or the DICOM store does not answer.
+    """
+    is_folder = not studies.startswith(("http://", "https://"))
+    if is_folder and not Path(studies).is_dir():
+        raise OptionError(f"There is no folder {studies}.")
+    try:
+        store = _Opener(studies).init_datastore()
+        store.list_images()
+    except requests.RequestException as e:
+        raise OptionError(f"The DICOM store {studies} does not answer: {type(e).__name__}.") from e
+    return store

@@ -24,7 +24,6 @@ from lib.imaging.readers import read_mask
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
 from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.folder import FINAL, FolderDatastore
-from lib.serving.datastore.history import list_labels, restore_label
 from lib.serving.datastore.labels import label_names, label_path, unique_names
 from lib.serving.datastore.submissions import submit_label
 from lib.serving.dicomweb.index import SeriesIndex
@@ -46,7 +45,7 @@ router = APIRouter(tags=["SAM 2"])
 def labels(image: str, user: User = USER) -> dict:
     app = app_instance()
     with clear_errors():
-        return list_labels(app.datastore(), _image_id(app, image, may_be_gone=True))
+        return app.datastore().list_labels(_image_id(app, image, may_be_gone=True))
 
 
 @router.post("/sam2/labels/{image}/restore", summary="Make a label of the history the present one again", response_model=None)
@@ -58,7 +57,7 @@ def restore(request: Request, image: str, name: str, client_id: str = "", user: 
     with clear_errors():
         image = _image_id(app, image)
         client = client_name(request, user, {"client_id": client_id})
-        tag = restore_label(app.datastore(), image, name, {"client": client, **_known_user(user)})
+        tag = app.datastore().restore_label(image, name, {"client": client, **_known_user(user)})
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse(f"{base_path(request)}/sam2/", 303)
     return JSONResponse({"image": image, "tag": tag, "restored": name})
@@ -67,14 +66,14 @@ def restore(request: Request, image: str, name: str, client_id: str = "", user: 
 def history_on_page(app, image: str) -> list[dict]:
     """Return what the page of volumes displays of the history of an image's labels, the newest first."""
     store = app.datastore()
-    if not isinstance(store, FolderDatastore) or not store.history.items(image, ""):
-        return []  # The content of an image without a history is not read for its digest.
-    items = store.history.items(image, store.image_digest(image))
+    items = store.label_history(image) if isinstance(store, FolderDatastore) else []
     return [{**item, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(item.get("time") or 0))} for item in items]
 
 
 @router.put("/datastore/label", summary="Save a label; the answer names the structures that differ from the saved one")
-def save_label(image: str, label: UploadFile, params: str = Form("{}"), tag: str = FINAL, user: User = ANNOTATOR) -> dict:
+def save_label(
+    request: Request, image: str, label: UploadFile, params: str = Form("{}"), tag: str = FINAL, user: User = ANNOTATOR
+) -> dict:  # fmt: skip
     """Answer as MONAI Label does, and with "structures" as `lib.serving.datastore.submissions.submit_label` returns them.
 
     The fields "keep" and "preview" of `params` are explained there, too; "stored" says whether the label was stored.
@@ -84,10 +83,10 @@ def save_label(image: str, label: UploadFile, params: str = Form("{}"), tag: str
     fields = request_checks.parse_json_object(params, "params")
     request_checks.check_tag(tag := tag or FINAL)
     with clear_errors(loose=True, upload=True):
-        request = {"image": image, "label": label}
-        name_image_by_id(app, request)
-        image = request_checks.check_image_id(request["image"], app.datastore())
-        fields |= _known_user(user)
+        named = {"image": image, "label": label}
+        name_image_by_id(app, named)
+        image = request_checks.check_image_id(named["image"], app.datastore())
+        fields |= {"client": client_name(request, user, fields), **_known_user(user)}
         newest = max(app.records.for_image(image).values(), key=lambda r: r["time"], default={})
         fields.setdefault("checkpoint", newest.get("checkpoint", ""))
         ending = split_ending(label.filename or "", (*LABEL_ENDINGS, BARE_VOXELS))[1].lower()

@@ -19,6 +19,7 @@ from lib.serving.active_learning.scoring import SliceDice
 from lib.serving.datastore.labels import label_names, parse_labels
 from lib.serving.datastore.studies import StudiesDatastore
 from lib.serving.training import usable_cases
+from lib.serving.web.client_identity import COOKIE
 from tests.imaging.real_cases import SHAPE, save_dicom, series
 from tests.serving.datastore.test_studies_datastore import AFFINE, put_label
 
@@ -74,6 +75,15 @@ def test_two_annotators_who_submit_the_same_image_both_keep_theirs(serve, studie
     for n, (_, client) in enumerate(stores, 1):
         put_label(client, "a", write_label(tmp_path / "label.nii.gz", n), {**rows({n: f"organ {n}"}), "client_id": f"client {n}"})
     assert saved(stores[1][0]) == {"organ 2": 9} and [i["client"] for i in history(stores[1][1])] == ["client 1"]
+
+
+def test_the_history_tells_browsers_and_addresses_apart_that_send_no_client_id(serve, studies, tmp_path):
+    _, client = serve()
+    put_label(client, "a", write_label(tmp_path / "label.nii.gz", 1))
+    client.cookies.set(COOKIE, "browser-0123456789ab")
+    for value in (2, 3):
+        put_label(client, "a", write_label(tmp_path / "label.nii.gz", value))
+    assert [i["client"] for i in history(client)] == ["browser-0123456789ab", "testclient"]
 
 
 def test_machine_labels_and_previews_leave_no_history(serve, studies, tmp_path):

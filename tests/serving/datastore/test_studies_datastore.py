@@ -145,6 +145,7 @@ def misfits(folder):
     scaled.header.set_slope_inter(0.5, 0)
     nib.save(scaled, folder / "scaled.nii.gz")
     nib.save(nib.Nifti1Image(mask + np.float32(0.3), AFFINE), folder / "fractions.nii.gz")
+    nib.save(nib.Nifti1Image(-mask.astype(np.int16), AFFINE), folder / "negative.nii.gz")
     colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, AFFINE), folder / "colours.nii.gz")
     layers = sitk.GetImageFromArray(np.stack([mask.transpose(2, 1, 0)] * 2, -1), isVector=True)
@@ -154,7 +155,7 @@ def misfits(folder):
     (folder / "text.txt").write_text("x")
     words = {
         "cropped.nii.gz": "has shape", "shifted.nii.gz": "lies elsewhere than the image (by 5 mm)", "scaled.nii.gz": "scales its values",
-        "fractions.nii.gz": "whole numbers", "colours.nii.gz": "colours", "layers.nrrd": "2 layers", "broken.nii.gz": "damaged",
+        "fractions.nii.gz": "whole numbers", "negative.nii.gz": "the value -1", "colours.nii.gz": "colours", "layers.nrrd": "2 layers", "broken.nii.gz": "damaged",
         "short.bin": "voxels", "text.txt": "endings",
     }  # fmt: skip
     return [(folder / name, words[name]) for name in words]

@@ -1,0 +1,122 @@
+"""What is known of the segmentations in a DICOM store: which images they belong to, what they hold, and who made them when."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from lib.imaging.dicom.frames import DICOM_ERRORS
+from lib.imaging.dicom.segmentations import SOFTWARE_VERSION
+from lib.imaging.dicom.stacks import find_stacks
+
+REASON = "an earlier segmentation in the DICOM store"  # In the history of an image's labels.
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredSegmentation:
+    """A DICOM SEG in the store.
+
+    Attributes:
+        series_uid: SeriesInstanceUID of the segmentation.
+        image_series_uid: SeriesInstanceUID of the images that it refers to.
+        frames: The frames that it refers to, as pairs (SOPInstanceUID, number of the frame from 1).
+        time: Date and time of its content, as text that sorts: "20261126 192600.25".
+        structures: Names of its segments.
+        checkpoint: Version of the algorithm that made the first segment, or "". This app writes the name of its checkpoint there.
+        creator: Who made its content, or "".
+    """
+
+    series_uid: str
+    image_series_uid: str
+    frames: frozenset[tuple[str, int]]
+    time: str
+    structures: tuple[str, ...] = ()
+    checkpoint: str = ""
+    creator: str = ""
+
+    def to_history_item(self) -> dict:
+        """Return what the history of an image's labels says of it, see `lib.serving.datastore.history.LabelHistory.items`."""
+        return {
+            "name": self.series_uid, "tag": "final", "time": _seconds(self.time), "client": "", "user": self.creator,
+            "checkpoint": self.checkpoint, "structures": list(self.structures), "digest": "", "retired": None, "reason": REASON,
+            "restorable": True,
+        }  # fmt: skip
+
+
+def series_uid_of(image_id: str) -> str:
+    """Return the SeriesInstanceUID in the id of an image.
+
+    >>> series_uid_of("1.2.3#2"), image_ids("1.2.3", 2), image_ids("1.2.4", 1)
+    ('1.2.3', ['1.2.3#1', '1.2.3#2'], ['1.2.4'])
+    """
+    return image_id.partition("#")[0]
+
+
+def image_ids(series_uid: str, count: int) -> list[str]:
+    """Return the ids of the images in a series with so many volumes."""
+    return [series_uid] if count == 1 else [f"{series_uid}#{n}" for n in range(1, count + 1)]
+
+
+def describe_segmentation(metadata: list[dict], series_uid: str) -> StoredSegmentation | None:
+    """Return what the DICOM JSON of a segmentation says about it, or None if it does not name its images."""
+    try:
+        dataset = Dataset.from_json({tag: value for tag, value in metadata[0].items() if "BulkDataURI" not in value})
+        image_series = dataset.ReferencedSeriesSequence[0]
+        frames = {
+            (str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1))
+            for groups in dataset.get("PerFrameFunctionalGroupsSequence") or []
+            for derivation in groups.get("DerivationImageSequence") or []
+            for source in derivation.get("SourceImageSequence") or []
+        }
+        if not frames:
+            frames = {(str(i.ReferencedSOPInstanceUID), 1) for i in image_series.get("ReferencedInstanceSequence") or []}
+        segments = dataset.get("SegmentSequence") or []
+        algorithms = (a for segment in segments for a in segment.get("SegmentationAlgorithmIdentificationSequence") or [])
+        versions = [str(algorithm.get("AlgorithmVersion") or "") for algorithm in algorithms]
+        return StoredSegmentation(
+            series_uid, str(image_series.SeriesInstanceUID), frozenset(frames),
+            time=f"{dataset.get('ContentDate') or ''} {dataset.get('ContentTime') or ''}",
+            structures=tuple(str(segment.get("SegmentLabel") or "") for segment in segments),
+            checkpoint=versions[0] if versions and versions[0] != SOFTWARE_VERSION else "",
+            creator=str(dataset.get("ContentCreatorName") or ""),
+        )  # fmt: skip
+    except DICOM_ERRORS as e:
+        logger.warning("The segmentation %s is ignored, because it does not name its images: %s", series_uid, e)
+        return None
+
+
+def segmentations_by_image(
+    segmentations: Iterable[StoredSegmentation], images: Iterable[str], cache: Path
+) -> dict[str, list[StoredSegmentation]]:  # fmt: skip
+    """Return the segmentations of each image that has some, in the given order.
+
+    Args:
+        images: Ids of the images in the store.
+        cache: Folder with the downloaded series of images. A series with several volumes is there, or its volumes would not be known.
+    """
+    ids: dict[str, list[str]] = {}
+    for image in images:
+        ids.setdefault(series_uid_of(image), []).append(image)
+    found: dict[str, list[StoredSegmentation]] = {}
+    for segmentation in segmentations:
+        volumes = ids.get(segmentation.image_series_uid, [])
+        if len(volumes) > 1:  # The volume that holds most of the frames.
+            stacks = find_stacks(cache / segmentation.image_series_uid)
+            shares = [sum((f.sop_instance_uid, f.number) in segmentation.frames for f in stack.frames) for stack in stacks]
+            volumes = [volumes[shares.index(max(shares))]] if len(shares) == len(volumes) and any(shares) else []
+        for image in volumes:
+            found.setdefault(image, []).append(segmentation)
+    return found
+
+
+def _seconds(text: str) -> int | None:
+    """Return the date and time of a segmentation in seconds since 1970, taken as this machine's local time, or None if it is none."""
+    try:
+        return int(datetime.strptime(text.partition(".")[0], "%Y%m%d %H%M%S").timestamp())
+    except (ValueError, OverflowError):
+        return None
