@@ -137,21 +137,24 @@ def _stack(group: list[FrameHeader], spacing_mm, mark: str = "") -> Stack:
     for frame in group:
         if frame.size != group[0].size:
             raise _Uneven(f"The slices differ in size: {group[0].name} has {_pixels(group[0])} pixels, {frame.name} {_pixels(frame)}.")
-    columns, rows = group[0].size
-    warnings: tuple[str, ...] = ()
-    if spacing_mm is not None and all(f.pixel_mm is None for f in group):
+    sized = [f for f in group if f.pixel_mm is not None]
+    for frame in sized:
+        if np.abs(frame.pixel_mm / sized[0].pixel_mm - 1).max() > _SAME_PIXELS:
+            raise _Uneven(
+                f"The slices differ in pixel size: {sized[0].name} has {_mm(sized[0].pixel_mm)} mm, {frame.name} {_mm(frame.pixel_mm)} mm."
+            )
+    if spacing_mm is not None and not sized:
         group = [replace(f, pixel_mm=np.asarray(spacing_mm[:2], float)) for f in group]
     if all(f.position_mm is None for f in group):
         frames, affine, warnings = _without_positions(group, spacing_mm)
     else:
-        frames, affine = _with_positions(group)
-    sources = tuple(f.source for f in frames)
-    shape = (columns, rows, len(frames))
+        frames, affine, warnings = _with_positions(group)
+    sources, shape = tuple(f.source for f in frames), (*group[0].size, len(frames))
     return Stack(group[0].series[1], _describe(frames, mark), sources, shape, geometry.LPS_FROM_RAS @ affine, warnings=warnings)
 
 
-def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.ndarray]:
-    """Return frames in the order of their positions, and the affine (4, 4) in mm LPS, or raise _Uneven."""
+def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.ndarray, tuple[str, ...]]:
+    """Return frames in the order of their positions, the affine (4, 4) in mm LPS, and warnings, or raise _Uneven."""
     for frame in group:
         for value, keyword in ((frame.position_mm, "ImagePositionPatient"), (frame.directions, "ImageOrientationPatient")):
             if value is None:
@@ -159,10 +162,6 @@ def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.nda
         if frame.pixel_mm is None:
             raise _Uneven(f"{frame.name} does not say how large its pixels are (PixelSpacing is missing): repair it, or state the voxel "
                           "size, for example --spacing 1,1,2.5.")  # fmt: skip
-        if np.abs(frame.pixel_mm / group[0].pixel_mm - 1).max() > _SAME_PIXELS:
-            raise _Uneven(
-                f"The slices differ in pixel size: {group[0].name} has {_mm(group[0].pixel_mm)} mm, {frame.name} {_mm(frame.pixel_mm)} mm."
-            )
     directions, pixel_mm = group[0].directions, group[0].pixel_mm
     normal = np.cross(*directions)
     frames = sorted(group, key=lambda f: (float(f.position_mm @ normal), f.order))
@@ -170,8 +169,11 @@ def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.nda
     affine = np.eye(4)
     affine[:3, :2] = (directions * pixel_mm[:, None]).T
     affine[:3, 3] = positions[0]
+    warnings: tuple[str, ...] = ()
     if len(frames) == 1:
         affine[:3, 2] = normal * (frames[0].thickness_mm or 1.0)
+        if frames[0].thickness_mm is None:
+            warnings = (f"The thickness of {frames[0].name} is unknown; 1 mm was assumed.",)
     else:
         _check_distances(frames, positions @ normal)
         affine[:3, 2] = (positions[-1] - positions[0]) / (len(frames) - 1)
@@ -185,7 +187,7 @@ def _with_positions(group: list[FrameHeader]) -> tuple[list[FrameHeader], np.nda
             )
     if not geometry.is_valid_affine(affine):
         raise _Uneven(f"The slices of {frames[0].name} and the others lie within one plane.")
-    return frames, affine
+    return frames, affine, warnings
 
 
 def _check_distances(frames: list[FrameHeader], depths_mm: np.ndarray) -> None:
@@ -223,7 +225,7 @@ def _without_positions(group: list[FrameHeader], spacing_mm) -> tuple[list[Frame
             f"{first.name} and {len(frames) - 1} more do not say where they lie (no ImagePositionPatient for each slice), so the distance of "
             f"the slices is unknown: state the voxel size, for example --spacing {pixel_mm[0]:g},{pixel_mm[1]:g},2.5."
         )
-    sizes = np.array([*pixel_mm, first.thickness_mm or 1.0]) if spacing_mm is None else np.asarray(spacing_mm, float)
+    sizes = np.array([*pixel_mm, (first.thickness_mm or 1.0) if spacing_mm is None else spacing_mm[2]])
     if first.directions is not None:
         affine[:3, :3] = np.stack([*first.directions, np.cross(*first.directions)], axis=1)
     affine[:3, :3] *= sizes

@@ -378,6 +378,18 @@ def test_positions_may_be_replaced_by_a_stated_voxel_size(tmp_path):
     np.testing.assert_array_equal(volume.array, IMAGE)
     np.testing.assert_allclose(volume.spacing_mm, (1.5, 2, 3))
     assert volume.warnings
+    np.testing.assert_allclose(read_volume(folder, spacing_mm=(1, 1, 4)).spacing_mm, (1.5, 2, 4), err_msg="what files state counts")
+    images[3].PixelSpacing = ["1", "1"]
+    with pytest.raises(VolumeError, match="differ in pixel size"):
+        read_volume(save_dicom(images, tmp_path / "other"), spacing_mm=(1.5, 2.0, 3.0))
+
+
+def test_a_single_slice_without_thickness_carries_a_warning(tmp_path):
+    ds = series()[0]
+    assert not read_volume(dicom_file(ds, tmp_path / "a.dcm")).warnings
+    del ds.SliceThickness
+    volume = read_volume(dicom_file(ds, tmp_path / "b.dcm"))
+    assert volume.spacing_mm[2] == 1 and "The thickness of b.dcm is unknown" in volume.warnings[0]
 
 
 # --- several volumes in one series -----------------------------------------------------------------------------------
