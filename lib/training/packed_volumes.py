@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -17,6 +18,7 @@ from lib.training.batch_random import BatchRandom
 INDEX = "index.json"
 _ANCHORS = 64  # Voxels of each structure that are kept as possible starts of a clip.
 _ANY_LABEL = 255  # The value that stands for all labels of a volume together.
+_MAX_SIDE = 65_500  # Pixels along a side of a JPEG file.
 _MIN_VOXELS = {"labels": 20, "regions": 60}
 
 
@@ -229,6 +231,16 @@ def _split(values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, list[
     return distinct, np.split(positions, starts[1:])
 
 
-def read_mosaic(path: Path, shape) -> np.ndarray:
-    """Return the stack, uint8 (K, J, I), that a mosaic of this shape holds."""
-    return np.asarray(Image.open(path)).reshape(shape)
+def make_mosaic(stack: np.ndarray) -> Image.Image:
+    """Return the slices of a stack, uint8 (K, J, I), as one picture: below each other, in several columns if they are too many."""
+    count, rows, width = stack.shape
+    per_column = min(count, _MAX_SIDE // rows)
+    columns = -(-count // per_column)
+    padded = np.pad(stack, ((0, columns * per_column - count), (0, 0), (0, 0)))
+    return Image.fromarray(padded.reshape(columns, -1, width).transpose(1, 0, 2).reshape(-1, columns * width))
+
+
+def read_mosaic(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """Return the stack, uint8 (K, J, I), of this shape in a picture of `make_mosaic`."""
+    picture, (count, rows, width) = np.asarray(Image.open(path)), shape
+    return picture.reshape(len(picture), -1, width).transpose(1, 0, 2).reshape(-1, rows, width)[:count]

@@ -7,20 +7,18 @@ ScribblePrompt, arXiv 2312.07381), become PNG mosaics. Volumes of patients who a
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from skimage import graph, segmentation
 from tqdm import tqdm
 
 from lib.common.errors import UserError
-from lib.imaging.datasets import Case
+from lib.imaging.datasets import Case, image_name
 from lib.imaging.frames import looks_like_ct
 from lib.imaging.readers import read_mask, read_volume
-from lib.training.packed_volumes import INDEX
+from lib.training.packed_volumes import INDEX, make_mosaic
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +30,13 @@ _MIN_MEGAVOXELS_FOR_REGIONS = 0.2
 
 
 def patient_of(name: str) -> str:
-    """Return the patient of a volume: the last two parts of its name without the modality, "sarcoma_045" for "mr_sarcoma_045"."""
-    return "_".join(re.sub(r"\.nii(\.gz)?$", "", Path(name).name).split("_")[1:])
+    """Return the patient of a volume: its name without the modality in front.
+
+    >>> patient_of("imagesTr/mr_sarcoma_045.nii.gz"), patient_of("patient7.nii")
+    ('sarcoma_045', 'patient7')
+    """
+    modality, _, patient = image_name(name).partition("_")
+    return patient or modality
 
 
 def is_held_back(name: str, share: float = HELD_BACK_SHARE) -> bool:
@@ -55,17 +58,21 @@ def pack(folders: list[Path], out: Path) -> int:
     Return the number of packed volumes. An interrupted pack is gone on with.
 
     Raises:
-        UserError: A folder has no readable dataset.json, or there is no volume to pack.
+        UserError: A folder has no readable dataset.json, two volumes have the same name, or there is no volume to pack.
     """
     out.mkdir(parents=True, exist_ok=True)
-    index = []
+    index, names = [], set()
     for folder in folders:
         try:
             rows = json.loads((folder / "dataset.json").read_text())["training"]
             rows = [r for r in rows if not ("label" in r and is_held_back(r["image"]))]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
-        index += [_pack_volume(folder, row, out) for row in tqdm(rows, desc=folder.name)]
+        for row in tqdm(rows, desc=folder.name):
+            if (name := image_name(row["image"])) in names:
+                raise UserError(f"Two volumes have the name {name}: rename one of them.")
+            names.add(name)
+            index.append(_pack_volume(folder, row, out))
     if not index:
         raise UserError("There is no volume to pack in these folders.")
     (out / INDEX).write_text(json.dumps(index, indent=1))
@@ -74,7 +81,7 @@ def pack(folders: list[Path], out: Path) -> int:
 
 def _pack_volume(folder: Path, row: dict, out: Path) -> dict:
     """Write the pictures of one volume and return its row of the index."""
-    name = Path(row["image"]).name.split(".")[0]
+    name = image_name(row["image"])
     volume = read_volume(folder / row["image"])
     image = to_bytes(volume.array).transpose(2, 1, 0)  # (K, J, I)
     entry = {
@@ -82,10 +89,12 @@ def _pack_volume(folder: Path, row: dict, out: Path) -> dict:
         "spacing_mm": [float(x) for x in volume.spacing_mm[::-1]], "maps": [],
     }  # fmt: skip
     small = image.size < _MIN_MEGAVOXELS_FOR_REGIONS * 1e6
-    _mosaic(image).save(out / f"{name}.jpg", quality=95 if small else 90)
+    make_mosaic(image).save(out / f"{name}.jpg", quality=95 if small else 90)
     if "label" in row:
-        labels = read_mask(folder / row["label"], volume).transpose(2, 1, 0).astype(np.uint8)
-        entry["maps"].append(_write_map(labels, f"{name}_labels.png", out, "labels"))
+        labels = read_mask(folder / row["label"], volume).transpose(2, 1, 0)
+        if labels.min() < 0 or labels.max() > 255:
+            raise UserError(f"The label of {name} holds values beyond 0 to 255, which cannot be packed: number its structures anew.")
+        entry["maps"].append(_write_map(labels.astype(np.uint8), f"{name}_labels.png", out, "labels"))
     if not small:
         for n, threshold in enumerate((0.04, 0.09)):
             path = out / f"{name}_regions{n}.png"
@@ -132,11 +141,6 @@ def find_regions(image: np.ndarray, spacing_mm, threshold: float) -> np.ndarray:
 def _write_map(labels: np.ndarray, name: str, out: Path, kind: str) -> dict:
     """Write a label map as a PNG, unless it is empty because it exists, and return its row of the index."""
     if labels.size:
-        _mosaic(labels).save(out / name, optimize=True)
+        make_mosaic(labels).save(out / name, optimize=True)
         (out / f"{name}.shape").write_text(json.dumps(labels.shape))
     return {"file": name, "kind": kind, "shape": json.loads((out / f"{name}.shape").read_text())}
-
-
-def _mosaic(stack: np.ndarray) -> Image.Image:
-    """Return the slices of a stack (K, J, I) below each other as one picture."""
-    return Image.fromarray(np.ascontiguousarray(stack).reshape(-1, stack.shape[2]))

@@ -13,7 +13,7 @@ from lib.training.batch_random import BatchRandom
 from lib.training.clip_sheet import draw_sheet
 from lib.training.clip_source import BatchPlan, ClipSource
 from lib.training.generated_targets import MIN_PIXELS, choose_targets
-from lib.training.packed_volumes import PackedVolumes
+from lib.training.packed_volumes import PackedVolumes, make_mosaic, read_mosaic
 from lib.training.volume_pack import find_regions, held_back_cases, is_held_back, pack, to_bytes
 
 NAMES = [n for n in (f"ct_ball_{k:03}" for k in range(60)) if not is_held_back(n)][:2] + ["ct_empty_001"]
@@ -121,6 +121,26 @@ def test_folders_without_volumes_are_refused(tmp_path):
         pack([tmp_path], tmp_path / "out")
     with pytest.raises(UserError, match="command pack"):
         PackedVolumes(tmp_path)
+
+
+def test_volumes_that_would_be_mixed_up_are_refused(decathlon, tmp_path):
+    with pytest.raises(UserError, match="Two volumes have the name ct_ball"):
+        pack([decathlon, decathlon], tmp_path)
+
+
+def test_names_with_dots_are_names_of_their_own(tmp_path):
+    for number in (1, 2):
+        nib.save(nib.Nifti1Image(np.full((8, 8, 4), number, np.float32), np.eye(4)), tmp_path / f"ct_a.{number}.nii.gz")
+    (tmp_path / "dataset.json").write_text('{"training": [{"image": "ct_a.1.nii.gz"}, {"image": "ct_a.2.nii.gz"}]}')
+    assert pack([tmp_path], tmp_path / "out") == len(list((tmp_path / "out").glob("*.jpg"))) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 8), (5, 30_000, 2), (4, 16_384, 1)])
+def test_mosaics_keep_stacks_of_any_size(shape, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    make_mosaic(stack).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mosaic(tmp_path / "a.png", shape), stack)
+    make_mosaic(stack).save(tmp_path / "a.jpg")
 
 
 def test_packed_intensities_keep_the_contrast_of_soft_tissue():
