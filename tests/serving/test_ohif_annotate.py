@@ -138,3 +138,11 @@ def test_submitting_stores_a_dicom_seg(viewer, store, second):
         )  # fmt: skip
         displayed_mask = second.labels == SEGMENTS[name]  # slice k is the k-th file, as `write_dicom` names them
         np.testing.assert_array_equal(stored[..., 0].transpose(2, 1, 0), displayed_mask, err_msg=name)
+
+
+def test_clear_all_points_and_run_empty_the_structure_and_leave_the_others(viewer, second):
+    viewer.tab.get_by_text("Clear All Points", exact=True).click()
+    viewer.page.wait_for_function(f"({ohif.CLICKS})() === 0")
+    labels = viewer.run()
+    assert not (labels == SEGMENTS["vertebra"]).any()
+    np.testing.assert_array_equal(labels == SEGMENTS["kidney_left"], second.labels == SEGMENTS["kidney_left"])

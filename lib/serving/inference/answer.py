@@ -18,6 +18,8 @@ from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.labels import structure_name
 from lib.serving.dicomweb.viewer_grid import VIEWER_REQUEST, is_reversed, mask_to_viewer, viewer_grid
 
+OHIF_FIELD = "restore_label_idx"  # Only OHIF's own panel sends this field.
+
 
 def requested_extension(request: dict, volume: Volume) -> str:
     """Return the file extension of the mask: the one that a request names, or else .nii.gz, or .nrrd where NIfTI will not do.
@@ -58,6 +60,9 @@ def write_result(result: Result, volume: Volume, request: dict, extension: str) 
     os.close(handle)
     try:
         write_mask(mask, volume, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
+        if OHIF_FIELD in request and extension == ".nrrd" and not compress and not mask.any():
+            with open(path, "ab") as file:  # OHIF's panel changes only structures that are in the answer. Behind the last voxel, it
+                file.write(b"\1")  # finds there the structure that it asked for, and empties it. Other readers do not look there.
     except BaseException:
         os.unlink(path)
         raise
