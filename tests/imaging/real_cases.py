@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomFileLike
 from pydicom.filewriter import write_dataset
@@ -20,13 +19,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from lib.imaging.volume import Volume
+from tests.conftest import DIRECTIONS
 
 SHAPE = (14, 12, 9)
 SPACING_MM = (1.5, 2.0, 3.0)
 ORIGIN_LPS_MM = (-20.0, 13.0, 40.0)
 BLOCK = (slice(8, 11), slice(3, 5), slice(5, 7))  # It lies in the middle of no axis, so that a flip is noticed.
-CENTRE_IJK = (9.0, 3.5, 5.5)
 BRIGHT = 500  # Between the values of the background and of the block.
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # From mm RAS to mm LPS and back.
 
@@ -52,35 +50,8 @@ def tilted_affine(degrees: float = 18.0) -> np.ndarray:
     return lps_affine(np.column_stack([(1, 0, 0), (0, np.cos(angle), -np.sin(angle)), (0, 0, 1)]))
 
 
-def centre_lps_mm(affine_lps) -> np.ndarray:
-    """Return the centre (3,) of the block in mm LPS."""
-    return np.asarray(affine_lps)[:3, :3] @ CENTRE_IJK + np.asarray(affine_lps)[:3, 3]
-
-
-def bright_centre(array: np.ndarray, affine: np.ndarray, threshold=BRIGHT) -> np.ndarray:
-    """Return the centre (3,) of the voxels above a threshold, in the frame of the affine."""
-    return affine[:3, :3] @ np.argwhere(array > threshold).mean(0) + affine[:3, 3]
-
-
-def assert_block_lies_right(volume: Volume, affine_lps, *, count=12, threshold=BRIGHT) -> None:
-    """Check that the block of a volume has its size and lies where `affine_lps` places it, up to a hundredth of a voxel."""
-    smallest = np.linalg.norm(np.asarray(affine_lps)[:3, :3], axis=0).min()
-    bright = volume.array > threshold
-    assert bright.sum() == count
-    offset = bright_centre(volume.array, LPS @ volume.affine, threshold) - centre_lps_mm(affine_lps)
-    assert np.linalg.norm(offset) < 0.01 * smallest, offset
-    determinants = [abs(np.linalg.det(a[:3, :3])) for a in (volume.affine, np.asarray(affine_lps))]
-    np.testing.assert_allclose(*determinants, rtol=1e-3)
-
-
-def affine_of_itk(path: Path) -> np.ndarray:
-    """Return the affine (4, 4) of an image in mm LPS, as SimpleITK and so 3D Slicer reads it."""
-    image = sitk.ReadImage(str(path))
-    n = min(3, image.GetDimension())
-    affine = np.eye(4)
-    affine[:n, :n] = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:n, :n] * image.GetSpacing()[:n]
-    affine[:n, 3] = image.GetOrigin()[:n]
-    return affine
+IMAGE = block_image()
+OBLIQUE = lps_affine(DIRECTIONS["oblique"])
 
 
 # --- NIfTI -----------------------------------------------------------------------------------------------------------

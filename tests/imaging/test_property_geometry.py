@@ -20,10 +20,10 @@ from lib.imaging.dicom.stacks import find_stacks
 from lib.imaging.readers import read_grid, read_mask, read_volume
 from lib.imaging.writers import EXTENSIONS, write_image, write_mask
 from tests.conftest import DIRECTIONS
+from tests.imaging.block_checks import affine_of_itk
 from tests.imaging.real_cases import (
     BRIGHT,
     LPS,
-    affine_of_itk,
     dicom_file,
     frame_points,
     multiframe,

@@ -10,13 +10,13 @@ from lib.common.errors import VolumeError
 from lib.imaging.readers import read_grid, read_mask, read_volume
 from lib.imaging.writers import write_mask
 from tests.conftest import DIRECTIONS
+from tests.imaging.block_checks import affine_of_itk, assert_block_lies_right
 from tests.imaging.real_cases import (
     BRIGHT,
+    IMAGE,
     LPS,
     META_GRID,
     SHAPE,
-    affine_of_itk,
-    assert_block_lies_right,
     block_image,
     lps_affine,
     nrrd_fields,
@@ -26,7 +26,6 @@ from tests.imaging.real_cases import (
     write_nrrd,
 )
 
-IMAGE = block_image()
 OBLIQUE = lps_affine(DIRECTIONS["oblique left-handed"])
 SPACES = {
     "left-posterior-superior": (1, 1, 1), "LPS": (1, 1, 1), "right-anterior-superior": (-1, -1, 1), "RAS": (-1, -1, 1),

@@ -14,24 +14,21 @@ from lib.common.errors import VolumeError
 from lib.imaging.readers import read_grid, read_mask, read_volume
 from lib.imaging.writers import write_mask
 from tests.conftest import DIRECTIONS
+from tests.imaging.block_checks import affine_of_itk, assert_block_lies_right, bright_centre, centre_lps_mm
 from tests.imaging.real_cases import (
     BLOCK,
     BRIGHT,
+    IMAGE,
     LPS,
+    OBLIQUE,
     SHAPE,
-    affine_of_itk,
-    assert_block_lies_right,
     block_image,
-    bright_centre,
-    centre_lps_mm,
     lps_affine,
     nifti_bytes,
     tilted_affine,
     write_nifti,
 )
 
-IMAGE = block_image()
-OBLIQUE = lps_affine(DIRECTIONS["oblique"])
 MOVED = lps_affine(origin=(14.0, -22.0, 9.0))
 
 

@@ -12,49 +12,31 @@ from pydicom.uid import (
 )
 
 from lib.common.errors import VolumeError
-from lib.imaging.readers import read_grid, read_volume
-from lib.imaging.volume import Volume
+from lib.imaging.readers import read_volume
 from lib.imaging.writers import write_mask
-from tests.conftest import DIRECTIONS
+from tests.imaging.block_checks import affine_of_itk, assert_block_lies_right, assert_dicom_is_right
 from tests.imaging.real_cases import (
     BRIGHT,
+    IMAGE,
     LPS,
+    OBLIQUE,
     SHAPE,
-    affine_of_itk,
-    assert_block_lies_right,
-    block_image,
     copies,
     dicom_file,
     dicom_slice,
     lps_affine,
     multiframe,
-    read_back,
     save_dicom,
     series,
     set_pixels,
     tilted_affine,
 )
 
-IMAGE = block_image()
-OBLIQUE = lps_affine(DIRECTIONS["oblique"])
 PLANES = {"straight": lps_affine(), "oblique": OBLIQUE, "backwards": OBLIQUE @ np.diag([1, 1, -1, 1]), "tilted": tilted_affine()}
 SLICES = list(range(SHAPE[2]))
 SHUFFLED = [int(n) for n in np.random.default_rng(4).permutation(SHAPE[2])]
 ORDERS = {"ascending": SLICES, "descending": SLICES[::-1], "shuffled": SHUFFLED, "interleaved": SLICES[::2] + SLICES[1::2]}
 ULTRASOUND_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
-
-
-def assert_object_is_right(path, affine_lps, **options) -> Volume:
-    """Check an object's block and grid, and that each slice is the frame whose position it has; return the volume."""
-    volume = read_volume(path)
-    assert_block_lies_right(volume, affine_lps, **options)
-    np.testing.assert_allclose(read_grid(path).affine, volume.affine)
-    for k, frame in enumerate(volume.source_frames):
-        ds = read_back(frame.path)
-        position = np.array(ds.PerFrameFunctionalGroupsSequence[frame.number - 1].PlanePositionSequence[0].ImagePositionPatient, float)
-        assert np.linalg.norm((LPS @ volume.affine)[:3] @ (0, 0, k, 1) - position) < 0.02
-        assert frame.sop_instance_uid == ds.SOPInstanceUID
-    return volume
 
 
 def groups(ds):
@@ -68,7 +50,7 @@ def test_frames_are_sorted_by_position_alone(tmp_path, order, plane):
     affine = PLANES[plane]
     images = series(affine)
     path = dicom_file(multiframe([images[n] for n in ORDERS[order]]), tmp_path / "enhanced.dcm")
-    volume = assert_object_is_right(path, affine)
+    volume = assert_dicom_is_right(path, affine)
     assert volume.shape == SHAPE
     assert {f.number for f in volume.source_frames} == set(range(1, 10))
     mask = write_mask(volume.array > BRIGHT, volume, tmp_path / "mask.nrrd")
@@ -81,7 +63,7 @@ def test_thickness_and_spacing_do_not_place_frames(tmp_path, thickness, spacing_
     for ds in images:
         ds.SliceThickness = thickness
     path = dicom_file(multiframe(images, spacing_between=spacing_between), tmp_path / "enhanced.dcm")
-    assert_object_is_right(path, tilted_affine())
+    assert_dicom_is_right(path, tilted_affine())
 
 
 def test_what_all_frames_share_may_be_said_of_each(tmp_path):
@@ -91,17 +73,17 @@ def test_what_all_frames_share_may_be_said_of_each(tmp_path):
         for group in groups(ds):
             setattr(group, name, getattr(shared, name))
         delattr(shared, name)
-    np.testing.assert_array_equal(assert_object_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE).array, IMAGE)
+    np.testing.assert_array_equal(assert_dicom_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE).array, IMAGE)
     del ds.SharedFunctionalGroupsSequence
-    assert_object_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE)
+    assert_dicom_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE)
 
 
 def test_a_folder_with_one_object_and_a_volume_of_several_objects(tmp_path):
     images = series(OBLIQUE)
     dicom_file(multiframe(images), tmp_path / "one" / "IM1")
-    assert_object_is_right(tmp_path / "one", OBLIQUE)
+    assert_dicom_is_right(tmp_path / "one", OBLIQUE)
     parts = [multiframe(images[:4]), copies([multiframe(images[4:])], 1)[0]]
-    assert_object_is_right(save_dicom(parts, tmp_path / "two"), OBLIQUE)
+    assert_dicom_is_right(save_dicom(parts, tmp_path / "two"), OBLIQUE)
 
 
 def test_an_object_of_one_frame(tmp_path):
@@ -120,7 +102,7 @@ def test_frames_have_slopes_of_their_own(tmp_path):
         item = Dataset()
         item.RescaleSlope, item.RescaleIntercept, item.RescaleType = f"{slopes[n]:.6f}", "0", "US"
         group.PixelValueTransformationSequence = [item]
-    volume = assert_object_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE)
+    volume = assert_dicom_is_right(dicom_file(ds, tmp_path / "enhanced.dcm"), OBLIQUE)
     assert np.abs(volume.array - IMAGE).max() <= 1.01
 
 
@@ -222,7 +204,7 @@ def test_phases_and_echoes_are_volumes_of_their_own(tmp_path, mark, interleaved)
     with pytest.raises(VolumeError, match="2 volumes.*heart.dcm#1 .*heart.dcm#2 "):
         read_volume(path)
     for n in range(2):
-        volume = assert_object_is_right(tmp_path / f"heart.dcm#{n + 1}", OBLIQUE)
+        volume = assert_dicom_is_right(tmp_path / f"heart.dcm#{n + 1}", OBLIQUE)
         np.testing.assert_array_equal(volume.array, IMAGE + n)
 
 
@@ -232,7 +214,7 @@ def test_one_object_for_each_phase(tmp_path):
     with pytest.raises(VolumeError, match="2 volumes"):
         read_volume(folder)
     for n in range(2):
-        np.testing.assert_array_equal(assert_object_is_right(tmp_path / f"heart#{n + 1}", OBLIQUE).array, IMAGE + n)
+        np.testing.assert_array_equal(assert_dicom_is_right(tmp_path / f"heart#{n + 1}", OBLIQUE).array, IMAGE + n)
 
 
 def test_planes_of_several_orientations_are_volumes_of_their_own(tmp_path):
@@ -246,8 +228,8 @@ def test_planes_of_several_orientations_are_volumes_of_their_own(tmp_path):
     dicom_file(ds, tmp_path / "planes.dcm")
     with pytest.raises(VolumeError, match="2 volumes"):
         read_volume(tmp_path / "planes.dcm")
-    assert_object_is_right(tmp_path / "planes.dcm#1", lps_affine())
-    assert_object_is_right(tmp_path / "planes.dcm#2", OBLIQUE)
+    assert_dicom_is_right(tmp_path / "planes.dcm#1", lps_affine())
+    assert_dicom_is_right(tmp_path / "planes.dcm#2", OBLIQUE)
 
 
 # --- objects that are not enhanced -----------------------------------------------------------------------------------
