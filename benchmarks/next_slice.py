@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from lib.engine.options import Options  # noqa: E402
 from lib.engine.segmenter import Segmenter  # noqa: E402
+from lib.evaluation.intervals import Estimate, estimate_mean, format_estimate  # noqa: E402
 from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.readers import read_mask, read_volume  # noqa: E402
@@ -135,25 +136,13 @@ def measure(name, volume, references, options, args) -> tuple[list[dict], list[d
     return states, loops
 
 
-def mean_with_interval(rows: list[dict], field: str, resamples: int = 1000) -> tuple[float, float, float]:
-    """Return the mean of a field over labels, where each label of each volume counts once, and its 95 % interval.
-
-    The interval comes from a bootstrap that draws volumes.
-    """
-    values: dict[str, dict[str, list]] = {}
+def estimate_field(rows: list[dict], field: str) -> Estimate:
+    """Return the mean of a field over labels, where each label of each volume counts once, with its interval."""
+    values: dict[tuple[str, str], list[float]] = {}
     for r in rows:
         if not np.isnan(r[field]):
-            values.setdefault(r["volume"], {}).setdefault(r["label"], []).append(r[field])
-    means = np.array([np.mean(v) for labels in values.values() for v in labels.values()])
-    volume_of_mean = np.array([n for n, labels in enumerate(values.values()) for _ in labels])
-    if not len(means):
-        return np.nan, np.nan, np.nan
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(resamples):
-        weight = np.bincount(rng.integers(0, len(values), len(values)), minlength=len(values))[volume_of_mean]
-        resampled.append(np.average(means, weights=weight))
-    return float(means.mean()), *(float(x) for x in np.percentile(resampled, [2.5, 97.5]))
+            values.setdefault((r["volume"], r["label"]), []).append(r[field])
+    return estimate_mean([float(np.mean(v)) for v in values.values()], [volume for volume, _ in values])
 
 
 def summarize(states: list[dict], loops: list[dict]) -> list[dict]:
@@ -167,7 +156,7 @@ def summarize(states: list[dict], loops: list[dict]) -> list[dict]:
         }  # fmt: skip
         sources = {"spearman": own_states, "regret": own_states, "top3": own_states, "auc": own_loops, "rounds_to_target": own_loops}
         for field, source in sources.items():
-            mean, low, high = (round(x, 4) for x in mean_with_interval(source, field))
+            mean, low, high = (round(x, 4) for x in estimate_field(source, field))
             row |= {field: mean, f"{field}_interval": [low, high]}
         better = [b for r in own_loops for b in r["better"]]
         rows.append({**row, "rounds_that_help": round(float(np.mean(better)), 3) if better else None})
@@ -181,7 +170,7 @@ def format_table(rows: list[dict]) -> str:
     fields = ("spearman", "regret", "top3", "auc", "rounds_to_target")
     lines = [f"{'strategy':14}" + "".join(f"{f:>24}" for f in fields) + f"{'helps':>8}{'gain':>8}"]
     for r in rows:
-        cells = "".join(f"{r[f]:10.3f} [{r[f + '_interval'][0]:.2f}, {r[f + '_interval'][1]:.2f}]".rjust(24) for f in fields)
+        cells = "".join(format_estimate(Estimate(r[f], *r[f"{f}_interval"])).rjust(24) for f in fields)
         lines.append(f"{r['strategy']:14}{cells}{r['rounds_that_help'] or 0:8.2f}{'' if r['gain'] is None else r['gain']:>8}")
     return "\n".join(lines) + f"\n{rows[0]['labels']} labels of {rows[0]['volumes']} volumes"
 

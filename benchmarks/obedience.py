@@ -9,7 +9,7 @@ and once with the tight box. The table shows over all labels
   dice5, dice10   Dice of the slice after five and after ten clicks, or after the last one if there are fewer
   box dice        Dice of the slice with the box
 
-with 95 % intervals from 1000 bootstrap samples of the cases.
+with 95 % bootstrap intervals over the cases.
 
 examples:
   python benchmarks/obedience.py --data sample-data
@@ -32,6 +32,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lib.engine.options import Options  # noqa: E402
 from lib.engine.segmenter import Segmenter  # noqa: E402
+from lib.evaluation.intervals import Estimate, estimate_ratio, format_estimate  # noqa: E402
 from lib.imaging.datasets import read_cases  # noqa: E402
 from lib.imaging.frames import Frames  # noqa: E402
 from lib.imaging.masks import bounding_box  # noqa: E402
@@ -43,7 +44,6 @@ MIN_VOXELS = 50
 CLICKS = 10
 WORSE_BY = 0.05
 MIN_BOX_IOU = 0.7
-SAMPLES = 1000
 FIGURES = {"obeyed": "clicks obeyed", "worse": "worse by 0.05", "box_filled": "box filled", "dice5": "dice5", "dice10": "dice10",
            "box_dice": "box dice"}  # fmt: skip
 
@@ -109,29 +109,19 @@ def measure(options: Options, cases) -> Iterator[dict]:
                 yield {"case": case.name, "label": name, **figures}
 
 
-def summarize(rows: list[dict]) -> dict[str, float]:
-    """Return the figures of `FIGURES` over the rows; a share is that of all clicks, or of all boxes."""
-    totals = {"obeyed": "clicks", "worse": "further_clicks"}
+def summarize(rows: list[dict]) -> dict[str, Estimate]:
+    """Return the figures of `FIGURES` over the rows with their intervals; a share is that of all clicks, or of all boxes."""
+    totals, cases = {"obeyed": "clicks", "worse": "further_clicks"}, [r["case"] for r in rows]
     return {
-        name: sum(r[name] for r in rows) / max(sum(r[totals[name]] for r in rows) if name in totals else len(rows), 1) for name in FIGURES
+        name: estimate_ratio([r[name] for r in rows], [r[totals[name]] if name in totals else 1 for r in rows], cases) for name in FIGURES
     }
-
-
-def bootstrap_interval(rows: list[dict], samples: int = SAMPLES) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of each figure from samples of cases (with all their rows), drawn with replacement."""
-    by_case: dict[str, list[dict]] = {}
-    for row in rows:
-        by_case.setdefault(row["case"], []).append(row)
-    groups, random = list(by_case.values()), np.random.default_rng(0)
-    draws = [summarize([r for n in random.integers(len(groups), size=len(groups)) for r in groups[n]]) for _ in range(samples)]
-    return {name: tuple(np.percentile([d[name] for d in draws], [2.5, 97.5])) for name in FIGURES}
 
 
 def format_table(rows: list[dict]) -> str:
     """Return the figures with their intervals as text."""
-    figures, intervals = summarize(rows), bootstrap_interval(rows)
+    figures = summarize(rows)
     lines = [f"{len(rows)} structures of {len({r['case'] for r in rows})} cases"]
-    lines += [f"{title:16}{figures[name]:7.3f}  [{intervals[name][0]:.3f}, {intervals[name][1]:.3f}]" for name, title in FIGURES.items()]
+    lines += [f"{title:16}{format_estimate(figures[name])}" for name, title in FIGURES.items()]
     return "\n".join(lines)
 
 

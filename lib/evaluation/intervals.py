@@ -28,7 +28,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], volume_count: int, 
     Args:
         statistic: Takes how often each volume counts, float (R, volume_count), and returns the R values of the statistic. A value
             may be NaN where no volume with data is drawn; it is left out.
-        volume_count: Number of volumes. With one, there is no interval.
+        volume_count: Number of volumes. With less than two, there is no interval.
     """
     value = float(statistic(np.ones((1, volume_count)))[0])
     if volume_count < 2:
@@ -50,15 +50,27 @@ def estimate_mean(values: Sequence[float], volumes: Sequence[Hashable]) -> Estim
     >>> estimate_mean([0.5, 0.7, float("nan")], ["a", "b", "b"]).value
     0.6
     """
-    sums: dict[Hashable, tuple[float, int]] = {}
-    for value, volume in zip(values, volumes, strict=True):
-        if not math.isnan(value):
-            total, count = sums.get(volume, (0.0, 0))
-            sums[volume] = total + float(value), count + 1
-    if not sums:
-        return Estimate(math.nan)
-    totals, counts = np.array(list(sums.values())).T
-    return bootstrap(lambda weights: (weights @ totals) / (weights @ counts), len(totals))
+    known = [(value, volume) for value, volume in zip(values, volumes, strict=True) if not math.isnan(value)]
+    return estimate_ratio([value for value, _ in known], [1] * len(known), [volume for _, volume in known])
+
+
+def estimate_ratio(parts: Sequence[float], wholes: Sequence[float], volumes: Sequence[Hashable]) -> Estimate:
+    """Return the sum of the parts divided by the sum of the wholes, with its interval; NaN if the wholes are 0.
+
+    Args:
+        parts, wholes: One pair for each structure.
+        volumes: For each pair, what identifies its volume.
+    """
+    index = {volume: n for n, volume in enumerate(dict.fromkeys(volumes))}
+    sums = np.zeros((2, len(index)))
+    for part, whole, volume in zip(parts, wholes, volumes, strict=True):
+        sums[:, index[volume]] += part, whole
+
+    def ratio(counts: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # A resample may hold nothing; it is left out.
+            return (counts @ sums[0]) / (counts @ sums[1])
+
+    return bootstrap(ratio, len(index))
 
 
 def format_estimate(estimate: Estimate, digits: int = 3, missing: str = "-") -> str:

@@ -38,10 +38,10 @@ def test_nothing_is_judged_when_all_slices_are_right(benchmark):
 
 def test_intervals_come_from_drawing_volumes_not_states(benchmark):
     rows = [{"volume": "a", "label": "x", "f": 0.0}] * 50 + [{"volume": "b", "label": "x", "f": 1.0}]
-    mean, low, high = benchmark.mean_with_interval(rows, "f")
+    mean, low, high = benchmark.estimate_field(rows, "f")
     assert mean == 0.5, "each label of each volume counts once"
     assert (low, high) == (0, 1), "the mean of two volumes is uncertain"
-    assert np.isnan(benchmark.mean_with_interval([{"volume": "a", "label": "x", "f": np.nan}], "f")[0])
+    assert np.isnan(benchmark.estimate_field([{"volume": "a", "label": "x", "f": np.nan}], "f")[0])
 
 
 def test_gain_is_the_share_of_the_oracles_gain_over_the_largest_gap(benchmark):
