@@ -90,14 +90,15 @@ def check_fits(label: Grid, image: Grid, name: str) -> np.ndarray:
     Raises:
         VolumeError: The label map has another shape, or lies elsewhere.
     """
-    orientation = io_orientation(np.eye(4) if label.planar else np.linalg.inv(image.affine) @ label.affine)
+    has_place = image.planar or not label.planar  # The place in space of a 2D file says nothing beside that of a volume.
+    orientation = io_orientation(np.linalg.inv(image.affine) @ label.affine if has_place else np.eye(4))
     shape = tuple(np.take(label.shape, np.argsort(orientation[:, 0])))
     if shape != tuple(image.shape):
         raise VolumeError(f"{name} has shape {tuple(label.shape)}, but the image has {tuple(image.shape)}.")
     affine = label.affine @ inv_ornt_aff(orientation, label.shape)
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
     offset_mm = np.linalg.norm(geometry.to_mm(affine, corners) - geometry.to_mm(image.affine, corners), axis=1).max()
-    if offset_mm > 0.5 * geometry.spacing(image.affine).min() and not label.planar:
+    if has_place and offset_mm > 0.5 * geometry.spacing(image.affine).min():
         raise VolumeError(f"{name} lies elsewhere than the image (by {offset_mm:.3g} mm): resample it to the image.")
     return orientation
 

@@ -169,6 +169,20 @@ def test_values_that_would_become_other_numbers_are_refused(tmp_path):
         write_mask(RAMP * 0 + np.int16(300) * (RAMP == 1), Volume(RAMP), tmp_path / "b.nii")
 
 
+def test_a_2d_mask_of_a_2d_image_must_lie_where_the_image_lies(tmp_path):
+    image = sitk.GetImageFromArray((RAMP[:, :, 0] % 3).T.copy())
+    image.SetSpacing((2, 3))
+    for name, origin in (("image", (7, 8)), ("other", (7, 80))):
+        image.SetOrigin(origin)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nrrd"))
+    volume = read_volume(tmp_path / "image.nrrd")
+    np.testing.assert_array_equal(read_mask(tmp_path / "image.nrrd", volume), volume.array)
+    with pytest.raises(VolumeError, match="lies elsewhere"):
+        read_mask(tmp_path / "other.nrrd", volume)
+    single_slice = Volume(RAMP[:, :, :1], AXIAL_LPS)  # of a DICOM file, for example
+    np.testing.assert_array_equal(read_mask(tmp_path / "other.nrrd", single_slice), volume.array)
+
+
 def reoriented(array, affine, axes, flips):
     """Return the same voxels at the same places with permuted and reversed axes: the array and its affine."""
     for axis in flips:
