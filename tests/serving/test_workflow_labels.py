@@ -1,4 +1,4 @@
-"""The rules about identity and labels with a real server and the client code of 3D Slicer's plugin."""
+"""The rules about identity, labels and *Next Sample* with a real server and the client code of 3D Slicer's plugin."""
 
 import hashlib
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from lib.serving.launch import stop
-from tests.serving.faults import SHAPE, KillableServer, write_ball_volumes
+from tests.serving.faults import SHAPE, KillableServer, wait_until, write_ball_volumes
 from tests.serving.test_server import slicer_client
 
 pytestmark = pytest.mark.server
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.server
 def server(tmp_path_factory):
     """Yield a server on three volumes, whose configured labels have a row "background"."""
     folder = tmp_path_factory.mktemp("studies")
-    write_ball_volumes(folder)
+    for mask in write_ball_volumes(folder):
+        mask.unlink()
     conf = [("labels", "background,spleen,liver"), ("versions", str(tmp_path_factory.mktemp("versions")))]
     server = KillableServer(folder, conf, MONAI_LABEL_DATASTORE_CACHE_PATH=tmp_path_factory.mktemp("cache"))
     try:
@@ -116,3 +117,60 @@ def test_nothing_of_the_first_image_shows_after_its_file_was_exchanged(server, s
     assert requests.get(f"{server.address}/sam2/thumbnail", params=query, timeout=60).status_code == 404
     shutil.copy(server.studies.parent / "kept.nii.gz", path)
     assert set(requests.get(state, params={"image": "ball_1"}, timeout=60).json()["structures"]) == {"liver"}
+
+
+def test_nothing_of_the_first_image_shows_after_it_was_deleted_and_another_was_uploaded(server, slicer, tmp_path):
+    first = (server.studies / "ball_2.nii.gz").read_bytes()
+    assert server.infer("ball_2", label="liver").ok
+    submitted(slicer("ann"), "ball_2", write_label(tmp_path / "a.nii.gz", server.studies / "ball_2.nii.gz", 1), "spleen")
+    skip = {"image": "ball_2", "action": "skip", "client_id": "ann"}
+    requests.post(f"{server.address}/sam2/choices", data=skip, timeout=60).raise_for_status()
+    requests.delete(f"{server.address}/datastore/image", params={"id": "ball_2"}, timeout=60).raise_for_status()
+    assert "ball_2" not in requests.get(f"{server.address}/sam2/", timeout=60).text
+    assert slicer("ann").upload_image(str(server.studies / "ball_0.nii.gz"), "ball_2") == {"image": "ball_2"}
+    try:
+        for is_restarted in (False, True):
+            if is_restarted:
+                server.kill()
+                server.start()
+            state = requests.get(f"{server.address}/sam2/state", params={"image": "ball_2"}, timeout=60).json()
+            listed = requests.get(f"{server.address}/sam2/labels/ball_2", timeout=60).json()
+            choices = requests.get(f"{server.address}/sam2/choices", timeout=60).json()
+            assert state["structures"] == {} == state["scores"] and listed["labels"] == [] and "ball_2" not in choices["skipped"]
+            assert not any(item["restorable"] for item in listed["history"])
+        assert slicer("ann").next_sample("worst_volume", {"image": "ball_2"})["label"] == ""
+    finally:
+        (server.studies / "ball_2.nii.gz").write_bytes(first)
+
+
+@pytest.fixture
+def unreadable(server):
+    """Yield the ids of three images that cannot be opened, each for another reason; they come before the others by name."""
+    whole = (server.studies / "ball_0.nii.gz").read_bytes()
+    several = nib.Nifti1Image(np.zeros((8, 8, 4, 3), np.int16), np.eye(4)).to_bytes()
+    contents = {"a_garbage.nii.gz": b"nonsense" * 50, "a_half.nii.gz": whole[: len(whole) // 2], "a_time.nii": several}
+    for name, content in contents.items():
+        (server.studies / name).write_bytes(content)
+    images = {name.partition(".")[0] for name in contents}
+    wait_until(lambda: images <= requests.get(f"{server.address}/datastore/?output=all", timeout=60).json()["objects"].keys())
+    yield images
+    for name in contents:
+        (server.studies / name).unlink()
+
+
+@pytest.mark.parametrize("strategy", ["random", "worst_slice", "worst_volume", "any_volume", "first"])
+def test_next_sample_passes_over_what_cannot_be_read_and_reports_it(server, slicer, unreadable, strategy):
+    samples = [slicer(f"{strategy} {n}").next_sample(strategy, {}) for n in range(4)]  # More annotators than there are volumes.
+    assert {sample["id"] for sample in samples} <= {"ball_0", "ball_1", "ball_2"}
+    last = samples[-1]
+    assert {volume["id"] for volume in last["passed_over"]} == unreadable and "cannot be read: a_" in last["reason"]
+    assert "cannot be read" in requests.get(f"{server.address}/sam2/", timeout=60).text
+
+
+def test_an_image_that_cannot_be_opened_answers_400_with_the_reason(server, unreadable):
+    words = {"a_garbage": "damaged", "a_half": "damaged", "a_time": "3 channels or time points"}
+    for image in unreadable:
+        thumbnail = requests.get(f"{server.address}/sam2/thumbnail", params={"image": image, "structure": "x", "slice": 0}, timeout=60)
+        for answer in (server.infer(image), thumbnail):
+            assert answer.status_code == 400 and words[image] in answer.json()["detail"], answer.text
+    assert server.infer("ball_0").ok, "it does not stop others"

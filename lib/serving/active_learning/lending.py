@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 class Lending:
     """Loans and refusals of volumes.
 
-    The file holds {"loans": {image: {client, until}}, "skipped": {image: {client: {reason, time, digest}}}, "rejected": {image: {client,
-    reason, time, digest}}}; times are seconds since 1970, and the digest is that of the image's content.
+    The file holds {"loans": {image: {client, until, digest}}, "skipped": {image: {client: {reason, time, digest}}}, "rejected": {image:
+    {client, reason, time, digest}}}; times are seconds since 1970, and the digest is that of the image's content.
 
     Args:
         folder: Where the file is kept. If it cannot be written to, the state lives as long as the server.
         minutes: How long a loan lasts after the client was last heard of.
         clock: Returns the present time in seconds.
-        digest_of: Returns the digest of the present content of an image by its id. What was said of another content does not count.
+        digest_of: Returns the digest of the present content of an image by its id. What belongs to another content does not count.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class Lending:
         self._in_memory: dict | None = None  # The state, once the file could not be written.
 
     def state(self) -> dict[str, dict]:
-        """Return the content of the file without loans that have ended and without what was said of other contents."""
-        state = self._in_memory or _read(self._file)
-        now_s = self._clock()
-        loans = {image: loan for image, loan in state["loans"].items() if loan["until"] > now_s}
-        rejected = {image: entry for image, entry in state["rejected"].items() if entry["digest"] == self._digest_of(image)}
-        skipped = {}
-        for image, entries in state["skipped"].items():
-            digest = self._digest_of(image)
-            skipped[image] = {client: entry for client, entry in entries.items() if entry["digest"] == digest}
-        return {"loans": loans, "skipped": {image: entries for image, entries in skipped.items() if entries}, "rejected": rejected}
+        """Return the content of the file without loans that have ended and without what belongs to other contents of images."""
+        state, now_s = self._in_memory or _read(self._file), self._clock()
+
+        def current(entries: dict[str, dict], image: str = "") -> dict[str, dict]:
+            """Return the entries by image, or those by client of one image, that belong to the present content."""
+            return {key: entry for key, entry in entries.items() if entry.get("digest") == self._digest_of(image or key)}
+
+        running = {image: loan for image, loan in state["loans"].items() if loan["until"] > now_s}
+        skipped = {image: kept for image, entries in state["skipped"].items() if (kept := current(entries, image))}
+        return {"loans": current(running), "skipped": skipped, "rejected": current(state["rejected"])}
 
     def lend(self, image: str, client: str) -> bool:
         """Lend a volume to a client, or make its loan longer; return False if another client has the volume. Other loans of it end."""
@@ -68,7 +68,7 @@ class Lending:
             if state["loans"].get(image, {}).get("client", client) != client:
                 return False
             state["loans"] = {i: loan for i, loan in state["loans"].items() if loan["client"] != client}
-            state["loans"][image] = {"client": client, "until": self._clock() + self._loan_s}
+            state["loans"][image] = {"client": client, "until": self._clock() + self._loan_s, "digest": self._digest_of(image)}
         return True
 
     def give_back(self, image: str, client: str) -> None:

@@ -74,12 +74,13 @@ def test_skips_and_rejections_end_loans_and_can_be_taken_back(lending):
     assert lending.state() == {"loans": {}, "skipped": {}, "rejected": {}}
 
 
-def test_what_was_said_of_an_exchanged_image_does_not_count(tmp_path):
-    digests = {"a": "1", "b": "2"}
+def test_what_was_done_to_an_exchanged_image_does_not_count(tmp_path):
+    digests = {"a": "1", "b": "2", "c": "3"}
     lending = Lending(tmp_path, digest_of=lambda image: digests.get(image, ""))
     lending.skip("a", "anna")
     lending.reject("b", "anna")
-    digests |= {"a": "3", "b": "4"}
+    lending.lend("c", "anna")
+    digests |= {"a": "4", "b": "5", "c": "6"}
     assert lending.state() == {"loans": {}, "skipped": {}, "rejected": {}}
 
 
