@@ -16,6 +16,7 @@ from lib.model.features import encoder_digest
 from lib.model.versions import Versions
 from lib.training.fine_tuning import FineTuning, fine_tune, split_cases
 
+BASE = f"{checkpoints.EMBEDDED}@sam2_hiera_nano_256.yaml@64"  # The embedded network on slices of 64 pixels.
 OPTIONS = FineTuning(epochs=2, steps=2, most=1, clicks=1)
 SLICES = 6
 
@@ -39,7 +40,7 @@ def cases(tmp_path_factory):
 def finished(cases, tmp_path_factory):
     """An uninterrupted fine-tuning: its stats, the reported stats, the versions and the folder of runs."""
     folder, reports = tmp_path_factory.mktemp("finished"), []
-    versions = Versions(folder / "versions", "embedded")
+    versions = Versions(folder / "versions", BASE)
     stats = fine_tune(cases, versions, folder / "runs", OPTIONS, reports.append)
     return stats, reports, versions, folder / "runs"
 
@@ -119,7 +120,7 @@ def test_progress_is_reported(finished):
 
 
 def test_decoder_training_keeps_the_encoder(finished):
-    base, version = checkpoints.find("embedded"), checkpoints.find(finished[0]["version"])
+    base, version = checkpoints.find(BASE), checkpoints.find(finished[0]["version"])
     assert (version.config, version.image_size) == (base.config, base.image_size)
     before, after = checkpoints.read_weights(base.path), checkpoints.read_weights(version.path)
     unchanged = {n for n, t in before.items() if torch.equal(t, after[n])}
@@ -130,8 +131,8 @@ def test_decoder_training_keeps_the_encoder(finished):
 
 def test_lora_changes_the_encoder_and_leaves_a_plain_checkpoint(cases, tmp_path):
     options = replace(OPTIONS, parts="lora", epochs=1, steps=1, rate=0.5)
-    stats = fine_tune(cases, Versions(tmp_path / "versions", "embedded"), tmp_path / "runs", options)
-    base, version = checkpoints.find("embedded"), checkpoints.find(stats["version"])
+    stats = fine_tune(cases, Versions(tmp_path / "versions", BASE), tmp_path / "runs", options)
+    base, version = checkpoints.find(BASE), checkpoints.find(stats["version"])
     assert checkpoints.read_weights(base.path).keys() == checkpoints.read_weights(version.path).keys()
     assert encoder_digest(checkpoints.load(base)) != encoder_digest(checkpoints.load(version))
 
@@ -142,7 +143,7 @@ class Interrupted(Exception):
 
 def test_an_interrupted_fine_tuning_ends_with_the_same_version(cases, finished, tmp_path):
     """The interruptions are in the validation of the first epoch, whose steps are then repeated, and of the second epoch."""
-    versions = Versions(tmp_path / "versions", "embedded")
+    versions = Versions(tmp_path / "versions", BASE)
 
     def interrupt_at(epoch, stats):
         if stats["epoch"] == epoch:
@@ -163,7 +164,7 @@ def test_an_interrupted_fine_tuning_ends_with_the_same_version(cases, finished, 
 
 
 def test_an_interrupted_run_is_not_resumed_with_other_options(cases, tmp_path):
-    versions, runs = Versions(tmp_path / "versions", "embedded"), tmp_path / "runs"
+    versions, runs = Versions(tmp_path / "versions", BASE), tmp_path / "runs"
 
     def interrupt(stats):
         raise Interrupted
@@ -186,11 +187,11 @@ def test_the_object_end_is_calibrated_again_on_the_training_volumes(cases, tmp_p
     dice = iter([0.1, 0.3, 0.25, dice_after_fit])  # Of the base, after two epochs, and with the new limits.
     monkeypatch.setattr("lib.training.fine_tuning.object_end_calibration.fit", fit)
     monkeypatch.setattr("lib.training.fine_tuning.VolumeCheck.__call__", lambda *_: {"dice": next(dice), "slice_dice": 0.0})
-    versions = Versions(tmp_path / "versions", "embedded")
+    versions = Versions(tmp_path / "versions", BASE)
     stats = fine_tune(cases, versions, tmp_path / "runs", replace(OPTIONS, most=2))
     assert stats["accepted"] and stats["best_metric"] == max(0.3, dice_after_fit)
     after = checkpoints.metadata(checkpoints.find(versions.served()))
-    before = checkpoints.metadata(checkpoints.find("embedded"))
+    before = checkpoints.metadata(checkpoints.find(BASE))
     assert after["presence_drop"] == (score_drop or before["presence_drop"]) and after["presence_gain"] == before["presence_gain"]
     (volumes, limits), = calls
     assert [structures for *_, structures in volumes] == [[1], [1]], "one structure of each of the two volumes learned from"
