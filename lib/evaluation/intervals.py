@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
     high: float = math.nan
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], volume_count: int, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], volume_count: int) -> Estimate:
     """Return a statistic of all volumes and its percentile interval.
 
     Args:
@@ -33,7 +33,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], volume_count: int, 
     value = float(statistic(np.ones((1, volume_count)))[0])
     if volume_count < 2:
         return Estimate(value)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = rng.multinomial(volume_count, np.full(volume_count, 1 / volume_count), RESAMPLES).astype(float)
     values = statistic(counts)
     values = values[~np.isnan(values)]

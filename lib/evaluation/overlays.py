@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from lib.imaging.metrics import dice
 
 EXTENT_FRACTIONS = (0.25, 0.5, 0.75)  # Where the pictured slices lie within the structure's slices.
 MAX_SIDE_PIXELS = 256
+MAX_PER_RANK = 3
 
 
 def extract_overlay(title: str, step: Step) -> dict:
@@ -34,13 +36,13 @@ def extract_overlay(title: str, step: Step) -> dict:
     return {"title": title, "dice": round(dice(mask, target.reference), 4), "aspect": aspect, "arrays": text}
 
 
-def draw_overlays(overlays: list[dict], path, max_per_rank: int = 3) -> None:
+def draw_overlays(overlays: list[dict], path: Path) -> None:
     """Draw what `extract_overlay` returned as PNG, with the mask in orange and the reference in green.
 
-    Up to `max_per_rank` structures each with the best, the median and the worst Dice are drawn.
+    Up to three structures each with the best, the median and the worst Dice are drawn.
     """
     order = sorted(overlays, key=lambda o: (-o["dice"], o["title"]))
-    count = min(max_per_rank, max(1, len(order) // 3))
+    count = min(MAX_PER_RANK, max(1, len(order) // 3))
     middle = max(0, len(order) // 2 - count // 2)
     ranks = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
     rows = [(rank, overlay) for rank, ranked in ranks.items() for overlay in ranked]

@@ -197,8 +197,8 @@ def fitted_size(size: tuple[int, int], pixel_mm: tuple[float, float], side: int)
     return int(height), int(width)
 
 
-def _sample(array: np.ndarray, target_size: int = 400_000) -> np.ndarray:
-    """Return roughly `target_size` voxels of a regular grid, float32 (N,), so that percentiles of large volumes are cheap."""
-    step = max(1, int(round((array.size / target_size) ** (1 / 3))))
+def _sample(array: np.ndarray) -> np.ndarray:
+    """Return roughly 400,000 voxels of a regular grid, float32 (N,), so that percentiles of large volumes are cheap."""
+    step = max(1, int(round((array.size / 400_000) ** (1 / 3))))
     steps = [min(step, max(1, n // 8)) for n in array.shape]
     return np.asarray(array[tuple(slice(s // 2, None, s) for s in steps)], np.float32).ravel()

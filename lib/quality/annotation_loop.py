@@ -30,9 +30,8 @@ class AnnotationRound:
 
 def annotation_rounds(
     segment: Segment, frames: Frames, reference: np.ndarray, choose: Strategy, annotate: Annotator, *, count: int = 8,
-    first_slice: int | None = None,
 ) -> Iterator[AnnotationRound]:  # fmt: skip
-    """Yield the rounds of a session, as in He et al. 2024 (section 2.3).
+    """Yield the rounds of a session, which starts on the slice with the largest reference, as in He et al. 2024 (section 2.3).
 
     Args:
         segment: Segments with all prompts so far.
@@ -40,10 +39,9 @@ def annotation_rounds(
         choose: Returns the next slice, or None to stop; see `lib.quality.next_slice`.
         annotate: The simulated annotator, which returns the prompts of one slice.
         count: Largest number of slices to annotate.
-        first_slice: Where to start; default: the slice with the largest reference.
     """
     prompts: dict = {}
-    t = largest_slice(reference) if first_slice is None else first_slice
+    t = largest_slice(reference)
     annotated: list[int] = []
     while t is not None and len(annotated) < count:
         annotated.append(t)

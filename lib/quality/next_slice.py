@@ -167,9 +167,9 @@ class Proposal:
     reason: str
 
 
-def propose_next_slice(state: RoundState, choose: Strategy = estimator) -> Proposal | None:
-    """Return the next slice and what to do there, or None if no slice is left. The state must have estimates."""
-    t = choose(state)
+def propose_next_slice(state: RoundState) -> Proposal | None:
+    """Return the slice of lowest expected Dice and what to do there, or None if no slice is left. The state must have estimates."""
+    t = estimator(state)
     if t is None:
         return None
     dice, estimates = float(state.expected_dice[t]), state.estimates

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 
 from lib.training.batch_random import BatchRandom
 
+_EROSIONS = 6
 
-def erosion_depth(masks: torch.Tensor, levels: int = 6) -> torch.Tensor:
-    """Return how many of `levels` 3x3 erosions each pixel survives, plus one: float32 (R, H, W), 0 outside `masks`, bool (R, H, W)."""
+
+def erosion_depth(masks: torch.Tensor) -> torch.Tensor:
+    """Return how many of six 3x3 erosions each pixel survives, plus one: float32 (R, H, W), 0 outside `masks`, bool (R, H, W)."""
     eroded = masks[:, None].float()
     depth = eroded.clone()
-    for _ in range(levels):
+    for _ in range(_EROSIONS):
         eroded = -F.max_pool2d(-F.pad(eroded, (1, 1, 1, 1)), 3, stride=1)
         depth += eroded
     return depth[:, 0]

@@ -15,6 +15,7 @@ from lib.training.step_losses import StepLosses
 
 _FAR_END = 1 << 19  # Frame number of a gap's far end, beyond the reach of object pointers like `lib.model.sam2_network.FAR_END_TIME`.
 _LOGIT_LIMITS = (-32, 32)  # Range of the logits of a mask that is passed to the decoder again as a prompt.
+_PAINTED_SHARE = 0.6  # Of the targets, whose first slice is painted; tracking of the others starts from the prompted mask.
 _PAINTED_LOGIT = 10.0  # SAM 2's logit of a painted pixel.
 
 
@@ -48,15 +49,11 @@ class StepPlan:
 
 
 class TrackingStep(nn.Module):
-    """The forward pass of one training step of a `SAM2Base` as a module, which `DistributedDataParallel` can wrap.
+    """The forward pass of one training step of a `SAM2Base` as a module, which `DistributedDataParallel` can wrap."""
 
-    Args:
-        painted_share: Share of the targets whose first slice is painted; tracking of the others starts from the prompted mask.
-    """
-
-    def __init__(self, model: nn.Module, painted_share: float = 0.6):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.painted_share = model, painted_share
+        self.model = model
 
     def forward(self, clip: ClipBatch, plan: StepPlan, random: BatchRandom, balance: float) -> tuple[torch.Tensor, dict]:
         """Return the loss of a step, a scalar, and its metrics (`StepLosses.metrics`); for `balance` see `step_losses.mask_losses`."""
@@ -64,7 +61,7 @@ class TrackingStep(nn.Module):
         losses = StepLosses(balance, clip.end_weights, valid)
         features = differentiable.encode_clip(self.model, clip.frames, clip.rows)
         prompted = self._prompt(features[0], clip.masks[:, 0], plan, random, losses)
-        is_painted = random.chance(self.painted_share, len(clip.rows))
+        is_painted = random.chance(_PAINTED_SHARE, len(clip.rows))
         first = self._annotate(features[0], batch_prompts.paint(random, clip.masks[:, 0]), prompted, is_painted)
         self._track(features, clip.masks, first, plan, random, losses)
         return losses.mean_loss, losses.metrics

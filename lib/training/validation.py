@@ -27,14 +27,14 @@ class VolumeCheck:
     Args:
         options: Options of the engine; the checkpoint is replaced.
         clicks: Largest number of clicks per structure.
-        max_structures: Number of structures, which are chosen at random by `seed` if there are more; 0 uses all.
+        max_structures: Number of structures, which are chosen at random if there are more; 0 uses all.
     """
 
-    def __init__(self, cases: Sequence[Case], options: Options, *, clicks: int = 3, max_structures: int = 0, seed: int = 0):
+    def __init__(self, cases: Sequence[Case], options: Options, *, clicks: int = 3, max_structures: int = 0):
         self.options, self._clicks, self._features = options, clicks, FeatureCache()
         self._structures = [(case, value) for case in cases for value in case.labels]
         if 0 < max_structures < len(self._structures):
-            chosen = np.random.default_rng(seed).permutation(len(self._structures))[:max_structures]
+            chosen = np.random.default_rng(0).permutation(len(self._structures))[:max_structures]
             self._structures = [self._structures[i] for i in sorted(chosen)]
 
     def __call__(self, checkpoint: str | Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lib.training.clip_source import ClipBatch
 from lib.training.generated_targets import MIN_PIXELS
 
 _MAX_ATTEMPTS = 50
+_OBJECTS = 2  # Targets in a clip.
 
 
 @lru_cache(maxsize=16)
@@ -33,11 +34,11 @@ class VolumeClips:
 
     Args:
         window: Intensity window, see `lib.imaging.frames`.
-        clips, objects: Number of clips in a batch, and of targets in a clip.
+        clips: Number of clips in a batch.
     """
 
-    def __init__(self, cases: tuple[Case, ...], window: str = "auto", clips: int = 2, objects: int = 2):
-        self._cases, self._window, self._clips, self._objects = cases, window, clips, objects
+    def __init__(self, cases: tuple[Case, ...], window: str = "auto", clips: int = 2):
+        self._cases, self._window, self._clips = cases, window, clips
 
     def make_batch(self, slices: int, side: int) -> ClipBatch:
         """Return clips of `slices` slices of `side` x `side` pixels, which depend on torch's global random generator alone.
@@ -47,18 +48,18 @@ class VolumeClips:
         """
         rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
         frames, masks = zip(*(self._sample_clip(rng, slices, side) for _ in range(self._clips)), strict=True)
-        rows = torch.arange(self._clips).repeat_interleave(self._objects)
+        rows = torch.arange(self._clips).repeat_interleave(_OBJECTS)
         return ClipBatch(torch.stack(frames), torch.cat(masks), rows, torch.ones(len(rows)))
 
     def _sample_clip(self, rng: np.random.Generator, slices: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return frames (T, side, side) and masks (objects, T, side, side) of a clip whose first slice shows all targets."""
+        """Return frames (T, side, side) and masks (N, T, side, side) of a clip whose first slice shows all targets."""
         for _ in range(_MAX_ATTEMPTS):
             case = self._cases[rng.integers(len(self._cases))]
             frames, labels = _read_case(case.image, case.label, self._window)
             values = [v for v in case.labels if (labels == v).any()]
             if not values:
                 continue
-            chosen = rng.choice(values, self._objects)
+            chosen = rng.choice(values, _OBJECTS)
             indices = _choose_slices(rng, (labels == chosen[0]).any((1, 2)), slices)
             image, targets = to_square(frames, np.stack([(labels == v)[indices] for v in chosen]), indices, side)
             large_enough = targets[:, 0].flatten(1).sum(1) >= MIN_PIXELS

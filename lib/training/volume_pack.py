@@ -39,9 +39,9 @@ def patient_of(name: str) -> str:
     return patient or modality
 
 
-def is_held_back(name: str, share: float = HELD_BACK_SHARE) -> bool:
+def is_held_back(name: str) -> bool:
     """Return whether the patient of a volume is kept for validation. It depends on the patient's name alone."""
-    return int(hashlib.sha256(patient_of(name).encode()).hexdigest(), 16) % 10_000 < share * 10_000
+    return int(hashlib.sha256(patient_of(name).encode()).hexdigest(), 16) % 10_000 < HELD_BACK_SHARE * 10_000
 
 
 def held_back_cases(cases: list[Case]) -> list[Case]:

@@ -158,5 +158,5 @@ def test_rounds_mark_slices_without_the_object_as_empty_and_stop_after_the_given
     reference = np.zeros((9, 5, 12), bool)
     reference[2:8] = LEFT
     frames = Frames.of(Volume(np.zeros((12, 5, 9), np.float32)), axis=2)
-    rounds = list(annotation_loop.annotation_rounds(fake_segment(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3, first_slice=4))
-    assert [r.slice for r in rounds] == [4, 0, 8] and rounds[-1].prompts["absent"] == [0, 8]
+    rounds = list(annotation_loop.annotation_rounds(fake_segment(reference, frames, []), frames, reference, lambda s: 0 if 0 not in s.annotated else 8, simulated_annotator.click_annotator(3), count=3))
+    assert [r.slice for r in rounds] == [2, 0, 8] and rounds[-1].prompts["absent"] == [0, 8]
