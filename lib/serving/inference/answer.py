@@ -3,7 +3,6 @@
 import math
 import os
 import tempfile
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +12,7 @@ from lib.engine.request import parse_bool
 from lib.engine.result import Result
 from lib.imaging.geometry import has_shear
 from lib.imaging.masks import bounding_box
-from lib.imaging.volume import Volume
+from lib.imaging.volume import Grid, Volume
 from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.labels import structure_name
 from lib.serving.dicomweb.viewer_grid import VIEWER_REQUEST, is_reversed, mask_to_viewer, viewer_grid
@@ -47,19 +46,19 @@ def write_result(result: Result, volume: Volume, request: dict, extension: str) 
     Returns:
         The path, and the JSON fields that say what it holds: result_offset is the first voxel [i, j, k] of the box.
     """
-    mask, fields = result.mask, {}
+    mask, grid, fields = result.mask, volume.grid, {}
     if request.get(VIEWER_REQUEST):
-        mask, volume = mask_to_viewer(volume.grid, mask), replace(volume, affine=viewer_grid(volume.grid).affine)
+        mask, grid = mask_to_viewer(grid, mask), viewer_grid(grid)
     if parse_bool(request.get("result_crop")):
         box = bounding_box(mask) or (slice(1),) * 3
         offset = [side.start or 0 for side in box]
-        affine = volume.affine @ nib.affines.from_matvec(np.eye(3), offset)
-        mask, volume, fields = mask[box], replace(volume, affine=affine), {"result_offset": offset}
+        mask, affine = mask[box], grid.affine @ nib.affines.from_matvec(np.eye(3), offset)
+        grid, fields = Grid(mask.shape, affine), {"result_offset": offset}
     dtype, compress = str(request.get("result_dtype") or "uint8"), parse_bool(request.get("result_compress"))
     handle, path = tempfile.mkstemp(prefix="sam2_", suffix=extension)
     os.close(handle)
     try:
-        write_mask(mask, volume, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
+        write_mask(mask, grid, path, dtype=dtype, compress=compress, label=structure_name(request) or "segment")
         if OHIF_FIELD in request and extension == ".nrrd" and not compress and not mask.any():
             with open(path, "ab") as file:  # OHIF's panel changes only structures that are in the answer. Behind the last voxel, it
                 file.write(b"\1")  # finds there the structure that it asked for, and empties it. Other readers do not look there.
