@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,13 +18,23 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written; `path` then keeps its old content.
     """
+    with replaced_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced_file(path: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """Yield a path for a temporary file beside `path`, which it replaces when the block ends; if the block fails, it is deleted.
+
+    Args:
+        ending: Ending of the temporary file, for writers that choose the format by it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{ending}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ import numpy as np
 from lib.common.errors import VolumeError
 from lib.imaging import geometry
 
+LUMINANCE = np.float32([0.299, 0.587, 0.114])  # The shares of red, green and blue.
+
 
 @dataclass(frozen=True)
 class SourceFrame:
@@ -117,7 +119,7 @@ def make_volume(
     """
     array = np.asarray(array)
     if array.dtype.names:  # RGB in NIfTI
-        array = np.stack([array[n] for n in array.dtype.names[:3]], -1).astype(np.float32) @ [0.299, 0.587, 0.114]
+        array = np.stack([array[n] for n in array.dtype.names[:3]], -1).astype(np.float32) @ LUMINANCE
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim < 2 or array.size == 0:

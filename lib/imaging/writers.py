@@ -6,8 +6,6 @@ MHA files and refuses such NIfTI files.
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -17,19 +15,20 @@ import nrrd
 import numpy as np
 import SimpleITK as sitk
 
+from lib.common.atomic_files import replaced_file
 from lib.common.errors import OptionError
 from lib.imaging import geometry
 from lib.imaging.formats.itk_files import WARNINGS_FIELD
-from lib.imaging.volume import Volume
+from lib.imaging.volume import Grid, Volume
 
 MAX_SEGMENTS_HEADER_BYTES = 2**22
 EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
 
 
 def write_mask(
-    mask: np.ndarray, volume: Volume, path: str | Path, *, dtype="uint8", compress=True, label: str | Mapping[int, str] = "segment",
+    mask: np.ndarray, volume: Volume | Grid, path: str | Path, *, dtype="uint8", compress=True, label: str | Mapping[int, str] = "segment",
 ) -> Path:  # fmt: skip
-    """Write `mask`, bool or integer (I, J, K), with the affine of `volume`; return the path.
+    """Write `mask`, bool or integer (I, J, K), on the grid of `volume`; return the path.
 
     The file is replaced atomically: if writing fails, an older file stays as it was.
 
@@ -40,9 +39,12 @@ def write_mask(
         label: Name of the segment in a .seg.nrrd, or the names of several by their values.
 
     Raises:
+        ValueError: The mask has another shape than the grid.
         OptionError: The ending or `dtype` is unknown, or a value of the mask does not fit into `dtype`.
         OSError: The disk is full or not writable.
     """
+    if mask.shape != tuple(volume.shape):
+        raise ValueError(f"The mask has shape {mask.shape}, but the grid has {tuple(volume.shape)}.")
     path = Path(path)
     ending = mask_extension(path.name)
     try:
@@ -55,22 +57,16 @@ def write_mask(
         raise OptionError(f"The values {mask.min()} to {mask.max()} do not fit into {voxel_type}.")
     # A bool mask can be viewed as bytes, which avoids a copy.
     mask = mask.view(voxel_type) if mask.dtype == bool and voxel_type.itemsize == 1 else mask.astype(voxel_type)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=ending, dir=path.parent)
-    os.close(handle)
-    try:
+    with replaced_file(path, ending) as temporary:
         if ending in (".nii", ".nii.gz"):
             image = nib.Nifti1Image(mask, volume.affine, dtype=voxel_type)  # With an explicit dtype, nibabel accepts 64 bits.
             image.header.set_xyzt_units("mm")
-            nib.save(image, temporary)
+            nib.save(image, str(temporary))
         elif ending.endswith(".nrrd"):
-            _write_nrrd(mask, volume, temporary, compress, ({1: label} if isinstance(label, str) else label) if ending == ".seg.nrrd" else {})
+            segments = ({1: label} if isinstance(label, str) else label) if ending == ".seg.nrrd" else {}
+            _write_nrrd(mask, volume, str(temporary), compress, segments)
         else:
-            _write_itk(mask, volume, temporary, compress)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            _write_itk(mask, volume, str(temporary), compress)
     return path
 
 
@@ -80,20 +76,13 @@ def write_image(volume: Volume, path: str | Path) -> Path:
     Raises:
         OSError: The disk is full or not writable.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
-        header = _nrrd_header(volume, compress=False)
-        if volume.warnings:
-            header[WARNINGS_FIELD] = quote(json.dumps(volume.warnings))
+    array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
+    header = _nrrd_header(volume, compress=False)
+    if volume.warnings:
+        header[WARNINGS_FIELD] = quote(json.dumps(volume.warnings))
+    with replaced_file(Path(path)) as temporary:
         _write_raw(array, header, temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def mask_extension(name: str) -> str:

@@ -10,6 +10,7 @@ import pydicom
 from nilearn import datasets
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from lib.common.atomic_files import replaced_file
 from lib.imaging.geometry import itk_from_ras
 from lib.imaging.volume import Volume
 from lib.samples import phantom
@@ -102,9 +103,7 @@ def write_dicom(volume: Volume, folder: Path, *, modality: str, description: str
 
 def _save_nifti(array, affine, path: Path) -> None:
     """Write a NIfTI file atomically and create its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    temporary = path.with_name("partial_" + path.name)
-    nib.save(image, temporary)
-    temporary.replace(path)
+    with replaced_file(path, ".nii.gz") as temporary:
+        nib.save(image, temporary)

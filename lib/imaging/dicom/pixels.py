@@ -8,8 +8,7 @@ from lib.common.errors import VolumeError
 from lib.imaging.dicom.frames import functional_group, numbers, read_dataset
 from lib.imaging.dicom.stacks import Stack
 from lib.imaging.formats.size_limit import check_size
-
-_LUMINANCE = np.float32([0.299, 0.587, 0.114])
+from lib.imaging.volume import LUMINANCE
 
 
 def read_values(stack: Stack, name: str) -> np.ndarray:
@@ -49,7 +48,7 @@ def stored_values(dataset: Dataset) -> np.ndarray:
         array, colours = apply_color_lut(array, dataset), "RGB"
     if int(dataset.get("SamplesPerPixel", 1)) > 1 or colours == "RGB":
         # The first component of the YBR colour spaces is the luminance.
-        array = array[..., 0] if colours.startswith("YBR") else array[..., :3].astype(np.float32) @ _LUMINANCE
+        array = array[..., 0] if colours.startswith("YBR") else array[..., :3].astype(np.float32) @ LUMINANCE
     elif array.dtype.kind in "ui":
         array = _without_unused_bits(array, dataset)
     return array if array.ndim == 3 else array[None]

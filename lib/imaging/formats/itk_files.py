@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from lib.common.errors import VolumeError
 from lib.imaging import geometry
 from lib.imaging.formats.size_limit import check_size
-from lib.imaging.volume import Grid, Volume, make_volume
+from lib.imaging.volume import LUMINANCE, Grid, Volume, make_volume
 
 WARNINGS_FIELD = "sam2_warnings"  # Key of a NRRD header under which warnings of the first reader are kept, as quoted JSON.
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -46,7 +46,7 @@ def read_itk(path: Path, channel: int | None = None, *, as_label: bool = False) 
     if components > 1 and as_label:
         raise VolumeError(f"{path.name} holds {components} layers: save one label map in which every structure has a number.")
     if components in (3, 4) and channel is None and array.dtype == np.uint8:  # RGB(A) becomes luminance.
-        array = array[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+        array = array[..., :3].astype(np.float32) @ LUMINANCE
         components = 1
     axes = tuple(reversed(range(dimension)))
     array = array.transpose((*axes, dimension) if components > 1 else axes)
