@@ -13,14 +13,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
-from lib.evaluation.methods.method import Annotations, Method, Prediction, PropagationMode, box_prompt, segment_or_empty
+from lib.evaluation.methods.method import (
+    Annotations,
+    Method,
+    Prediction,
+    PropagationMode,
+    box_prompt,
+    click_prompt,
+    mask_prompt,
+    segment_or_empty,
+)
 from lib.evaluation.protocols.steps import Step
 from lib.evaluation.protocols.target import Target
-from lib.imaging.masks import bounding_box
+from lib.imaging.masks import bounding_box, keep_components
 from lib.prompts.volume_prompts import SlicePrompt
 
 SETTINGS = ("box and 5 clicks",)
@@ -76,11 +84,9 @@ def find_click(predicted: np.ndarray, reference: np.ndarray) -> VolumeClick | No
     box = bounding_box(error)
     if box is None:
         return None
-    components = cc3d.connected_components(np.ascontiguousarray(error[box]).view(np.uint8), connectivity=26)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
+    largest = keep_components(np.ascontiguousarray(error[box]), "largest", ())
     # More than one voxel of padding, as in the organisers' code, gives the same distances.
-    distance = ndimage.distance_transform_edt(np.pad(components == sizes.argmax(), 1))[1:-1, 1:-1, 1:-1]
+    distance = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1, 1:-1]
     candidates = np.argwhere(distance == distance.max())
     chosen = candidates[np.random.RandomState(TIE_SEED).choice(len(candidates))]
     t, y, x = (int(v) + s.start for v, s in zip(chosen, box, strict=True))
@@ -96,9 +102,9 @@ def make_annotations(box: Box, clicks: list[VolumeClick], shape: tuple[int, int,
     prompts: Annotations = {box.middle: box_prompt(box.low_yx, box.high_yx)}
     for t in (box.first - 1, box.last + 1):
         if 0 <= t < shape[0]:
-            prompts[t] = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(shape[1:], bool))
+            prompts[t] = mask_prompt(np.zeros(shape[1:], bool))
     for positive, t, y, x in dict.fromkeys(clicks):
-        before = prompts.get(t, SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32)))
+        before = prompts.get(t, click_prompt([]))
         points, labels = np.vstack([before.points, [(x, y)]]), np.append(before.labels, np.int32(positive))
         prompts[t] = SlicePrompt(points, labels, before.mask)
     return prompts
@@ -120,6 +126,7 @@ def run_steps(method: Method, targets: dict[str, Target]) -> Iterator[tuple[str,
     """
     frames = next(iter(targets.values())).frames
     boxes = {name: find_box(target.reference) for name, target in targets.items()}
+    modes = {name: PropagationMode(box_slices=(box.first, box.last)) for name, box in boxes.items()}
     clicks: dict[str, list[VolumeClick]] = {name: [] for name in targets}
     masks: dict[str, np.ndarray] = {}
     separated: dict[str, np.ndarray] = {}
@@ -130,14 +137,12 @@ def run_steps(method: Method, targets: dict[str, Target]) -> Iterator[tuple[str,
             clicks[name] += [click] if click else []
             annotations[name] = make_annotations(boxes[name], clicks[name], target.reference.shape)
             if click or not number:
-                mode = PropagationMode(box_slices=(boxes[name].first, boxes[name].last))
                 start = time.perf_counter()
                 method.open(frames)
-                masks[name] = segment_or_empty(method, frames, annotations[name], mode).mask
+                masks[name] = segment_or_empty(method, frames, annotations[name], modes[name]).mask
                 seconds[name] = time.perf_counter() - start
         separated = separate_classes(masks)
         for name, target in targets.items():
             last = clicks[name][-1][1] if clicks[name] else boxes[name].middle
-            mode = PropagationMode(box_slices=(boxes[name].first, boxes[name].last))
             prediction = Prediction(separated[name])
-            yield name, Step(SETTINGS[0], number, target, annotations[name], mode, prediction, last, seconds=seconds[name])
+            yield name, Step(SETTINGS[0], number, target, annotations[name], modes[name], prediction, last, seconds=seconds[name])

@@ -14,6 +14,7 @@ from scipy import ndimage
 from lib.evaluation.methods.method import Annotations, Click, Method, PropagationMode, click_prompt
 from lib.evaluation.protocols.steps import ProtocolPlan, Step
 from lib.evaluation.protocols.target import Target
+from lib.imaging.masks import keep_components
 from lib.quality.next_slice import pick_worst_slice, slice_errors
 
 SETTINGS = ("full", "background removed")
@@ -23,10 +24,7 @@ MAX_SLICES = 8
 
 def find_first_voxel(reference: np.ndarray) -> tuple[int, int, int]:
     """Return (t, y, x) of the foreground voxel nearest the centroid of the largest 26-connected component of bool (T, Y, X)."""
-    components, _ = ndimage.label(reference, np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    voxels_tyx = np.argwhere(components == sizes.argmax())
+    voxels_tyx = np.argwhere(keep_components(reference, "largest", ()))
     nearest = ((voxels_tyx - voxels_tyx.mean(0)) ** 2).sum(1).argmin()
     return tuple(int(v) for v in voxels_tyx[nearest])
 
