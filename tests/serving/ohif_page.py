@@ -88,20 +88,24 @@ class AnnotationPage:
             self.page.keyboard.up("Alt")
         self.wait()
 
-    def drag(self, start, end):
-        """Press the mouse button on a voxel, move to another one, release it, and wait for the mask."""
-        self.page.mouse.move(*self.position(start))
-        self.page.mouse.down()
-        self.page.mouse.move(*self.position(end), steps=6)
+    def drag(self, *voxels):
+        """Press the mouse button on a voxel, move it over other ones, release it, and wait for the mask."""
+        self.move_pressed(*voxels)
         with self.page.expect_request(lambda r: "/infer/" in r.url):
             self.page.mouse.up()
         self.wait()
 
-    def clicks(self) -> list:
-        """Return the points (mm LPS) of the clicks that OHIF displays."""
+    def move_pressed(self, first, *voxels):
+        """Press the mouse button on a voxel, and move it over other ones."""
+        self.page.mouse.move(*self.position(first))
+        self.page.mouse.down()
+        for voxel in voxels:
+            self.page.mouse.move(*self.position(voxel), steps=6)
+
+    def marks(self, tool: str = "ProbeMONAILabel") -> int:
+        """Return the number of clicks, or of the annotations of another tool, that OHIF displays."""
         return self.frame.evaluate(
-            "() => cornerstoneTools.annotation.state.getAllAnnotations().filter((a) => a.metadata.toolName === 'ProbeMONAILabel')"
-            ".map((a) => a.data.handles.points[0])"
+            "(tool) => cornerstoneTools.annotation.state.getAllAnnotations().filter((a) => a.metadata.toolName === tool).length", tool
         )
 
     def labels(self) -> np.ndarray:

@@ -130,10 +130,10 @@ def test_a_click_outside_corrects_and_undo_and_redo_are_exact(annotated, organs)
 def test_clear_removes_mask_and_clicks_and_can_be_undone(annotated):
     before = annotated.mask("kidney_left")
     annotated.press("Clear")
-    assert not annotated.labels().any() and not annotated.clicks()
+    assert not annotated.labels().any() and not annotated.marks()
     annotated.key("Control+z")
     np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
-    assert len(annotated.clicks()) == 1
+    assert annotated.marks() == 1
 
 
 def test_a_slice_without_the_structure_stays_empty(annotated):
@@ -174,6 +174,56 @@ def test_a_painted_slice_is_a_prompt_and_stays_as_it_was_painted(annotated, orga
     assert "annotated" in cell.get_attribute("class")
     annotated.key("f")
     annotated.key("Control+z")
+    np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
+
+
+def test_a_box_is_a_prompt(annotated, organs):
+    annotated.choose("vertebra")
+    i, j = (np.flatnonzero((organs[:, :, K] == phantom.LABELS["vertebra"]).any(a)) for a in (1, 0))
+    annotated.key("r")
+    annotated.drag([int(i[0]), int(j[0]), K], [int(i[-1]), int(j[-1]), K])
+    annotated.page.screenshot(path=SCREENSHOTS / "ohif_live_box.png")
+    mask = annotated.mask("vertebra")
+    assert dice(mask[:, :, K], organs[:, :, K] == phantom.LABELS["vertebra"]) > 0.8 and mask.any((0, 1)).sum() > 1
+    annotated.key("Control+z")
+    assert not annotated.mask("vertebra").any()
+    annotated.key("Control+y")
+    np.testing.assert_array_equal(annotated.mask("vertebra"), mask)
+    annotated.drag([int(i[0]) + 1, int(j[0]), K], [int(i[-1]) + 1, int(j[-1]), K])
+    assert annotated.marks("BoxPrompt") == 1, "the newer box of a slice counts"
+    annotated.key("Delete")
+    assert not annotated.mask("vertebra").any()
+
+
+def test_an_outline_is_the_mask_of_its_slice(annotated, organs):
+    i, j, k = voxel_in(organs, "kidney_left", K)
+    circle = [(round(i + 9 * np.cos(a)), round(j + 9 * np.sin(a)), k) for a in np.linspace(0, 2 * np.pi, 16)]
+    annotated.key("l")
+    annotated.drag(*circle)
+    annotated.page.screenshot(path=SCREENSHOTS / "ohif_live_outline.png")
+    mask, distance = annotated.mask("kidney_left"), np.hypot(*(np.indices(organs.shape[:2]) - np.reshape((i, j), (2, 1, 1))))
+    assert mask[:, :, K][distance < 8].all() and not mask[:, :, K][distance > 10].any()
+    assert mask.any((0, 1)).sum() > 1, "the other slices follow"
+    assert "annotated" in annotated.page.locator(f"[data-slice='{annotated.viewer_slice(K)}']").get_attribute("class")
+    annotated.key("Control+z")
+    assert not annotated.mask("kidney_left")[:, :, K][distance > 10].all()
+    assert annotated.marks("OutlinePrompt") == 0
+
+
+def test_the_first_click_in_another_view_counts_and_boxes_there_are_refused(annotated):
+    box = annotated.frame.locator("[data-viewport-uid=mpr-coronal]").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    with annotated.page.expect_request(lambda r: "/infer/" in r.url):
+        annotated.page.mouse.click(x + 20, y + 20)
+    annotated.wait()
+    before = annotated.mask("kidney_left")
+    annotated.key("r")
+    annotated.page.mouse.move(x, y)
+    annotated.page.mouse.down()
+    annotated.page.mouse.move(x + 60, y + 60, steps=4)
+    annotated.page.mouse.up()
+    annotated.expect_message("Draw boxes in the axial view")
+    assert annotated.marks("BoxPrompt") == 0 and annotated.marks() == 2
     np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
 
 

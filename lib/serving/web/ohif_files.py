@@ -20,6 +20,7 @@ from lib.serving.web.client_identity import browser_name, new_browser_name, reme
 
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 SCRIPT = "text/javascript"
+NOTICE_DAYS = 180  # OHIF's notice about its use, which covers a part of the image, does not return for so long after it was confirmed.
 _BUILT_FOR = re.compile(rb"(?<=[\"'`])/ohif/")  # The path in texts of scripts and of HTML attributes.
 _TEXT_ENDINGS = (".js", ".html", ".json", ".css")
 _FOREIGN_TEXT_ENDINGS = (".html", ".css")
@@ -95,6 +96,8 @@ def configuration_script(base: str, is_store: bool) -> str:
         "routerBasename": f"{base}/ohif/", "showStudyList": True, "extensions": [], "modes": [], "showWarningMessageForCrossOrigin": True,
         "showCPUFallbackMessage": True, "showLoadingIndicator": True, "strictZSpacingForVolumeViewport": True,
         "defaultDataSourceName": "dicomweb", "useSharedArrayBuffer": "FALSE",
+        "activateViewportBeforeInteraction": False,  # Otherwise the first click in another view would only choose that view.
+        "investigationalUseDialog": {"option": "configure", "days": NOTICE_DAYS},
         "dataSources": [{
             "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb", "sourceName": "dicomweb", "configuration": source,
         }],

@@ -59,29 +59,45 @@ export class Annotator {
   select(structure) {
     this.active = structure;
     this.viewer.selectSegment(structure.value);
-    this.viewer.showClicks(structure.prompts.clicks);
+    this.viewer.showMarks(structure.prompts.marks);
     this.onChange();
   }
 
   // What the annotator does ------------------------------------------------------------------------------------------------------------
 
-  // Takes over clicks and painting that are new in the viewports.
+  // Takes over marks, outlines and painting that are new in the viewports.
   collect() {
-    const { viewer, active } = this, edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number));
+    const { viewer, active } = this;
+    if (viewer.isDrawing()) return;
+    const edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number)), outline = viewer.takeOutline();
     if (edited.length) return this.takePainting(edited);
-    const old = new Map(active.prompts.clicks.map((c) => [c.uid, c])), now = viewer.clicks();
-    const outside = now.find((c) => !viewer.isInView(c.ijk));
-    if (outside) {
-      viewer.showClicks(active.prompts.clicks);
-      return this.report("This click lies outside the image: click on the image.", true);
+    if (outline) return this.takeOutline(outline);
+    const old = new Map(active.prompts.marks.map((mark) => [mark.uid, mark])), now = viewer.marks();
+    const problem = now.map((mark) => viewer.problemOf(mark)).find(Boolean);
+    if (problem) {
+      viewer.showMarks(active.prompts.marks);
+      return this.report(problem, true);
     }
-    const isSame = (a, b) => b && a.ijk.every((x, i) => x === b.ijk[i]);
-    if (now.length === old.size && now.every((c) => isSame(c, old.get(c.uid)))) return;
-    const changed = now.filter((c) => !isSame(c, old.get(c.uid)));
+    const isSame = (a, b) => b && String([a.ijk, a.corner]) === String([b.ijk, b.corner]);
+    if (now.length === old.size && now.every((mark) => isSame(mark, old.get(mark.uid)))) return;
+    const changed = now.filter((mark) => !isSame(mark, old.get(mark.uid)));
     const kind = this.withAlt ? !this.isInside : this.isInside;
-    const clicks = now.map((c) => ({ ...c, point: [...c.annotation.data.handles.points[0]], inside: old.get(c.uid)?.inside ?? kind }));
-    const next = Prompts.withClicks({ ...active.prompts, clicks: [] }, clicks, viewer.axis);
+    const marks = now.map((mark) => ({ ...mark, inside: Boolean(mark.corner) || (old.get(mark.uid)?.inside ?? kind) }));
+    const next = Prompts.withMarks({ ...active.prompts, marks: [] }, marks, viewer.axis);
     this.change([[active, next]], changed.length ? changed[changed.length - 1].ijk[viewer.axis] : null);
+  }
+
+  // An outline is the structure's mask on its slice; on a slice that is painted already, it adds to the mask.
+  takeOutline({ t, mask, problem }) {
+    const { viewer, active } = this, present = viewer.labels.sliceMask(t, active.value), isPainted = active.prompts.painted.has(t);
+    viewer.labels.forEachVoxel(t, (k, n, m) => {
+      if (this.keepOthers && viewer.labels.planes[k][n] && !present[m]) mask[m] = 0;
+      if (isPainted && present[m]) mask[m] = 1;
+    });
+    if (!problem && !mask.includes(1)) problem = "This outline encloses no voxel that is free: draw a larger one, or do not keep others.";
+    if (problem) return this.report(problem, true);
+    viewer.writeMask(active.value, viewer.labels.maskOfSlice(t, mask), t, false);
+    this.change([[active, Prompts.withPainted(active.prompts, t, mask, viewer.axis)]]);
   }
 
   takePainting(edited) {
@@ -105,9 +121,9 @@ export class Annotator {
     if (!isSame && Prompts.showsStructure(this.active.prompts)) this.run(this.active);
   }
 
-  deleteLastClick() {
-    if (!this.active.prompts.clicks.length) return this.report(`${this.active.name} has no click to delete.`);
-    this.change([[this.active, Prompts.withoutLastClick(this.active.prompts)]]);
+  deleteLastMark() {
+    if (!this.active.prompts.marks.length) return this.report(`${this.active.name} has no click to delete.`);
+    this.change([[this.active, Prompts.withoutLastMark(this.active.prompts)]]);
   }
 
   clear() {
@@ -150,7 +166,7 @@ export class Annotator {
   // Gives structures new prompts, and asks for the mask of the active one: first on slice t, if there is one.
   change(changes, t = null) {
     this.remember(changes);
-    this.viewer.showClicks(this.active.prompts.clicks);
+    this.viewer.showMarks(this.active.prompts.marks);
     this.run(this.active, t);
   }
 
@@ -175,7 +191,7 @@ export class Annotator {
       } else {
         this.report(`${structure.name} …`);
         const params = this.paramsOf(structure), painting = await this.paintingOf(structure);
-        if (t !== null && structure.prompts.clicks.some((c) => c.inside && c.ijk[this.viewer.axis] === t)) {
+        if (t !== null && structure.prompts.marks.some((mark) => mark.inside && mark.ijk[this.viewer.axis] === t)) {
           const { mask } = await this.server.segment(SLICE_MODEL, params, painting, signal);
           await this.isReleased();
           if (signal.aborted) return;
@@ -225,10 +241,11 @@ export class Annotator {
   }
 
   paramsOf(structure) {
-    const { clicks, absent, painted } = structure.prompts;
+    const { marks, absent, painted } = structure.prompts, clicks = marks.filter((mark) => !mark.corner);
     const params = { ...this.options, label: structure.name };
-    params.foreground = clicks.filter((c) => c.inside).map((c) => c.ijk);
-    params.background = clicks.filter((c) => !c.inside).map((c) => c.ijk);
+    params.foreground = clicks.filter((mark) => mark.inside).map((mark) => mark.ijk);
+    params.background = clicks.filter((mark) => !mark.inside).map((mark) => mark.ijk);
+    params.boxes = marks.filter((mark) => mark.corner).map((mark) => [mark.ijk, mark.corner]);
     if (absent.size) params.absent = [...absent];
     if (painted.size) params.mask_slices = [...painted.keys()];
     return params;

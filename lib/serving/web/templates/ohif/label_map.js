@@ -14,6 +14,7 @@ export class LabelMap {
   }
 
   get sliceCount() { return this.size[this.axis]; }
+  get sliceSize() { return this.planes.length * this.planes[0].length / this.sliceCount; }
 
   // Returns the slice of voxel n of plane k.
   sliceOf(k, n) {
@@ -37,9 +38,30 @@ export class LabelMap {
 
   // Returns the mask of a segment on slice t, one byte for each voxel.
   sliceMask(t, value) {
-    const { planes } = this, mask = new Uint8Array(planes.length * planes[0].length / this.sliceCount);
+    const { planes } = this, mask = new Uint8Array(this.sliceSize);
     this.forEachVoxel(t, (k, n, m) => { mask[m] = planes[k][n] === value ? 1 : 0; });
     return mask;
+  }
+
+  // Returns the mask of the voxels of a slice that lie in a polygon, one byte for each. Its corners are voxels, with fractions.
+  maskOfPolygon(corners) {
+    const [a, b] = [0, 1, 2].filter((x) => x !== this.axis), mask = new Uint8Array(this.sliceSize), path = new Path2D();
+    const context = document.createElement("canvas").getContext("2d");
+    const [u0, u1, v0, v1] = [a, b].flatMap((x) => {
+      const along = corners.map((voxel) => voxel[x]);
+      return [Math.max(Math.ceil(Math.min(...along)), 0), Math.min(Math.floor(Math.max(...along)), this.size[x] - 1)];
+    });
+    for (const voxel of corners) path.lineTo(voxel[a], voxel[b]);
+    for (let v = v0; v <= v1; v++) {
+      for (let u = u0; u <= u1; u++) if (context.isPointInPath(path, u, v, "evenodd")) mask[v * this.size[a] + u] = 1;
+    }
+    return mask;
+  }
+
+  // Returns a mask of the volume, as writeMask takes it, from one of slice t.
+  maskOfSlice(t, voxels) {
+    const along = (values, x) => values.map((value, a) => (a === this.axis ? x : value));
+    return { offset: along([0, 0, 0], t), size: along(this.size, 1), voxels };
   }
 
   // Makes a segment be where a mask is, on slice t or, if t is null, everywhere. Voxels of other segments are kept on request.

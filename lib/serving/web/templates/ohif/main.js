@@ -13,8 +13,8 @@ import { TOOLS, Viewer } from "./viewer.js";
 const READY_TICK_MS = 100, LOADING = "Loading …"; // The text of the template.
 const KEYS = {
   "ctrl+z": "undo", "ctrl+y": "redo", "ctrl+shift+z": "redo", "ctrl+s": "submit", delete: "deleteClick", backspace: "deleteClick",
-  f: "inside", b: "outside", p: "brush", e: "eraser", "-": "smallerBrush", "+": "largerBrush", v: "look", x: "absent", a: "accept", n: "next", "[": "previousStructure",
-  "]": "nextStructure", "?": "help", o: "options",
+  f: "inside", b: "outside", r: "box", l: "outline", p: "brush", e: "eraser", "-": "smallerBrush", "+": "largerBrush", v: "look", x: "absent", a: "accept", n: "next", "[": "previousStructure",
+  "]": "nextStructure", "?": "help", o: "options", m: "enlarge", arrowup: "previousSlice", arrowdown: "nextSlice",
 };
 
 const { place: first, base } = JSON.parse(document.getElementById("place").textContent);
@@ -33,19 +33,21 @@ function report(text, isError = false) {
 const ACTIONS = {
   undo: () => annotator.undo(),
   redo: () => annotator.redo(),
-  deleteClick: () => annotator.deleteLastClick(),
+  deleteClick: () => annotator.deleteLastMark(),
   clear: () => annotator.clear(),
   absent: () => annotator.markAbsent(),
   accept: () => annotator.accept(),
   retry: () => annotator.retry(),
   submit: () => saving.submit(),
   next: () => goToNext(),
-  inside: () => setTool("inside"), outside: () => setTool("outside"), brush: () => setTool("brush"), eraser: () => setTool("eraser"),
-  look: () => setTool("look"),
+  ...Object.fromEntries(Object.keys(TOOLS).map((name) => [name, () => setTool(name)])),
   smallerBrush: () => viewer.scaleBrush(0.8),
   largerBrush: () => viewer.scaleBrush(1.25),
   previousStructure: () => step(-1),
   nextStructure: () => step(1),
+  previousSlice: () => strip.step(-1),
+  nextSlice: () => strip.step(1),
+  enlarge: () => viewer.toggleOneView(),
   options: () => element("options").showModal(),
   help: () => element("help").showModal(),
 };
@@ -141,7 +143,7 @@ async function start() {
 const proposedPoint = (t) => (t === annotator.active.proposed ? annotator.active.proposedPoint : null);
 
 function onKey(event) {
-  if (event.target.closest?.("input, textarea, select, dialog")) return;
+  if (event.target.closest?.("input:not([type=checkbox]), textarea, select, dialog")) return;
   const isLetter = /^[a-z]$/i.test(event.key); // Other characters need the Shift key on some keyboards only.
   const name = `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${event.shiftKey && isLetter ? "shift+" : ""}${event.key.toLowerCase()}`;
   if (!(name in KEYS) || event.altKey) return;

@@ -1,38 +1,42 @@
 // The prompts for one structure, and the history of all structures. Prompts are never changed, only replaced, so undo is exact.
 //
-// Prompts: { clicks: [{uid, ijk, inside, point, annotation}], absent: Set of slices, painted: Map from slices to packed masks }.
+// Prompts: { marks: [{uid, ijk, corner, inside, points, annotation}], absent: Set of slices, painted: Map from slices to packed masks }.
+// Marks are clicks and boxes, as the viewports show them; a box has the voxels `ijk` and `corner` at opposite corners, a click no `corner`.
 // Slices are indices along the slicing axis, as OHIF's volume counts them.
 
-export const NONE = Object.freeze({ clicks: [], absent: new Set(), painted: new Map() });
+export const NONE = Object.freeze({ marks: [], absent: new Set(), painted: new Map() });
 
-export const isEmpty = (p) => !p.clicks.length && !p.absent.size && !p.painted.size;
+export const isEmpty = (p) => !p.marks.length && !p.absent.size && !p.painted.size;
 
 // Whether anything says where the structure is; without that, no mask can be asked for.
-export const showsStructure = (p) => p.clicks.some((c) => c.inside) || [...p.painted.values()].some((mask) => mask.some((byte) => byte));
+export const showsStructure = (p) => p.marks.some((mark) => mark.inside) || [...p.painted.values()].some((mask) => mask.some((byte) => byte));
 
 // Returns the slices that have prompts, sorted.
 export function annotatedSlices(p, axis) {
-  return [...new Set([...p.clicks.map((c) => c.ijk[axis]), ...p.absent, ...p.painted.keys()])].sort((a, b) => a - b);
+  return [...new Set([...p.marks.map((mark) => mark.ijk[axis]), ...p.absent, ...p.painted.keys()])].sort((a, b) => a - b);
 }
 
 function withoutSlice(p, t, axis) {
   const painted = new Map(p.painted), absent = new Set(p.absent);
   painted.delete(t);
   absent.delete(t);
-  return { clicks: p.clicks.filter((c) => c.ijk[axis] !== t), absent, painted };
+  return { marks: p.marks.filter((mark) => mark.ijk[axis] !== t), absent, painted };
 }
 
-// A click on a slice that was painted or marked as empty asks the model again for that slice.
-export function withClicks(p, clicks, axis) {
-  const painted = new Map(p.painted), absent = new Set(p.absent);
-  for (const click of clicks) {
-    painted.delete(click.ijk[axis]);
-    if (click.inside) absent.delete(click.ijk[axis]);
+// Replaces the marks. On a slice that was painted or marked as empty, they ask the model again for that slice. Of several boxes on a slice,
+// the last one counts.
+export function withMarks(p, marks, axis) {
+  const painted = new Map(p.painted), absent = new Set(p.absent), boxes = new Map();
+  for (const mark of marks) {
+    const t = mark.ijk[axis];
+    painted.delete(t);
+    if (mark.inside) absent.delete(t);
+    if (mark.corner) boxes.set(t, mark);
   }
-  return { clicks, absent, painted };
+  return { marks: marks.filter((mark) => !mark.corner || boxes.get(mark.ijk[axis]) === mark), absent, painted };
 }
 
-export const withoutLastClick = (p) => ({ ...p, clicks: p.clicks.slice(0, -1) });
+export const withoutLastMark = (p) => ({ ...p, marks: p.marks.slice(0, -1) });
 
 export function withAbsent(p, t, axis) {
   const next = withoutSlice(p, t, axis);
@@ -55,7 +59,7 @@ export function ofSaved(masks) {
   for (const t of painted.keys()) {
     for (const neighbour of [t - 1, t + 1]) if (neighbour >= 0 && neighbour < masks.length && !painted.has(neighbour)) absent.add(neighbour);
   }
-  return { clicks: [], absent, painted };
+  return { marks: [], absent, painted };
 }
 
 // Eight voxels a byte, because a history may hold many slices.

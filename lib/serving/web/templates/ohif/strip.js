@@ -13,6 +13,7 @@ export class Strip {
   constructor(element, summary, goTo) {
     this.element = element;
     this.summary = summary;
+    this.goTo = goTo;
     element.addEventListener("click", (event) => {
       const cell = event.target.closest("[data-slice]");
       if (cell) goTo(Number(cell.dataset.slice));
@@ -49,6 +50,12 @@ export class Strip {
 
   // Returns OHIF's number of a slice, from 1.
   numberOf(t) { return Number(this.cells.get(t).dataset.number); }
+
+  // Goes to the slice that comes `by` places after the one in view, if there is one.
+  step(by) {
+    const slices = [...this.cells.keys()], t = slices[slices.indexOf(Number(this.current.dataset.slice)) + by];
+    if (t !== undefined) this.goTo(t);
+  }
 
   // Marks the slice in view.
   mark(t) {

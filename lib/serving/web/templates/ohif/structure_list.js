@@ -7,6 +7,7 @@ export class StructureList {
   constructor(element, { choose, make }) {
     this.element = element;
     element.addEventListener("change", () => {
+      element.blur(); // So that keys do their work again, instead of choosing by first letters.
       if (element.value !== "new") return choose(this.structures[Number(element.value)]);
       const name = (window.prompt("Name of the new structure:") || "").trim();
       if (name) make(name);

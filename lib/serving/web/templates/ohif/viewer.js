@@ -5,10 +5,10 @@
 
 import { LabelMap } from "./label_map.js";
 
-const PROBE = "ProbeMONAILabel", SEGMENTATION = "1", TOOL_GROUP = "mpr";
+const PROBE = "ProbeMONAILabel", BOX = "BoxPrompt", OUTLINE = "OutlinePrompt", SEGMENTATION = "1", TOOL_GROUP = "mpr";
 const PRIMARY_BUTTON = 1, ALT = 18, CAMERA_TICK_MS = 100;
 const OHIF_NORMAL_SIGNS = [1, -1, -1]; // Whether OHIF's slice numbers grow with x, y and z (LPS), see lib/serving/web/viewers.py.
-export const TOOLS = { inside: PROBE, outside: PROBE, brush: "CircularBrush", eraser: "CircularEraser", look: "WindowLevel" };
+export const TOOLS = { inside: PROBE, outside: PROBE, box: BOX, outline: OUTLINE, brush: "CircularBrush", eraser: "CircularEraser", look: "WindowLevel" };
 
 export class Viewer {
   constructor(frame) {
@@ -91,11 +91,35 @@ export class Viewer {
       const planes = detail.modifiedSlicesToUse?.length ? detail.modifiedSlicesToUse : this.labels.planes.keys();
       for (const k of planes) this.paintedPlanes.add(k);
     });
+    this.addTools();
     const later = () => { if (!this.isWriting) setTimeout(onChange, 0); };
     target.addEventListener(Events.ANNOTATION_COMPLETED, later);
     target.addEventListener(Events.ANNOTATION_REMOVED, later);
     this.window.addEventListener("mouseup", (event) => { this.endWaiting(event); later(); }, true);
   }
+
+  // Adds tools for boxes and outlines. They have names of their own, so that OHIF does not take what they draw for measurements.
+  addTools() {
+    const { RectangleROITool, PlanarFreehandROITool, addTool } = this.tools, noText = { getTextLines: () => [] };
+    class BoxTool extends RectangleROITool {
+      constructor(...args) {
+        super(...args);
+        this._calculateCachedStats = this._throttledCalculateCachedStats = (annotation) => { annotation.invalidated = false; };
+      }
+    }
+    class OutlineTool extends PlanarFreehandROITool {}
+    for (const [name, Tool, options] of [[BOX, BoxTool, noText], [OUTLINE, OutlineTool, { ...noText, calculateStats: false, allowOpenContours: false }]]) {
+      Tool.toolName = name;
+      addTool(Tool);
+      this.toolGroup().addTool(name, options);
+      this.toolGroup().setToolPassive(name);
+    }
+  }
+
+  toolGroup() { return this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP); }
+
+  // Returns whether a box or an outline is not complete yet.
+  isDrawing() { return [BOX, OUTLINE].map((name) => this.toolGroup().getToolInstance(name)).some((tool) => tool.isDrawing || tool.editData); }
 
   // Cornerstone holds a click back for 0.4 s, because a second one might follow, unless the mouse moves on. So a click with the probe is
   // followed by such a move.
@@ -166,6 +190,12 @@ export class Viewer {
     for (const viewport of ijk ? this.viewports() : [this.mainViewport()]) this.moveToPoint(viewport, world);
   }
 
+  // Shows the view of the slices alone, or all three again.
+  toggleOneView() {
+    this.services.viewportGridService.setActiveViewportId(this.mainViewport().id);
+    this.window.commandsManager.runCommand("toggleOneUp");
+  }
+
   voxelInView() { return [...this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint])]; }
 
   // Calls `onMove` when another slice is in view. OHIF replaces its viewports when the layout changes, so their events would get lost.
@@ -207,43 +237,68 @@ export class Viewer {
     try { change(); } finally { this.isWriting = false; }
   }
 
-  // Clicks -----------------------------------------------------------------------------------------------------------------------------
+  // Clicks, boxes and outlines ---------------------------------------------------------------------------------------------------------
 
-  probes() { return this.tools.annotation.state.getAllAnnotations().filter((a) => a.metadata.toolName === PROBE); }
+  annotations(...toolNames) { return this.tools.annotation.state.getAllAnnotations().filter((a) => toolNames.includes(a.metadata.toolName)); }
 
-  // Returns the clicks in the viewports: [{uid, ijk, annotation}], in the order in which they were made.
-  clicks() {
-    const { imageData } = this.viewports()[0].getImageData();
-    return this.probes().map((annotation) => {
-      const ijk = [...imageData.worldToIndex(annotation.data.handles.points[0])].map(Math.round);
-      return { uid: annotation.annotationUID, ijk, annotation };
+  toVoxel(world) { return [...this.viewports()[0].getImageData().imageData.worldToIndex([...world])]; }
+
+  // Returns the clicks and boxes in the viewports, in the order in which they were made: see prompts.js.
+  marks() {
+    return this.annotations(PROBE, BOX).map((annotation) => {
+      const points = annotation.data.handles.points.map((point) => [...point]);
+      const [ijk, corner] = [points[0], points[3]].map((point) => point && this.toVoxel(point).map(Math.round));
+      return { uid: annotation.annotationUID, ijk, corner, points, annotation };
     });
   }
 
-  // Draws exactly these clicks: [{uid, annotation, inside, place}].
-  showClicks(clicks) {
+  // Returns what is wrong with a mark, in a sentence, or "".
+  problemOf({ ijk, corner }) {
+    if (!corner) return this.isInView(ijk) ? "" : "This click lies outside the image: click on the image.";
+    if (ijk[this.axis] !== corner[this.axis]) return this.wrongPlane("boxes");
+    return ijk.every((x, a) => Math.max(x, corner[a]) >= 0 && Math.min(x, corner[a]) < this.labels.size[a]) ? "" : "This box lies outside the image.";
+  }
+
+  wrongPlane(what) { return `Draw ${what} in the ${this.mainViewport().id.replace("mpr-", "")} view: the slices lie in this plane.`; }
+
+  // Removes outlines from the viewports, and returns the last one as {t, mask: one byte for each voxel of slice t, problem}, or null.
+  takeOutline() {
+    const outlines = this.annotations(OUTLINE);
+    if (!outlines.length) return null;
+    this.quietly(() => { for (const { annotationUID } of outlines) this.tools.annotation.state.removeAnnotation(annotationUID); });
+    this.drawAnnotations();
+    const corners = outlines.at(-1).data.contour.polyline.map((point) => this.toVoxel(point)), depths = corners.map((voxel) => voxel[this.axis]);
+    const t = Math.min(Math.max(Math.round(depths[0]), 0), this.sliceCount - 1);
+    const problem = depths.every((x) => Math.abs(x - t) <= 0.5) ? "" : this.wrongPlane("outlines");
+    return { t, mask: this.labels.maskOfPolygon(corners), problem };
+  }
+
+  // Draws exactly these clicks and boxes.
+  showMarks(marks) {
     const { state, config } = this.tools.annotation;
     this.quietly(() => {
-      const wanted = new Map(clicks.map((c) => [c.uid, c])), present = new Set();
-      for (const annotation of this.probes()) {
+      const wanted = new Set(marks.map((mark) => mark.uid)), present = new Set();
+      for (const annotation of this.annotations(PROBE, BOX)) {
         present.add(annotation.annotationUID);
         if (!wanted.has(annotation.annotationUID)) state.removeAnnotation(annotation.annotationUID);
       }
-      for (const click of clicks) {
-        if (!present.has(click.uid)) state.addAnnotation(click.annotation, this.mainViewport().element);
-        click.annotation.data.handles.points[0] = click.point;
-        const color = click.inside ? "rgb(80, 230, 120)" : "rgb(255, 90, 90)";
-        config.style.setAnnotationStyles(click.uid, { color, colorHighlighted: color, colorSelected: color });
+      for (const { uid, inside, points, annotation } of marks) {
+        if (!present.has(uid)) state.addAnnotation(annotation, this.mainViewport().element);
+        points.forEach((point, n) => { annotation.data.handles.points[n] = [...point]; });
+        const color = inside ? "rgb(80, 230, 120)" : "rgb(255, 90, 90)";
+        config.style.setAnnotationStyles(uid, { color, colorHighlighted: color, colorSelected: color });
       }
     });
-    this.tools.utilities.triggerAnnotationRenderForViewportIds(this.viewports().map((v) => v.id));
+    this.drawAnnotations();
   }
+
+  drawAnnotations() { this.tools.utilities.triggerAnnotationRenderForViewportIds(this.viewports().map((v) => v.id)); }
 
   isInView(ijk) { return ijk.every((x, a) => x >= 0 && x < this.labels.size[a]); }
 
   // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks.
   setTool(name) {
-    const group = this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP), tool = TOOLS[name];
+    const group = this.toolGroup(), tool = TOOLS[name];
     const active = group.getActivePrimaryMouseButtonTool();
     if (active) group.setToolPassive(active, { removeAllBindings: [{ mouseButton: PRIMARY_BUTTON }] });
     const primary = { mouseButton: PRIMARY_BUTTON }, withAlt = { mouseButton: PRIMARY_BUTTON, modifierKey: ALT };
@@ -252,8 +307,7 @@ export class Viewer {
   }
 
   hasTool(name) {
-    const group = this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP);
-    return group.getActivePrimaryMouseButtonTool() === TOOLS[name];
+    return this.toolGroup().getActivePrimaryMouseButtonTool() === TOOLS[name];
   }
 
   scaleBrush(factor) {
