@@ -1,7 +1,6 @@
 """Pre-annotation: segment all images of a folder from prompts in files, without a user."""
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from lib.common.errors import PromptError, UserError
 from lib.engine.options import Options
 from lib.engine.request import parse_prompts
 from lib.engine.segmenter import Segmenter
-from lib.evaluation.distribute import Executor, Worker, report_case
+from lib.evaluation.distribute import Executor, Worker, process_unfinished, report_case
 from lib.imaging.datasets import Case, image_name
 from lib.imaging.frames import resolve_axis
 from lib.imaging.readers import read_mask, read_volume
@@ -22,8 +21,6 @@ from lib.imaging.study_files import LABEL_ENDINGS
 from lib.imaging.volume import Volume
 from lib.imaging.writers import write_mask
 from lib.prompts.volume_prompts import Prompts, make_prompts
-
-logger = logging.getLogger(__name__)
 
 LABEL_MAP_SUFFIX = ".nii.gz"
 
@@ -89,16 +86,16 @@ def segment_case(case: Case, out: Path, options: Options, segmenter: Segmenter) 
 def run_cases(
     cases: list[Case], out: Path, options: Options, execute: Executor, progress: Callable[..., Iterable], resume: bool = True
 ) -> Iterator[dict]:
-    """Yield the reports of cases as they are finished; with `resume`, cases whose label map exists in `out` are left out.
+    """Return the reports of cases as they are finished; with `resume`, cases whose label map exists in `out` are left out.
 
-    For `execute` and `progress` see `lib.evaluation.run.run_cases`.
+    For `execute` and `progress` see `lib.evaluation.distribute.process_unfinished`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    todo = [c for c in cases if not (resume and (out / f"{c.name}{LABEL_MAP_SUFFIX}").is_file())]
-    if len(todo) < len(cases):
-        logger.info("%d of %d images have a label map already.", len(cases) - len(todo), len(cases))
-    if todo:
-        yield from progress(execute(todo, partial(_make_worker, out, options)), total=len(todo))
+
+    def is_finished(case: Case) -> bool:
+        return resume and (out / f"{case.name}{LABEL_MAP_SUFFIX}").is_file()
+
+    return process_unfinished(cases, is_finished, partial(_make_worker, out, options), execute, progress)
 
 
 def _make_worker(out: Path, options: Options) -> Worker:

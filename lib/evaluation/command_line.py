@@ -142,11 +142,8 @@ def run_batch(options: Namespace) -> int:
     out = options.out or Path(options.studies) / "labels" / "original"
     engine_options = Options(checkpoint=options.checkpoint, device=options.device, window=options.window, axis=options.axis)
     execute = choose_executor(options.engine, options.address, options.workers)
-    failed = 0
-    for report in run_cases(cases, out, engine_options, execute, partial(tqdm, desc="images"), options.resume):
-        if "error" in report:
-            failed += 1
-            logger.warning("%s failed: %s", report["case"], report["error"])
+    reports = run_cases(cases, out, engine_options, execute, partial(tqdm, desc="images"), options.resume)
+    failed = sum("error" in report for report in reports)
     logger.info("%d images failed; label maps are in %s.", failed, out)
     return int(failed > 0)
 

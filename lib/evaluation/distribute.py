@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -74,6 +74,23 @@ def choose_executor(engine: str, address: str | None = None, workers: int | None
     if engine == "ray":
         return partial(run_on_ray, address=address, workers=workers)
     raise UserError(f"Unknown engine {engine!r}: use local or ray.")
+
+
+def process_unfinished(
+    cases: list[Case], is_finished: Callable[[Case], bool], make_worker: WorkerFactory, execute: Executor, progress: Callable[..., Iterable]
+) -> Iterator[dict]:
+    """Yield the reports of the cases that are not finished yet, in any order, and log which of them failed.
+
+    Args:
+        progress: Wraps the iterable of reports for display; called with the keyword `total`.
+    """
+    todo = [c for c in cases if not is_finished(c)]
+    if len(todo) < len(cases):
+        logger.info("%d of %d cases are finished already.", len(cases) - len(todo), len(cases))
+    for report in progress(execute(todo, make_worker), total=len(todo)) if todo else ():
+        if "error" in report:
+            logger.warning("%s failed: %s", report["case"], report["error"])
+        yield report
 
 
 def report_case(case: Case, process: Worker) -> dict:

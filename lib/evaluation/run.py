@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -12,12 +11,10 @@ from lib.common.atomic_files import write_text
 from lib.common.errors import UserError
 from lib.engine.options import Options
 from lib.evaluation.case_evaluation import EvaluationSettings, evaluate_case
-from lib.evaluation.distribute import Executor, Worker, WorkerFactory, report_case
+from lib.evaluation.distribute import Executor, Worker, WorkerFactory, process_unfinished, report_case
 from lib.evaluation.methods.decoder_candidates import DecoderCandidates
 from lib.evaluation.methods.method import Method
 from lib.imaging.datasets import Case
-
-logger = logging.getLogger(__name__)
 
 
 class ResultStore:
@@ -67,17 +64,10 @@ def run_cases(
 ) -> list[dict]:
     """Evaluate the cases that the store has no report of, and return the reports of all cases in their order.
 
-    Args:
-        execute: Processes cases with workers from `make_worker`, see `lib.evaluation.distribute`.
-        progress: Wraps the iterable of reports for display; called with the keyword `total`.
+    For `execute` and `progress` see `lib.evaluation.distribute.process_unfinished`.
     """
-    todo = [c for c in cases if not store.is_finished(c)]
-    if len(todo) < len(cases):
-        logger.info("%d of %d cases are finished already.", len(cases) - len(todo), len(cases))
-    for report in progress(execute(todo, make_worker), total=len(todo)) if todo else ():
+    for report in process_unfinished(cases, store.is_finished, make_worker, execute, progress):
         store.save(report)
-        if "error" in report:
-            logger.warning("%s failed: %s", report["case"], report["error"])
     return [store.load(c) for c in cases]
 
 
