@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import requests
 from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
@@ -17,7 +18,7 @@ from lib.imaging.dicom.segmentations import read_segmentation
 from lib.imaging.volume import Grid
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.dicom_images import SERIES, CachedDicomImages
-from lib.serving.datastore.dicom_labels import named_info, read_label, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import checked_label, write_labels, write_labels_as_segmentation
 from lib.serving.datastore.folder import FINAL, UNSENT, FolderDatastore
 from lib.serving.datastore.history import restoration
 from lib.serving.datastore.stored_segmentations import StoredSegmentation, segmentations_by_image
@@ -165,27 +166,29 @@ class CachedDicomDatastore(CachedDicomImages):
             HTTPException: 502, the DICOM store did not accept a final label.
         """
         image_id, tag = checked_file_name(image_id), checked_file_name(label_tag)
-        image = self.image_grid(image_id)
-        labels = read_label(label_filename, image)
+        with checked_label(label_filename, self.image_grid(image_id), label_info) as (file, labels, info):
+            if tag == FINAL:
+                self._submit(image_id, file, labels, info)
+            else:
+                FolderDatastore.save_label(self, image_id, file, tag, info)
+        return image_id
+
+    def _submit(self, image_id: str, file: str, labels: np.ndarray, info: dict) -> None:
+        """Send a label to the DICOM store, and keep it in the cache; errors are those of `save_label`."""
+        version = str(info.get("checkpoint") or "")
         with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
-            if str(label_filename).endswith(".bin"):
-                label_filename = str(write_labels(labels, image, Path(folder, "label.nrrd")))
-            info = named_info(label_info, labels, label_filename)
-            if tag != FINAL:
-                return FolderDatastore.save_label(self, image_id, label_filename, tag, info)
             segmentation = write_labels_as_segmentation(
-                labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"), str(info.get("checkpoint") or "")
-            )
-            FolderDatastore.save_label(self, image_id, label_filename, UNSENT, info)
+                labels, self._stack(image_id), info["label_info"], Path(folder, "label.dcm"), version
+            )  # fmt: skip
+            FolderDatastore.save_label(self, image_id, file, UNSENT, info)
             try:
                 info[SERIES] = self._search.send(segmentation)
             except requests.RequestException as e:
                 logger.warning("Label of %s not sent: %s", image_id, e)
                 advice = f"The server keeps it under the tag {UNSENT}; submit it again later."
                 raise HTTPException(502, f"The DICOM store did not take the label. {advice}") from e
-            self._search.forget_segmentations()
-            known = self.get_image_info(image_id)
-            info |= {field: known.get(field) for field in ("Modality", "PatientID", "StudyInstanceUID")}
-            FolderDatastore.save_label(self, image_id, label_filename, FINAL, info)
+        self._search.forget_segmentations()
+        known = self.get_image_info(image_id)
+        info |= {field: known.get(field) for field in ("Modality", "PatientID", "StudyInstanceUID")}
+        FolderDatastore.save_label(self, image_id, file, FINAL, info)
         self.remove_label(image_id, UNSENT, reason="")
-        return image_id

@@ -3,6 +3,8 @@
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from lib.imaging.volume import Grid
 from lib.imaging.writers import write_mask
 from lib.serving.datastore.labels import BACKGROUND, unique_names
 
+BARE_ENDING = ".bin"  # Of label maps from OHIF, which hold the voxels alone.
 MAX_HEADER_BYTES = 2**20
 MAX_UNNAMED = 32  # Values that are listed although none of them has a name; the list would be long for noise.
 
@@ -29,7 +32,7 @@ def read_label(path: str | Path, image: Grid) -> np.ndarray:
         VolumeError: It does not fit the image, has values below 0, or cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".bin":
+    if path.suffix == BARE_ENDING:
         voxels = np.fromfile(path, np.uint8)
         if voxels.size != np.prod(image.shape):
             size = " x ".join(map(str, image.shape))
@@ -45,6 +48,20 @@ def read_label(path: str | Path, image: Grid) -> np.ndarray:
     if (lowest := int(labels.min(initial=0))) < 0:
         raise VolumeError(f"The label holds the value {lowest}: use whole numbers from 0 (nothing).")
     return labels
+
+
+@contextmanager
+def checked_label(path: str | Path, image: Grid, info: dict | None) -> Iterator[tuple[str, np.ndarray, dict]]:
+    """Yield an uploaded label as a file to store (a temporary one for bare voxels), as a label map (I, J, K), and its `named_info`.
+
+    Raises:
+        VolumeError: It does not fit the image, or cannot be read.
+    """
+    labels = read_label(path, image)
+    info = named_info(info, labels, path)
+    with tempfile.TemporaryDirectory(prefix="sam2_label_") as folder:
+        is_bare = Path(path).suffix == BARE_ENDING
+        yield str(write_labels(labels, image, Path(folder, "label.nrrd")) if is_bare else path), labels, info
 
 
 def write_labels(labels: np.ndarray, image: Grid, path: Path) -> Path:
