@@ -1,8 +1,10 @@
 """Find labelled images in folders: data sets of the Medical Segmentation Decathlon, and labels submitted to MONAI Label."""
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,8 @@ class Case:
 def read_cases(folder: str | Path) -> list[Case]:
     """Return the training cases that a folder's dataset.json lists; an entry's own "labels" replace the common ones.
 
+    A case has the name of its image, or that of its path in the folder where several images have one name.
+
     Raises:
         UserError: There is no readable dataset.json.
     """
@@ -33,9 +37,11 @@ def read_cases(folder: str | Path) -> list[Case]:
     try:
         content = json.loads((folder / "dataset.json").read_text())
         common_labels = content.get("labels", {})
-        return [_case_from_entry(folder, entry, common_labels) for entry in content["training"]]
+        cases = [_case_from_entry(folder, entry, common_labels) for entry in content["training"]]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
+    counts = Counter(c.name for c in cases)
+    return [c if counts[c.name] == 1 else replace(c, name=image_name(os.path.relpath(c.image, folder).replace(os.sep, "_"))) for c in cases]
 
 
 def _case_from_entry(folder: Path, entry: dict, common_labels: dict) -> Case:

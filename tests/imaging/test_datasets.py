@@ -24,6 +24,13 @@ def save(path, *values, shape=(5, 4, 3)):
     return path
 
 
+def test_images_of_one_name_are_cases_of_their_own(tmp_path):
+    rows = [{"image": f"./{patient}/flair.nii.gz", "label": f"./{patient}/seg.nii.gz"} for patient in ("p1", "p2")]
+    rows.append({"image": "p3/other.nii.gz", "label": "p3/seg.nii.gz"})
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": rows}))
+    assert [c.name for c in read_cases(tmp_path)] == ["p1_flair", "p2_flair", "other"]
+
+
 @pytest.fixture
 def decathlon(tmp_path):
     """Return a folder with a dataset.json in the layout of the Medical Segmentation Decathlon, but without the images."""
