@@ -18,10 +18,11 @@ from lib.imaging.dicom.segmentations import read_segmentation
 from lib.imaging.volume import Grid
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.dicom_images import SERIES, CachedDicomImages
-from lib.serving.datastore.dicom_labels import checked_label, write_labels, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import write_labels_as_segmentation
 from lib.serving.datastore.folder import FINAL, UNSENT, FolderDatastore
 from lib.serving.datastore.history import restoration
 from lib.serving.datastore.stored_segmentations import StoredSegmentation, segmentations_by_image
+from lib.serving.datastore.uploaded_labels import checked_label, write_labels
 
 logger = logging.getLogger(__name__)
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # It logs several lines for each segmentation.

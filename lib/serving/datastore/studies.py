@@ -12,9 +12,10 @@ import numpy as np
 from lib.common.errors import UserError, VolumeError
 from lib.imaging.dicom.stacks import Stack
 from lib.serving.datastore.checks import checked_file_name, misfit
-from lib.serving.datastore.dicom_labels import checked_label, write_labels_as_segmentation
+from lib.serving.datastore.dicom_labels import write_labels_as_segmentation
 from lib.serving.datastore.folder import FINAL
 from lib.serving.datastore.studies_images import StudiesImages
+from lib.serving.datastore.uploaded_labels import checked_label
 
 logger = logging.getLogger(__name__)
 

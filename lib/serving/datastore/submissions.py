@@ -10,8 +10,8 @@ from lib.common.errors import VolumeError
 from lib.imaging.dicom.segmentations import label_values
 from lib.imaging.readers import read_mask
 from lib.imaging.volume import Grid
-from lib.serving.datastore.dicom_labels import names_in_file, read_label, segment_rows, write_labels
 from lib.serving.datastore.labels import label_names, label_path, unique_names
+from lib.serving.datastore.uploaded_labels import names_in_file, read_label, segment_rows, write_labels
 
 _submitting = threading.Lock()  # What is kept must not change between reading and writing it.
 

@@ -6,10 +6,9 @@ import numpy as np
 from starlette.datastructures import UploadFile
 
 from lib.imaging.volume import Grid
+from lib.serving.datastore.uploaded_labels import BARE_VOXELS
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.viewer_grid import is_reversed, mask_from_viewer
-
-BARE_VOXELS = ".bin"  # Ending of the label maps that OHIF sends: uint8, i fastest.
 
 
 def name_image_by_id(app, fields: dict) -> None:

@@ -11,7 +11,7 @@ from lib.common.errors import UserError
 from lib.imaging.dicom.frames import DICOM_ERRORS, read_dataset
 from lib.imaging.dicom.segmentations import read_segmentation
 from lib.imaging.dicom.stacks import Stack
-from lib.serving.datastore.dicom_labels import write_labels
+from lib.serving.datastore.uploaded_labels import write_labels
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.series import Series
 

@@ -26,8 +26,9 @@ from lib.imaging.writers import mask_extension, write_mask
 from lib.serving.datastore.folder import FINAL, FolderDatastore
 from lib.serving.datastore.labels import label_names, label_path, unique_names
 from lib.serving.datastore.submissions import submit_label
+from lib.serving.datastore.uploaded_labels import BARE_VOXELS
 from lib.serving.dicomweb.index import SeriesIndex
-from lib.serving.dicomweb.labels import BARE_VOXELS, name_image_by_id
+from lib.serving.dicomweb.labels import name_image_by_id
 from lib.serving.web import request_checks
 from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
