@@ -71,14 +71,18 @@ def vary_real_images(random: BatchRandom, image: torch.Tensor, mask: torch.Tenso
 
 def window_real_images(random: BatchRandom, image: torch.Tensor) -> torch.Tensor:
     """Return images in [0, 1] within a random window, which leaves out little of what lies between its own 2nd and 98th percentile."""
-    clips = len(image)
-    sample = image.flatten(1)[:, :: max(1, image[0].numel() // 4096)].sort(1).values
-    last = sample.shape[1] - 1
-    low = sample.gather(1, (random.uniform(clips, 1, high=0.08) * last).long())
-    high = sample.gather(1, ((1 - random.uniform(clips, 1, high=0.04)) * last).long())
-    is_full = random.chance(0.3, clips, 1)
-    low, high = torch.where(is_full, 0.0, low)[..., None, None], torch.where(is_full, 1.0, high)[..., None, None]
+    low, high = _random_bounds(random, image, 0.08, 0.04)
+    is_full = random.chance(0.3, len(image), 1)[..., None, None]
+    low, high = torch.where(is_full, 0.0, low), torch.where(is_full, 1.0, high)
     return (image - low) / (high - low).clamp_min(0.05)
+
+
+def _random_bounds(random: BatchRandom, image: torch.Tensor, low_share: float, high_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return intensities (B, 1, 1, 1) with random shares of the pixels, up to the given ones, below and above them."""
+    sample = image.flatten(1)[:, :: max(1, image[0].numel() // 4096)].sort(1).values
+    below = random.uniform(len(image), 1, high=low_share)
+    above = 1 - random.uniform(len(image), 1, high=high_share)
+    return tuple(sample.gather(1, (share * (sample.shape[1] - 1)).long())[..., None, None] for share in (below, above))
 
 
 def simulate_acquisition(random: BatchRandom, image: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
@@ -106,10 +110,7 @@ def simulate_acquisition(random: BatchRandom, image: torch.Tensor, strength: tor
     image = image + noise * (0.08 * random.uniform(clips, 1, 1, 1) ** 1.5) * strength
     brightness = 1 + 0.06 * random.normal(clips, slices, 1, 1) * random.chance(0.25, clips, 1, 1, 1)
     image = image * brightness
-    sample = image.flatten(1)[:, :: max(1, image[0].numel() // 4096)].sort(1).values
-    last = sample.shape[1] - 1
-    low = sample.gather(1, (random.uniform(clips, 1, high=0.04) * last).long())[..., None, None]
-    high = sample.gather(1, ((1 - random.uniform(clips, 1, high=0.03)) * last).long())[..., None, None]
+    low, high = _random_bounds(random, image, 0.04, 0.03)
     image = ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
     image = (image + 1e-6) ** (2 ** random.uniform(clips, 1, 1, 1, low=-0.7, high=0.7))
     return torch.where(random.chance(0.3, clips, 1, 1, 1), 1 - image, image).clamp(0, 1) * 255

@@ -86,7 +86,8 @@ class PackedVolumes:
             values = array[array > 0]
             order = np.argsort(values, kind="stable")
             positions, values = positions[order], values[order]
-            groups = {int(v): p for v, p in zip(*_split(values, positions), strict=True)}
+            distinct, starts = np.unique(values, return_index=True)
+            groups = dict(zip(distinct.tolist(), np.split(positions, starts[1:]), strict=True))
             if kind == "labels" and len(groups) > 1:
                 groups[_ANY_LABEL] = positions
             for value, voxels in groups.items():
@@ -223,12 +224,6 @@ def _interpolate(flat, offset, shape, voxels, value_of=None) -> torch.Tensor:
         value = flat[index]
         total = total + weight * (value.float() if value_of is None else value_of(value))
     return total * ((voxels > -0.5) & (voxels < last + 0.5)).all(2)
-
-
-def _split(values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the distinct ones of sorted `values` and the positions of each."""
-    distinct, starts = np.unique(values, return_index=True)
-    return distinct, np.split(positions, starts[1:])
 
 
 def make_mosaic(stack: np.ndarray) -> Image.Image:
