@@ -73,7 +73,7 @@ def read_mask(path: str | Path, image: Volume | Grid) -> np.ndarray:
         if deviation.max() > _ROUNDING:
             raise VolumeError(f"{label.name} holds {array.flat[deviation.argmax()]:g}; the values of a label map are whole numbers.")
         array = np.rint(array)
-    if array.max() > _MAX_LABEL or array.min() < -_MAX_LABEL:
+    if not np.can_cast(array.dtype, np.int32) and (array.max() > _MAX_LABEL or array.min() < -_MAX_LABEL):
         raise VolumeError(f"{label.name} holds values beyond {_MAX_LABEL}: give its structures smaller numbers.")
     return array.astype(np.int32)
 

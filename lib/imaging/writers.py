@@ -53,7 +53,8 @@ def write_mask(
         raise OptionError(f"Unknown result_dtype {dtype!r}; use for example uint8.") from e
     if voxel_type.kind not in "ui":
         raise OptionError(f"The result_dtype {dtype!r} is no integer type; use for example uint8.")
-    if mask.dtype != bool and not np.iinfo(voxel_type).min <= mask.min() <= mask.max() <= np.iinfo(voxel_type).max:
+    limits = np.iinfo(voxel_type)
+    if not np.can_cast(mask.dtype, voxel_type) and (mask.min() < limits.min or mask.max() > limits.max):
         raise OptionError(f"The values {mask.min()} to {mask.max()} do not fit into {voxel_type}.")
     # A bool mask can be viewed as bytes, which avoids a copy.
     mask = mask.view(voxel_type) if mask.dtype == bool and voxel_type.itemsize == 1 else mask.astype(voxel_type)
