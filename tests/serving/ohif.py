@@ -104,8 +104,8 @@ def stack(folder, labels):
 
 
 @contextmanager
-def folder_server(folder, labels, root_path=""):
-    """Run a server on the images in `folder`/studies whose labels are `labels`, and yield its address."""
+def folder_server(folder, labels, root_path="", ready="/info/"):
+    """Run a server on the images in `folder`/studies whose labels are `labels`, and yield its address once it answers at `ready`."""
     processes, port = [], free_port()
     address = f"http://127.0.0.1:{port}"
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def folder_server(folder, labels, root_path=""):
         try:
             conf = [(k, str(folder / k)) for k in ("rounds", "versions")] + [("labels", ",".join(labels))]
             processes.append(start_monailabel(str(folder / "studies"), "127.0.0.1", port, conf, folder / "server.log", root_path))
-            wait_for(f"{address}/info/", processes[-1], log=folder / "server.log")
+            wait_for(f"{address}{ready}", processes[-1], log=folder / "server.log")
             yield address
         finally:
             stop(processes)

@@ -20,13 +20,14 @@ class AnnotationPage:
 
     Args:
         page: An empty page of the browser.
-        link: Address of the page.
+        link: Address of the page; "" if a link has led there already.
         volume: The image; voxels (i, j, k) are those of its file.
     """
 
     def __init__(self, page, link: str, volume: Volume):
         self.page, self.volume = page, volume
-        self.page.goto(link)
+        if link:
+            self.page.goto(link)
         self.wait_until_ready()
 
     def wait_until_ready(self):

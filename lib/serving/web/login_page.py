@@ -5,7 +5,9 @@ kept in a cookie that scripts cannot read, and `CookieToken` puts it where MONAI
 that other sites make, except when a link is followed.
 """
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode, urlsplit
 
 import jinja2
@@ -13,6 +15,7 @@ import requests
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from monailabel.config import settings
+from monailabel.endpoints.user import auth
 from monailabel.endpoints.user.auth import token_uri
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -25,6 +28,10 @@ TOKEN, REFRESH, VALIDITY = "sam2_token", "sam2_refresh", "sam2_validity"
 DEFAULT_VALIDITY_S = 300
 TIMEOUT_S = 30
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+# How realms sign tokens: with private keys, whose public ones MONAI Label asks for. PyJWT refuses all tokens if no algorithm is named, and
+# MONAI Label names none.
+SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+auth.jwt = SimpleNamespace(decode=partial(auth.jwt.decode, algorithms=SIGNATURES))
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": POLICY}
 
 router = APIRouter(prefix=ADDRESS, include_in_schema=False)
