@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, UploadFile
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
@@ -27,12 +27,12 @@ from lib.serving.datastore.folder import FINAL, FolderDatastore
 from lib.serving.datastore.labels import label_names, label_path, unique_names
 from lib.serving.datastore.submissions import submit_label
 from lib.serving.datastore.uploaded_labels import BARE_VOXELS
-from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.labels import name_image_by_id
 from lib.serving.web import request_checks
 from lib.serving.web.client_identity import client_name
+from lib.serving.web.forms import answer_form, refuse_other_sites
 from lib.serving.web.http_errors import clear_errors
-from lib.serving.web.ohif_files import base_path
+from lib.serving.web.known_images import known_image
 
 USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
@@ -46,22 +46,20 @@ router = APIRouter(tags=["SAM 2"])
 def labels(image: str, user: User = USER) -> dict:
     app = app_instance()
     with clear_errors():
-        return app.datastore().list_labels(_image_id(app, image, may_be_gone=True))
+        store = app.datastore()  # The history may have labels of images that are gone.
+        return store.list_labels(image if image in store.history.images() else known_image(app, image))
 
 
 @router.post("/sam2/labels/{image}/restore", summary="Make a label of the history the present one again", response_model=None)
 def restore(request: Request, image: str, name: str, client_id: str = "", user: User = ANNOTATOR) -> Response:
     """Answer with image, tag and restored (the name), as JSON; a form of the page /sam2/ is sent back to that page."""
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "Only the pages of this server may send this form.")
+    refuse_other_sites(request)
     app = app_instance()
     with clear_errors():
-        image = _image_id(app, image)
+        image = known_image(app, image)
         client = client_name(request, user, {"client_id": client_id})
         tag = app.datastore().restore_label(image, name, {"client": client, **_known_user(user)})
-    if "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse(f"{base_path(request)}/sam2/", 303)
-    return JSONResponse({"image": image, "tag": tag, "restored": name})
+    return answer_form(request, {"image": image, "tag": tag, "restored": name})
 
 
 def history_on_page(app, image: str) -> list[dict]:
@@ -106,7 +104,7 @@ def download_label(label: str, tag: str, extension: str = "", user: User = USER)
     request_checks.check_tag(tag)
     app = app_instance()
     with clear_errors():
-        image = _image_id(app, label)
+        image = known_image(app, label)
         path = label_path(app.datastore(), image, tag)
         if path is None or not path.is_file():
             raise HTTPException(404, f"There is no label {tag} of this image.")
@@ -130,7 +128,7 @@ def download_label(label: str, tag: str, extension: str = "", user: User = USER)
 def check_image(image: str, check_sum: str | None = None, user: User = USER) -> dict:
     app = app_instance()
     with clear_errors():
-        path = app.datastore().get_image_uri(_image_id(app, image))
+        path = app.datastore().get_image_uri(known_image(app, image))
         if not os.path.isfile(path):
             raise HTTPException(404, "There is no such image in the datastore.")
         if check_sum:
@@ -165,19 +163,3 @@ def _checksum(path: str, algorithm: str, file_version: tuple[int, int, int]) -> 
 def _known_user(user: User) -> dict[str, str]:
     """Return the field user with the name of an authenticated user; without authentication, nobody is known."""
     return {"user": user.username} if settings.MONAI_LABEL_AUTH_ENABLE else {}
-
-
-def _image_id(app, image: str, *, may_be_gone: bool = False) -> str:
-    """Return the id of an image that is named by its id or SeriesInstanceUID.
-
-    Raises:
-        HTTPException: 404 if the datastore has no such image, and no label of it in the history if it `may_be_gone`.
-    """
-    image, _ = SeriesIndex.of(app).resolve(image)
-    if not request_checks.is_name(image):
-        raise HTTPException(404, "There is no such image in the datastore.")
-    if not (may_be_gone and image in app.datastore().history.images()):
-        request_checks.check_image_id(image, app.datastore())
-        if image not in app.datastore().list_images():
-            raise HTTPException(404, "There is no such image in the datastore.")
-    return image

@@ -19,10 +19,10 @@ from lib.imaging.dicom.segmentations import label_values
 from lib.imaging.readers import read_mask
 from lib.imaging.volume import Grid
 from lib.serving.datastore.labels import label_names, label_path, unique_names
-from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.dicomweb.viewer_grid import is_reversed, mask_to_viewer
 from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
+from lib.serving.web.known_images import known_image
 
 FOLDER = Path(__file__).with_name("templates") / "ohif"
 TAG = "final"  # The label that Submit saves.
@@ -49,7 +49,7 @@ def state(request: Request, image: str = "", user: User = ALLOWED) -> dict:
     Each structure has label, annotated, expected_dice (of every slice), volume_dice, proposed (a slice or None) and reason.
     """
     app = app_instance()
-    image = _check_image(app, image)
+    image = known_image(app, image)
     with clear_errors():
         grid = app.datastore().image_grid(image)
     axis = geometry.slicing_axis(grid.shape, geometry.spacing(grid.affine))
@@ -67,7 +67,7 @@ def state(request: Request, image: str = "", user: User = ALLOWED) -> dict:
 def label(image: str = "") -> Response:
     """Answer with one byte for each voxel, i fastest, and with the names of the values as JSON in the header X-Label-Names."""
     app = app_instance()
-    image = _check_image(app, image)
+    image = known_image(app, image)
     with clear_errors():
         path = label_path(app.datastore(), image, TAG)
         if path is None or not path.exists():
@@ -97,14 +97,3 @@ def _structure_as_viewed(record: dict, grid: Grid) -> dict:
         "expected_dice": record["expected_dice"][::-1] if turned else record["expected_dice"],
         "proposed": viewed(proposal["slice"]) if "slice" in proposal else None, "reason": proposal.get("reason", ""),
     }  # fmt: skip
-
-
-def _check_image(app, image: str) -> str:
-    """Return the id of an image that is named by its id or SeriesInstanceUID, or raise HTTPException 404 or 422."""
-    if not image:
-        raise HTTPException(422, "Say which image: ?image=ID.")
-    image, _ = SeriesIndex.of(app).resolve(image)
-    with clear_errors():
-        if image not in app.datastore().list_images():  # Only ids of the datastore pass, because they become names of files.
-            raise HTTPException(404, "There is no such image in the datastore.")
-    return image

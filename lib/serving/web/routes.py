@@ -26,16 +26,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from lib.common.errors import UserError
 from lib.imaging import geometry
 from lib.imaging.frames import Frames
-from lib.imaging.studies import Listing
 from lib.imaging.volume import Grid
 from lib.serving import observability
 from lib.serving.active_learning.strategies import TARGET_DICE
-from lib.serving.datastore.folder import FolderDatastore
 from lib.serving.dicomweb.index import SeriesIndex
 from lib.serving.inference.request_queue import RequestQueue
 from lib.serving.web import request_checks, volume_page
 from lib.serving.web.client_identity import client_name, page_client, remember_browser
 from lib.serving.web.http_errors import clear_errors
+from lib.serving.web.known_images import known_image, listing_of
 from lib.serving.web.label_routes import checksum, history_on_page
 from lib.serving.web.ohif_files import base_path
 from lib.serving.web.viewers import locate_in_viewers
@@ -118,7 +117,7 @@ def overview(request: Request, user: User = ALLOWED) -> HTMLResponse:
             image = volume["summary"].image
             volume |= {"choices": choices_of(app.lending, image, client), "problem": app.readable_volumes.problems().get(image)}
             volume["history"] = history_on_page(app, image)
-        left_out = _listing(app).left_out
+        left_out = listing_of(app).left_out
     counts = {status: sum(s.status == status for s in summaries) for status in volume_page.STATUSES}
     text = templates.get_template("overview.html").render(
         volumes=volumes, counts=counts, number=number, pages=pages, total=len(summaries), target=TARGET_DICE,
@@ -131,13 +130,13 @@ def overview(request: Request, user: User = ALLOWED) -> HTMLResponse:
 
 @router.get("/sam2/left_out", summary="What the studies folder holds that is not offered, and why")
 def left_out() -> dict:
-    return {"left_out": [{"path": path, "reason": reason} for path, reason in _listing(app_instance()).left_out.items()]}
+    return {"left_out": [{"path": path, "reason": reason} for path, reason in listing_of(app_instance()).left_out.items()]}
 
 
 @router.get("/sam2/state", summary="What is known of an image: rounds, estimates, proposals, scores")
 def state(image: str = "") -> dict:
     app = app_instance()
-    image = _check_image(app, image)
+    image = known_image(app, image)
     info = app.datastore().get_image_info(image) or {}
     scores = {k: info[k] for k in ("slice_quality", "slice_dice") if k in info}
     series = SeriesIndex.of(app).of_image(image)
@@ -150,7 +149,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
     """Answer the query fields image, structure (a key of /sam2/state or a name in a saved label) and slice (0-based)."""
     app = app_instance()
     t = _parse_number("slice", request.query_params.get("slice", ""))
-    image = _check_image(app, image)
+    image = known_image(app, image)
     with clear_errors():
         volume = app.page_volumes.get(app.datastore().get_image_uri(image))
         record = app.records.for_image(image).get(structure)
@@ -175,7 +174,7 @@ def thumbnail(request: Request, image: str = "", structure: str = "") -> Respons
 def ohif(request: Request, image: str = "", user: User = ALLOWED) -> HTMLResponse:
     """Answer the query fields image (id or SeriesInstanceUID), slice (default: the proposed one), structure (default: as proposed there)."""
     app = app_instance()
-    image = _check_image(app, image)
+    image = known_image(app, image)
     if not _is_in_ohif(app, image):
         raise HTTPException(400, f"OHIF cannot show {image}: it has a single slice, or cannot be read (see the server's log). Use 3D Slicer.")
     requested, (client, browser) = request.query_params.get("slice"), page_client(request, user)
@@ -265,25 +264,6 @@ def _is_in_ohif(app, image: str) -> bool:
     """Return whether OHIF can show an image. Its annotation mode draws nothing for a single slice."""
     series = SeriesIndex.of(app).of_image(image)
     return isinstance(app.datastore(), DICOMWebDatastore) or (series is not None and len(series.sop_uids) > 1)
-
-
-def _listing(app) -> Listing:
-    """Return what the app's studies folder holds; it is empty for a DICOM store."""
-    store = app.datastore()
-    return store.listing if isinstance(store, FolderDatastore) else Listing()
-
-
-def _check_image(app, image: str) -> str:
-    """Return the id of an image that is named by its id or SeriesInstanceUID. Only ids of the datastore pass: they become names of files."""
-    if not image:
-        raise HTTPException(422, "Say which image: ?image=ID.")
-    image, _ = SeriesIndex.of(app).resolve(image)
-    if image in _listing(app).refused:
-        raise HTTPException(400, _listing(app).refused[image])
-    with clear_errors():
-        if image not in app.datastore().list_images():
-            raise HTTPException(404, "There is no such image in the datastore.")
-    return image
 
 
 def _parse_number(name: str, text: str) -> int:

@@ -3,17 +3,16 @@
 import logging
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.serving.active_learning.lending import Lending
-from lib.serving.dicomweb.index import SeriesIndex
-from lib.serving.web import request_checks
 from lib.serving.web.client_identity import client_name
+from lib.serving.web.forms import answer_form, refuse_other_sites
 from lib.serving.web.http_errors import clear_errors
-from lib.serving.web.ohif_files import base_path
+from lib.serving.web.known_images import known_image
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +47,19 @@ def change(
         HTTPException: 400 if the volume cannot be chosen, 403 if the page of another site has sent the form, 404 for an unknown image, 422
             for an unknown action.
     """
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "Only the pages of this server may send this form.")
+    refuse_other_sites(request)
     if action not in ACTIONS:
         raise HTTPException(422, f"There is no action {action[:80]!r}; choose one of {', '.join(ACTIONS)}.")
     app = app_instance()
-    image, _ = SeriesIndex.of(app).resolve(image)
+    image = known_image(app, image)
     with clear_errors(400):
-        request_checks.check_image_id(image, app.datastore())
-        if image not in app.datastore().list_images():
-            raise HTTPException(404, "There is no such image in the datastore.")
         client, lending = client_name(request, user, {"client_id": client_id}), app.lending
         if action in ("choose", "take_back"):
             getattr(lending, action)(image, client)
         else:
             getattr(lending, action)(image, client, reason)
     logger.info("%s: %s by %s", image, action, client)
-    if "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse(f"{base_path(request)}/sam2/", 303)
-    return JSONResponse({"image": image, **choices_of(lending, image, client)})
+    return answer_form(request, {"image": image, **choices_of(lending, image, client)})
 
 
 def choices_of(lending: Lending, image: str, client: str) -> dict:
