@@ -30,8 +30,11 @@ class HttpErrorsMixin:
             store, image = datastore or self.datastore(), str(request.get("image") or "")
             session_name = self.sessions().record_id(image) if self.sessions() else None
             # MONAI Label replaces the image's id by its path, so the task needs the id in a field of its own.
-            fields = {"image_id": session_name or image, "image_digest": "" if session_name else store.image_digest(image)}
-            fields["saved_label"] = None if session_name else saved_label(store, image, request)
+            image_id = session_name or image
+            fields = {
+                "image_id": image_id, "image_digest": store.image_digest(image_id),
+                "saved_label": None if session_name else saved_label(store, image, request),
+            }  # fmt: skip
             return super().infer({**request, **fields}, datastore)
         except ImageNotFoundException as e:
             raise HTTPException(404, str(e.msg)) from e

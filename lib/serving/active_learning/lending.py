@@ -1,7 +1,7 @@
 """Who has which volume, and which volumes annotators do not want: loans, skipped volumes, and volumes that are marked as bad.
 
-An untouched volume is lent to one client for some minutes, so that no two annotators begin the same one. A client has one loan at a time. All
-is kept in one small file under a lock, so that several server processes on one folder agree and a killed server loses nothing.
+An untouched volume is lent to one client for some minutes, so that no two annotators begin the same one. A client has one loan at a time.
+All is kept in one small file under a lock, so that several server processes on one folder agree and a killed server loses nothing.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Active learning strategies of MONAI Label: which volume, and which of its slices, an annotator should work on next.
 
-All strategies pass over volumes that cannot be read, that are marked as bad, or that the client has skipped. What the client has begun comes
-first, then volumes that nobody works on, then those in somebody else's work.
+All strategies pass over volumes that cannot be read, that are marked as bad, or that the client has skipped. What the client has begun
+comes first, then volumes that nobody works on, then those in somebody else's work.
 """
 
 import logging

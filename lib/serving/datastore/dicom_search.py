@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 
 
 class DicomSearch:
-    """Asks a DICOM store what it has, sends it segmentations, and remembers its answers for MONAI_LABEL_DICOMWEB_CACHE_EXPIRY seconds, but for a minute at most.
+    """Asks a DICOM store what it has, and sends it segmentations.
 
-    Its methods raise requests.RequestException if the store fails.
+    It remembers answers for MONAI_LABEL_DICOMWEB_CACHE_EXPIRY seconds, but for a minute at most. Its methods raise requests.RequestException if the store fails.
 
     Args:
         client: Client of the store.

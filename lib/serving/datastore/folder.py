@@ -108,7 +108,7 @@ class FolderDatastore(SharedFolder):
         return image_id
 
     def remove_label(self, label_id, label_tag, reason="removed"):
-        """Remove a label; do nothing if there is none. If people made it, it goes into the history, with this reason; without one, it does not."""
+        """Remove a label; do nothing if there is none. One that people made goes into the history, unless the reason is empty."""
         tag = checked_file_name(label_tag)
         with self._changing() as change:
             if change.model.label(label_id, tag):

@@ -116,7 +116,8 @@ def describe_label(tag: str, info: dict) -> dict:
     fields = {name: info.get(name) or "" for name in _FIELDS}
     rows = info.get("label_info") if isinstance(info.get("label_info"), list) else []
     structures = [str(row.get("name")) for row in rows if isinstance(row, dict) and row.get("name")]
-    return {"tag": tag, "time": _time(info.get("ts")), **fields, "client": fields["client"] or info.get("client_id") or "", "structures": structures}
+    client = fields["client"] or info.get("client_id") or ""
+    return {"tag": tag, "time": _time(info.get("ts")), **fields, "client": client, "structures": structures}
 
 
 def _read(file: Path) -> dict:

@@ -118,7 +118,7 @@ class StudiesImages(FolderDatastore):
         return image.removesuffix(ending) + ending
 
     def _notice_changes(self, image_id: str) -> None:
-        """Look at the folder again if another server has listed an image, or its file was exchanged, before the folder's observer says so."""
+        """Look at the folder again if another server has listed an image, or its file was exchanged, and the observer has not noticed yet."""
         found, entry = self.listing.images.get(image_id), self._datastore.objects.get(image_id)
         if entry and (found is None or self._identities.is_exchanged(entry.image, found)):
             self.refresh()
@@ -148,7 +148,7 @@ class StudiesImages(FolderDatastore):
             raise
 
     def get_unlabeled_images(self, label_tag=None, labels=None):
-        """Return the ids of the images without a final label, but not of those that could not be read: *Next Sample* goes on without them."""
+        """Return the ids of the images without a final label, without those that could not be read, so that *Next Sample* goes on."""
         images = super().get_unlabeled_images(label_tag, labels)
         return [i for i in images if i in self.listing.images and (i, self.listing.images[i].version) not in self._unreadable]
 

@@ -86,7 +86,7 @@ class Change:
         return temporary.name
 
     def apply(self) -> set[Path]:
-        """Fill the history, replace the JSON file, move the new files, remove the obsolete ones; return the changed folders for `sync_folder`.
+        """Fill the history, replace the JSON file, move the new files, remove the obsolete ones; return the folders for `sync_folder`.
 
         Raises:
             OSError: A file cannot be written or moved; the JSON file then keeps its previous text, and the history its content.

@@ -29,7 +29,8 @@ from lib.serving.web.client_identity import client_name
 from lib.serving.web.http_errors import clear_errors
 
 REQUIRE_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-RESERVED_FIELDS = ("model", "image", "image_id", "session", "session_id", "file", VIEWER_REQUEST)  # Set by the server, never taken from params.
+# Set by the server, never taken from params.
+RESERVED_FIELDS = ("model", "image", "image_id", "image_digest", "session", "session_id", "file", VIEWER_REQUEST)
 DISCONNECT_CHECK_S = 0.3  # How often a waiting request checks whether its client is still connected.
 
 # MONAI Label's own conversions know neither tilted nor multi-frame series.

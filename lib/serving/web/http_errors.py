@@ -31,9 +31,9 @@ def clear_errors(wrong: int = 422, *, loose: bool = False, upload: bool = False)
         loose: True if the code does not check its input itself, so that the exceptions `MISUSE` count as wrong input as well.
 
     Raises:
-        HTTPException: `wrong` for wrong input, 400 for an image of the server that cannot be opened, 409 for what contradicts what is there, 400 for MONAI Label's other errors, 404 for an
-            unknown image or label, 502 if the DICOM store failed, 503 if memory ran out or the folder is locked, 507 if the disk is full,
-            500 for other errors of the file system.
+        HTTPException: `wrong` for wrong input, 400 for an image of the server that cannot be opened and for MONAI Label's other errors, 404
+            for an unknown image or label, 409 for what contradicts what is there, 502 if the DICOM store failed, 503 if memory ran out or
+            the folder is locked, 507 if the disk is full, 500 for other errors of the file system.
     """
     try:
         yield

@@ -24,7 +24,10 @@ router = APIRouter(prefix="/sam2/choices", dependencies=[ALLOWED], tags=["SAM 2"
 
 @router.get("", summary="Which volumes are lent, skipped or marked as bad, and by whom")
 def choices() -> dict:
-    """Answer with {loans: {image: {client, until}}, skipped: {image: {client: {reason, time}}}, rejected: {image: {client, reason, time}}}."""
+    """Answer with {loans: {image: {client, until}}, skipped: {image: {client: {reason, time}}}, rejected: {image: {client, reason, time}}}.
+
+    All have a digest, too: that of the image's content.
+    """
     return app_instance().lending.state()
 
 
