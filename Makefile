@@ -1,7 +1,9 @@
 # make serve: everything on a fresh machine, up to a running server.   make test: the whole test suite.
+# Two processes run the tests, each whole modules; threads that wait for work leave the cores to the others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 READY := $(VENV)/.installed
 
 .PHONY: serve test test-fast test-e2e fuzz faults load sample-data accuracy clean
@@ -11,10 +13,10 @@ serve: sample-data
 
 test: $(READY)
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not server"
+	$(PYTEST) -m "not server"
 
 test-e2e: $(READY)
 	$(BIN)/python -m pytest tests/serving/test_ohif.py tests/serving/test_ohif_annotate.py tests/serving/test_ohif_folder.py tests/serving/test_ohif_live.py tests/deploy/test_path.py -rs
