@@ -20,6 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options) or 0
     except UserError as e:
         parser.exit(2, f"error: {e}\n")
+    except OSError as e:
+        if e.strerror is None:  # It comes from a library, not from the operating system.
+            raise
+        parser.exit(2, f"error: {e.filename or 'A file'} cannot be read or written: {e.strerror}.\n")
     except KeyboardInterrupt:
         return 130
 

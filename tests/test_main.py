@@ -91,3 +91,9 @@ def test_download_lists_checkpoints(capsys):
     assert run_main("download", "--list") == 0
     out = capsys.readouterr().out
     assert "embedded" in out and "large" in out
+
+
+def test_folders_that_cannot_be_written_get_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run_main("pack", tmp_path, "--out", tmp_path / "file" / "packed") == 2
+    assert f"error: {tmp_path}/file/packed cannot be read or written: Not a directory." in capsys.readouterr().err
