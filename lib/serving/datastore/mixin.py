@@ -32,8 +32,8 @@ class DatastoreMixin:
         """Do nothing, because DICOM SEG is written without them."""
 
 
-class _Opener(DatastoreMixin, monailabel_app.MONAILabelApp):
-    """An app that has nothing but its datastore."""
+class _StoreApp(DatastoreMixin, monailabel_app.MONAILabelApp):
+    """An app that has nothing but the datastore for a DICOM store."""
 
     def __init__(self, studies: str):
         self.studies, self.conf = studies, {}
@@ -45,11 +45,12 @@ def open_datastore(studies: str) -> FolderDatastore:
     Raises:
         OptionError: There is no such folder, or the DICOM store does not answer.
     """
-    is_folder = not studies.startswith(("http://", "https://"))
-    if is_folder and not Path(studies).is_dir():
-        raise OptionError(f"There is no folder {studies}.")
+    if not studies.startswith(("http://", "https://")):
+        if not Path(studies).is_dir():
+            raise OptionError(f"There is no folder {studies}.")
+        return StudiesDatastore(studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
     try:
-        store = _Opener(studies).init_datastore()
+        store = _StoreApp(studies).init_datastore()
         store.list_images()
     except requests.RequestException as e:
         raise OptionError(f"The DICOM store {studies} does not answer: {type(e).__name__}.") from e

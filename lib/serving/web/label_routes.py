@@ -85,9 +85,11 @@ def save_label(
         named = {"image": image, "label": label}
         name_image_by_id(app, named)
         image = request_checks.check_image_id(named["image"], app.datastore())
-        fields |= {"client": client_name(request, user, fields), **_known_user(user)}
-        newest = max(app.records.for_image(image).values(), key=lambda r: r["time"], default={})
-        fields.setdefault("checkpoint", newest.get("checkpoint", ""))
+        client = client_name(request, user, fields)
+        fields |= {"client": client, **_known_user(user)}
+        # The label was made with the checkpoint of the client's last round, or else of anybody's.
+        last = max(app.records.for_image(image).values(), key=lambda r: (r["client"] == client, r["time"]), default={})
+        fields.setdefault("checkpoint", last.get("checkpoint", ""))
         ending = split_ending(label.filename or "", (*LABEL_ENDINGS, BARE_VOXELS))[1].lower()
         with tempfile.NamedTemporaryFile(prefix="sam2_label_", suffix=ending) as file:
             shutil.copyfileobj(label.file, file)

@@ -74,7 +74,7 @@ def test_what_is_in_the_store_can_only_be_deleted_there(datastore, series, tmp_p
 def test_the_command_labels_lists_and_restores_labels_of_a_dicom_store(datastore, store, series, tmp_path, monkeypatch, capsys):  # noqa: F811
     foreign = add_segmentation(store, tmp_path, "cyst", "20200102")
     submit(datastore, series, tmp_path, "liver")
-    monkeypatch.setattr(mixin._Opener, "init_datastore", lambda self: datastore)
+    monkeypatch.setattr(mixin._StoreApp, "init_datastore", lambda self: datastore)
     assert main.main(["labels", "--studies", "http://store"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["image", "label"], [series, "final"], [series, foreign]]
