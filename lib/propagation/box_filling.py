@@ -1,9 +1,11 @@
 """Make the mask of a box fill the box, also where the structure is a ring, has several parts or is thin.
 
 Beside the network's mask, masks are cut out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an
-ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one whose border is most clearly an edge
-of the image is taken. If none does, an ellipse is given more and more weight.
+ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one that fills it best and whose border is
+most clearly an edge of the image is taken. If none does, an ellipse is given more and more weight.
 """
+
+from operator import itemgetter
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +16,7 @@ from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensi
 from lib.propagation.obedience import limited, signed
 
 MIN_BOX_IOU = 0.7  # From which a mask counts as filling its box.
+FILLING_WEIGHT = 2.0  # Of the IoU of a mask's bounding box with the box beside the edge strength of its border.
 NETWORK_BONUS = 0.1  # Edge strength by which another mask must be clearer than the network's.
 NETWORK_WEIGHT = 0.25  # Of the network's answer beside the intensities.
 _CUTS = 4  # After so many, masks hardly change any more.
@@ -35,11 +38,13 @@ def fill_box(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray) -> np.n
     margins = [max(4, (s.stop - s.start) // 3) for s in box]
     window = tuple(slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(box, margins, logits.shape, strict=True))
     cutter = _BoxCutter(image[window], in_box[window], limited(answer[window]))
-    candidates = [(answer[window], NETWORK_BONUS), *((logits, 0.0) for logits in cutter.cut_from_intensities())]
-    filling = [c for c in candidates if box_iou(c[0] > 0, in_box[window]) >= MIN_BOX_IOU]
+    borders, filling = BorderStrength(cutter.scaled), []
+    for candidate, bonus in [(answer[window], NETWORK_BONUS), *((c, 0.0) for c in cutter.cut_from_intensities())]:
+        iou = box_iou(candidate > 0, in_box[window])
+        if iou >= MIN_BOX_IOU:
+            filling.append((FILLING_WEIGHT * iou + borders.edge_strength(candidate > 0) + bonus, candidate))
     if filling:
-        borders = BorderStrength(cutter.scaled)
-        best = max(filling, key=lambda c: borders.edge_strength(c[0] > 0) + c[1])[0]
+        best = max(filling, key=itemgetter(0))[1]
     else:
         best = cutter.cut_towards_ellipse()
     answer = np.minimum(answer, -1.0)
