@@ -14,7 +14,7 @@ from lib.imaging.readers import READ_ERRORS
 
 # Those that end like another one come first.
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".nhdr", ".mhd", ".hdr.gz", ".hdr")
-LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
 DICOM_ENDINGS = (".dcm", ".ima")
 MAX_DEPTH = 6  # Levels of subfolders, as in CENTRE/PATIENT/STUDY/SERIES.
 _OWN_NAMES = ("sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.

@@ -19,10 +19,10 @@ from lib.common.atomic_files import replaced_file
 from lib.common.errors import OptionError
 from lib.imaging import geometry
 from lib.imaging.formats.itk_files import WARNINGS_FIELD
+from lib.imaging.study_files import LABEL_ENDINGS
 from lib.imaging.volume import Grid, Volume
 
 MAX_SEGMENTS_HEADER_BYTES = 2**22
-EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
 
 
 def write_mask(
@@ -33,7 +33,7 @@ def write_mask(
     The file is replaced atomically: if writing fails, an older file stays as it was.
 
     Args:
-        path: File to write; its ending, one of `EXTENSIONS`, chooses the format.
+        path: File to write; its ending, one of `LABEL_ENDINGS`, chooses the format.
         dtype: NumPy integer type of the stored voxels.
         compress: Whether to compress NRRD and MHA files with gzip. Files named .nii.gz always are, .nii never.
         label: Name of the segment in a .seg.nrrd, or the names of several by their values.
@@ -93,12 +93,12 @@ def mask_extension(name: str) -> str:
     ('.seg.nrrd', '.nii.gz')
 
     Raises:
-        OptionError: The ending is not one of `EXTENSIONS`.
+        OptionError: The ending is not one of `LABEL_ENDINGS`.
     """
-    for ending in EXTENSIONS:
+    for ending in LABEL_ENDINGS:
         if name.lower().endswith(ending):
             return ending
-    raise OptionError(f"Cannot write {name!r}; supported endings are {', '.join(EXTENSIONS)}.")
+    raise OptionError(f"Cannot write {name!r}; supported endings are {', '.join(LABEL_ENDINGS)}.")
 
 
 def _write_itk(mask, volume, path, compress) -> None:

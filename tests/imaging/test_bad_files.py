@@ -12,8 +12,9 @@ import SimpleITK as sitk
 from lib.common.errors import OptionError, VolumeError
 from lib.imaging import writers
 from lib.imaging.readers import read_mask, read_volume
+from lib.imaging.study_files import LABEL_ENDINGS
 from lib.imaging.volume import Volume
-from lib.imaging.writers import EXTENSIONS, write_mask
+from lib.imaging.writers import write_mask
 from lib.samples.sample_data import write_dicom
 
 # Noise cannot be compressed, so a file cut in half lacks half of the voxels.
@@ -34,7 +35,7 @@ def test_files_that_are_no_images_are_refused(name, content, tmp_path):
         read_volume(tmp_path / name)
 
 
-@pytest.mark.parametrize("ending", EXTENSIONS)
+@pytest.mark.parametrize("ending", LABEL_ENDINGS)
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.95])
 def test_truncated_files_are_refused(ending, compress, share, tmp_path):
@@ -122,7 +123,7 @@ def test_other_than_integer_dtypes_are_refused(dtype, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("ending", EXTENSIONS)
+@pytest.mark.parametrize("ending", LABEL_ENDINGS)
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "int64"])
 def test_masks_are_written_in_each_dtype(ending, dtype, tmp_path):
     voxels = read_volume(write_mask(NOISE > 100, VOLUME, tmp_path / f"a{ending}", dtype=dtype)).array
@@ -139,7 +140,7 @@ def test_nrrd_encoding(ending, compress, encoding, tmp_path):
     assert (voxels == NOISE.tobytes("F")) is (not compress)
 
 
-@pytest.mark.parametrize("ending", EXTENSIONS)
+@pytest.mark.parametrize("ending", LABEL_ENDINGS)
 def test_writing_leaves_one_readable_file(ending, tmp_path):
     path = write_mask(NOISE, VOLUME, tmp_path / "new" / "folder" / f"a{ending}")
     assert list(path.parent.iterdir()) == [path]

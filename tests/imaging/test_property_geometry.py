@@ -18,7 +18,8 @@ from lib.common.errors import UserError, VolumeError
 from lib.imaging.dicom.segmentations import read_segmentation, write_segmentation
 from lib.imaging.dicom.stacks import find_stacks
 from lib.imaging.readers import read_grid, read_mask, read_volume
-from lib.imaging.writers import EXTENSIONS, write_image, write_mask
+from lib.imaging.study_files import LABEL_ENDINGS
+from lib.imaging.writers import write_image, write_mask
 from tests.conftest import DIRECTIONS
 from tests.imaging.block_checks import affine_of_itk
 from tests.imaging.real_cases import (
@@ -119,7 +120,7 @@ def assert_answers_lie_right(path: Path, case: Case, folder: Path) -> None:
     volume = read_volume(path)
     np.testing.assert_allclose(read_grid(path).affine, volume.affine, rtol=1e-6, atol=1e-9)
     mask = volume.array > BRIGHT
-    for ending in EXTENSIONS:
+    for ending in LABEL_ENDINGS:
         try:
             written = write_mask(mask, volume, folder / f"mask{ending}")
         except UserError:  # A sheared mask need not be written in a format that the clients cannot read.

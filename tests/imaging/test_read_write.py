@@ -9,8 +9,9 @@ import SimpleITK as sitk
 from lib.common.errors import OptionError, VolumeError
 from lib.imaging import geometry
 from lib.imaging.readers import read_mask, read_volume
+from lib.imaging.study_files import LABEL_ENDINGS
 from lib.imaging.volume import Volume
-from lib.imaging.writers import EXTENSIONS, write_image, write_mask
+from lib.imaging.writers import write_image, write_mask
 from lib.samples.sample_data import write_dicom
 
 SHAPE, MARKED = (4, 5, 6), (1, 3, 2)
@@ -43,7 +44,7 @@ def test_reading_a_nifti_file_of_nibabel(affine, tmp_path):
     assert_marked(read_volume(save_nifti(marked_volume(affine).array, tmp_path / "a.nii.gz", affine)), affine)
 
 
-@pytest.mark.parametrize("ending", EXTENSIONS)
+@pytest.mark.parametrize("ending", LABEL_ENDINGS)
 def test_writing_and_reading_each_format(affine, ending, tmp_path):
     path = write_mask(marked_volume(affine).array, marked_volume(affine), tmp_path / f"a{ending}")
     assert_marked(read_volume(path), affine)
@@ -88,7 +89,7 @@ def test_an_image_keeps_values_place_and_warnings(affine, dtype, tmp_path):
 def test_formats_and_dicom_agree(tmp_path):
     volume = Volume(RAMP, AXIAL_LPS)
     write_dicom(volume, tmp_path / "series", modality="CT", description="test")
-    paths = [write_mask(RAMP, volume, tmp_path / f"a{e}", dtype="int16") for e in EXTENSIONS]
+    paths = [write_mask(RAMP, volume, tmp_path / f"a{e}", dtype="int16") for e in LABEL_ENDINGS]
     for path in (tmp_path / "series", save_nifti(RAMP, tmp_path / "b.nii"), *paths):
         result = read_volume(path)
         np.testing.assert_array_equal(result.array, RAMP)
