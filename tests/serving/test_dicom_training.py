@@ -1,8 +1,6 @@
 """Training on a real Orthanc after the server's cache was deleted: the same labelled volumes, whoever wrote their segmentations."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +12,15 @@ from lib.imaging.writers import write_mask
 from lib.serving.datastore.dicom import CachedDicomDatastore
 from lib.serving.launch import stop
 from lib.serving.training import usable_cases
+from tests.imaging.dicom import dcmqi
 from tests.imaging.dicom.series import SHAPE, write_single_frames
-from tests.imaging.dicom.test_segmentations import ITKIMAGE2SEGIMAGE
 from tests.serving import orthanc
 from tests.serving.processes import free_port
 
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not orthanc.IS_INSTALLED, reason="needs Orthanc and its DICOMweb plugin"),
-    pytest.mark.skipif(not ITKIMAGE2SEGIMAGE, reason="needs itkimage2segimage of dcmqi"),
+    pytest.mark.skipif(not dcmqi.PROGRAM, reason="needs itkimage2segimage of dcmqi"),
 ]
 OWN, FOREIGN = "1.2.3.20", "1.2.3.30"
 PATIENT = {"PatientID": "7", "FrameOfReferenceUID": "1.2.3.9", "StudyDate": "20260101", "StudyTime": "120000", "StudyID": "1"}
@@ -64,18 +62,9 @@ def make_labels() -> np.ndarray:
 def send_segmentation_of_dcmqi(folder: Path, store: str, datastore: CachedDicomDatastore) -> None:
     """Send a segmentation of the series FOREIGN that dcmqi has written."""
     write_mask(make_labels(), datastore.image_grid(FOREIGN), folder / "labels.nrrd")
-    code = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
-    segments = [
-        {"labelID": v, "SegmentLabel": n, "SegmentAlgorithmType": "MANUAL", "SegmentedPropertyCategoryCodeSequence": code,
-         "SegmentedPropertyTypeCodeSequence": code} for v, n in ((2, "liver"), (5, "cyst"))
-    ]  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps({"segmentAttributes": [segments], "ContentCreatorName": "Reader"}))
-    subprocess.run(
-        [ITKIMAGE2SEGIMAGE, "--inputImageList", "labels.nrrd", "--inputDICOMDirectory", f"dicom/{FOREIGN}", "--outputDICOM", "seg.dcm",
-         "--inputMetadata", "meta.json"], cwd=folder, check=True, capture_output=True,
-    )  # fmt: skip
+    segmentation = dcmqi.write_segmentation(folder, f"dicom/{FOREIGN}")
     address = store.removesuffix("/dicom-web")
-    requests.post(f"{address}/instances", data=(folder / "seg.dcm").read_bytes(), timeout=30).raise_for_status()
+    requests.post(f"{address}/instances", data=segmentation.read_bytes(), timeout=30).raise_for_status()
 
 
 def test_segmentations_count_as_labels_after_the_cache_was_deleted(store, open_datastore, tmp_path):

@@ -1,9 +1,5 @@
 """Tests of DICOM SEG: segments lie on the slices of their source, whatever its kind, and are read from whoever wrote them."""
 
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import highdicom as hd
@@ -17,10 +13,10 @@ from pydicom.uid import CTImageStorage
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.segmentations import read_segmentation, write_segmentation
 from lib.imaging.dicom.stacks import find_stacks
+from tests.imaging.dicom import dcmqi
 from tests.imaging.dicom.series import OBLIQUE, SHAPE, SPACING_MM, WRITERS, positions_mm
 
 NAMES = {2: "肝臟", 5: "Große Zyste in der Leber, Segment Ⅳ"}
-ITKIMAGE2SEGIMAGE = shutil.which("itkimage2segimage") or shutil.which("itkimage2segimage", path=Path(sys.executable).parent)
 
 
 def make_stack(folder: Path, kind: str = "single frames", tilt_mm: float = 0.0, **attributes):
@@ -193,7 +189,7 @@ def test_segmentations_that_do_not_fit_are_refused(tmp_path, change, message):
         read_segmentation(tmp_path / "seg.dcm", stack)
 
 
-@pytest.mark.skipif(not ITKIMAGE2SEGIMAGE, reason="needs itkimage2segimage of dcmqi")
+@pytest.mark.skipif(not dcmqi.PROGRAM, reason="needs itkimage2segimage of dcmqi")
 def test_segmentations_of_dcmqi_are_read_with_their_names(tmp_path):
     stack = make_stack(tmp_path, PatientID="7", FrameOfReferenceUID="1.2.3.9", StudyDate="20260101", StudyTime="120000", StudyID="1")
     labels = make_labels()
@@ -203,15 +199,5 @@ def test_segmentations_of_dcmqi_are_read_with_their_names(tmp_path):
     image.SetSpacing(SPACING_MM)
     image.SetDirection((lps[:3, :3] / SPACING_MM).ravel().tolist())
     sitk.WriteImage(image, str(tmp_path / "labels.nrrd"))
-    code = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
-    segments = [
-        {"labelID": v, "SegmentLabel": n, "SegmentAlgorithmType": "MANUAL", "SegmentedPropertyCategoryCodeSequence": code,
-         "SegmentedPropertyTypeCodeSequence": code} for v, n in ((2, "liver"), (5, "cyst"))
-    ]  # fmt: skip
-    (tmp_path / "meta.json").write_text(json.dumps({"segmentAttributes": [segments], "ContentCreatorName": "Reader"}))
-    subprocess.run(
-        [ITKIMAGE2SEGIMAGE, "--inputImageList", "labels.nrrd", "--inputDICOMDirectory", "series", "--outputDICOM", "seg.dcm",
-         "--inputMetadata", "meta.json"], cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
-    read, names = read_segmentation(tmp_path / "seg.dcm", stack)
+    read, names = read_segmentation(dcmqi.write_segmentation(tmp_path, "series"), stack)
     assert names == {1: "liver", 2: "cyst"} and (read == np.searchsorted([0, 2, 5], labels)).all()
