@@ -104,9 +104,9 @@ def stack(folder, labels):
 
 
 @contextmanager
-def folder_server(folder, labels, root_path="", ready="/info/"):
+def folder_server(folder, labels, root_path="", ready="/info/", port=None):
     """Run a server on the images in `folder`/studies whose labels are `labels`, and yield its address once it answers at `ready`."""
-    processes, port = [], free_port()
+    processes, port = [], port or free_port()
     address = f"http://127.0.0.1:{port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONAI_LABEL_DATASTORE_CACHE_PATH", str(folder / "cache"))

@@ -51,7 +51,7 @@ def state(request: Request, image: str = "", user: User = ALLOWED) -> dict:
     app = app_instance()
     image = known_image(app, image)
     with clear_errors():
-        grid = app.datastore().image_grid(image)
+        grid = app.readable_volumes.open(image, app.datastore()).grid
     axis = geometry.slicing_axis(grid.shape, geometry.spacing(grid.affine))
     client, records = client_name(request, user, {}), app.records.for_image(image).values()
     fitting = [r for r in records if r["label"] and r["axis"] == axis and r["slices"] == grid.shape[axis]]

@@ -104,7 +104,9 @@ def configuration_script(base: str, is_store: bool) -> str:
     }  # fmt: skip
     address = f"escape(location.origin + {json.dumps(base + '/')})"
     cookie = f"document.cookie = `MONAILABEL_SERVER_URL=${{{address}}}; path={base}/ohif; SameSite=Lax`;"
-    return f"window.config = {json.dumps(configuration, indent=2)};\n{cookie}\n"
+    # In the frame of the page with the bar, OHIF's own list of studies would lead away from it.
+    in_frame = "window.config.showStudyList = window.parent === window;"
+    return f"window.config = {json.dumps(configuration, indent=2)};\n{in_frame}\n{cookie}\n"
 
 
 @lru_cache(1)

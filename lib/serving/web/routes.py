@@ -181,7 +181,8 @@ def ohif(request: Request, image: str = "", user: User = ALLOWED) -> HTMLRespons
     with clear_errors():
         t = None if requested is None else _parse_number("slice", requested)
         # The grid comes first, because fetching the image from the DICOM store also fetches its info.
-        grid = volume_page.find_grid(app.datastore().get_image_uri(image))
+        path = app.datastore().get_image_uri(image)
+        grid = volume_page.find_grid(path)
         info = app.datastore().get_image_info(image) or {}
         summary = volume_page.summarize_volume(app.datastore(), image, app.records.for_image(image), False)
         structure = volume_page.choose_structure(summary.structures, t, request.query_params.get("structure"))
@@ -192,6 +193,7 @@ def ohif(request: Request, image: str = "", user: User = ALLOWED) -> HTMLRespons
     if t is not None and place["viewer"] is None:
         raise HTTPException(422, f"There is no slice {t} in this image, or its geometry cannot be read.")
     app.lending.lend(image, client)
+    app.open_ahead(path)
     nonce = secrets.token_urlsafe(16)
     policy = f"{PAGE_POLICY}; script-src 'nonce-{nonce}'; frame-src 'self'; connect-src 'self'"
     text = templates.get_template("ohif.html").render(place=place, base=base_path(request), nonce=nonce, title=summary.name)

@@ -69,6 +69,10 @@ export class Annotator {
   collect() {
     const { viewer, active } = this;
     if (viewer.isDrawing()) return;
+    if (!viewer.hasOnlyItsVolume()) {
+      viewer.showMarks(active.prompts.marks);
+      return this.report("A view shows another series: reload this page to go on with this one.", true);
+    }
     const edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number)), outline = viewer.takeOutline();
     if (edited.length) return this.takePainting(edited);
     if (outline) return this.takeOutline(outline);
@@ -220,8 +224,11 @@ export class Annotator {
     while (this.running) await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
   }
 
-  // Asks again for the active structure, for example after an error.
-  retry() { this.run(this.active); }
+  // The structure whose last request failed, if there is one.
+  get failed() { return this.structures.find((structure) => structure.failed); }
+
+  // Asks again after an error.
+  retry() { this.run(this.failed || this.active); }
 
   // Resolves once no mouse button is pressed, so that a mask does not change under the brush.
   async isReleased() {

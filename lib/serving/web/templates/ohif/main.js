@@ -22,12 +22,14 @@ const element = (id) => document.getElementById(id);
 const frame = element("ohif");
 const viewer = new Viewer(frame), server = new Server(base, first.SeriesInstanceUID);
 const place = new Place(viewer, server, first, report);
-let annotator = null, strip = null, list = null, saving = null, waiting = null;
+const state = server.state(); // Asked for while OHIF loads, because it fails at once if the image cannot be read.
+let annotator = null, strip = null, list = null, saving = null, waiting = null, hasGivenUp = false;
 
 function report(text, isError = false) {
   element("message").textContent = text;
+  element("message").title = text;
   element("message").className = isError ? "bad" : "";
-  element("retry").hidden = !(isError && annotator?.active?.failed);
+  element("retry").hidden = !(isError && annotator?.failed);
 }
 
 const ACTIONS = {
@@ -117,8 +119,8 @@ async function start() {
   const fresh = new Annotator(viewer, server, { report, onChange: show });
   let problem = "";
   const readSaved = server.savedLabel().catch((e) => { problem = e.message; return null; });
-  const [state, saved, options] = await Promise.all([server.state(), readSaved, server.options()]);
-  fresh.start(state);
+  const [known, saved, options] = await Promise.all([state, readSaved, server.options()]);
+  fresh.start(known);
   fresh.reopen(saved);
   annotator = fresh;
   list = new StructureList(element("structures"), {
@@ -152,16 +154,27 @@ function onKey(event) {
   act(KEYS[name]);
 }
 
+// Says why the image cannot be annotated, instead of waiting for OHIF.
+function giveUp(error) {
+  hasGivenUp = true;
+  clearInterval(waiting);
+  place.hide();
+  report(error.message, true);
+}
+
 function waitAndStart() {
   clearInterval(waiting);
   waiting = setInterval(() => {
     if (!place.isConnected || !viewer.isReady()) return;
     clearInterval(waiting);
-    start().catch((e) => report(e.message, true));
+    start().catch(giveUp);
   }, READY_TICK_MS);
 }
 
+state.catch(giveUp);
+
 frame.addEventListener("load", () => {
+  if (hasGivenUp) return;
   place.isConnected = false;
   annotator = null;
   clearInterval(waiting);

@@ -2,6 +2,8 @@
 
 export const VOLUME_MODEL = "sam2", SLICE_MODEL = "sam2_slice";
 
+const LOGGED_OUT = "You are not logged in any more. Open the page of all volumes in another tab to log in, then go on here.";
+
 export class Refusal extends Error {}
 
 export class Server {
@@ -11,20 +13,21 @@ export class Server {
     this.client = clientId();
   }
 
-  // Returns the response to a request, or raises Refusal with a sentence.
-  async ask(path, options = {}) {
-    let response;
+  // Returns what `read(response)` returns for the response to a request, or raises Refusal with a sentence.
+  async ask(path, options = {}, read = (response) => response) {
     try {
-      response = await fetch(this.base + path, { credentials: "same-origin", ...options });
+      const response = await fetch(this.base + path, { credentials: "same-origin", ...options });
+      if (response.ok) return await read(response);
+      if (response.status === 401) throw new Refusal(LOGGED_OUT);
+      const answer = await response.json().catch(() => ({}));
+      throw new Refusal(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
     } catch (e) {
-      if (e.name === "AbortError") throw e;
+      if (e instanceof Refusal || e.name === "AbortError") throw e;
       throw new Refusal("The server does not answer. Nothing is lost: try again when it is back.");
     }
-    if (response.ok) return response;
-    if (response.status === 401) throw new Refusal("You are not logged in any more. Open the page of all volumes in another tab to log in, then go on here.");
-    const answer = await response.json().catch(() => ({}));
-    throw new Refusal(typeof answer.detail === "string" ? answer.detail : `The server answered with status ${response.status}.`);
   }
+
+  askJson(path, options) { return this.ask(path, options, (response) => response.json()); }
 
   // Where users log in: stays logged in while this page is open.
   stayLoggedIn() {
@@ -35,33 +38,32 @@ export class Server {
     setInterval(refresh, Math.max(Number(validity[1]) * 500, 5000));
   }
 
-  async askJson(path, options) { return (await this.ask(path, options)).json(); }
-
   // Asks for the mask of a structure. Returns {mask: a box as LabelMap takes it, answer: the fields of the answer}.
   // `labelMap` is null, or a Blob with the painted slices.
-  async segment(model, params, labelMap, signal) {
+  segment(model, params, labelMap, signal) {
     const form = new FormData();
     const format = { result_extension: ".nrrd", result_dtype: "uint8", result_compress: false, result_crop: true };
     form.append("params", JSON.stringify({ ...params, ...format, client_id: this.client }));
     if (labelMap) form.append("label", labelMap, "painted.nrrd");
-    const response = await this.ask(`/infer/${model}?image=${encodeURIComponent(this.image)}`, { method: "POST", body: form, signal });
-    const parts = await response.formData();
-    const answer = JSON.parse(await textOf(parts.get("params")));
-    const { size, voxels } = parseNrrd(new Uint8Array(await parts.get("image").arrayBuffer()));
-    return { answer, mask: { offset: answer.result_offset, size, voxels } };
+    return this.ask(`/infer/${model}?image=${encodeURIComponent(this.image)}`, { method: "POST", body: form, signal }, async (response) => {
+      const parts = await response.formData();
+      const answer = JSON.parse(await textOf(parts.get("params")));
+      const { size, voxels } = parseNrrd(new Uint8Array(await parts.get("image").arrayBuffer()));
+      return { answer, mask: { offset: answer.result_offset, size, voxels } };
+    });
   }
 
   // Returns the options of the model with their choices.
   async options() { return (await this.askJson("/info/")).models[VOLUME_MODEL].config; }
 
-  async state() { return this.askJson(`/sam2/ohif/state?image=${encodeURIComponent(this.image)}`); }
+  state() { return this.askJson(`/sam2/ohif/state?image=${encodeURIComponent(this.image)}`); }
 
   // Returns {voxels, names: {value: name}} of the saved label, or null if there is none.
-  async savedLabel() {
-    const response = await this.ask(`/sam2/ohif/label?image=${encodeURIComponent(this.image)}`);
-    if (response.status === 204) return null;
-    const names = JSON.parse(response.headers.get("X-Label-Names"));
-    return { names, voxels: new Uint8Array(await response.arrayBuffer()) };
+  savedLabel() {
+    return this.ask(`/sam2/ohif/label?image=${encodeURIComponent(this.image)}`, {}, async (response) => {
+      if (response.status === 204) return null;
+      return { names: JSON.parse(response.headers.get("X-Label-Names")), voxels: new Uint8Array(await response.arrayBuffer()) };
+    });
   }
 
   // Saves planes of voxels as the final label. Returns which structures are {new, changed, unchanged, missing}, compared with the saved one.
@@ -74,7 +76,7 @@ export class Server {
   }
 
   // Asks which slice to annotate next, of this image (by its id) if possible.
-  async nextSlice(id) {
+  nextSlice(id) {
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ image: id, client_id: this.client }) };
     return this.askJson("/activelearning/worst_slice", options);
   }

@@ -49,6 +49,9 @@ export class Viewer {
     return !series || viewports.every((v) => v.getVolumeId().includes(series.displaySetInstanceUID));
   }
 
+  // Returns whether all views still show the volume that they showed at the start.
+  hasOnlyItsVolume() { return this.viewports().every((viewport) => viewport.getVolumeId() === this.volumeId); }
+
   putSeries(uid, viewports) {
     const { viewportGridService, displaySetService, hangingProtocolService } = this.services;
     const series = displaySetService.getActiveDisplaySets().find((d) => d.SeriesInstanceUID === uid);
@@ -86,6 +89,7 @@ export class Viewer {
     const target = this.window.cornerstone.eventTarget;
     this.axis = axis;
     const volume = this.labelVolume(), { cache } = this.window.cornerstone;
+    this.volumeId = this.viewports()[0].getVolumeId();
     this.labels = new LabelMap(volume.imageIds.map((id) => cache.getImage(id).voxelManager.getScalarData()), [...volume.dimensions], axis);
     target.addEventListener(Events.SEGMENTATION_DATA_MODIFIED, ({ detail }) => {
       const planes = detail.modifiedSlicesToUse?.length ? detail.modifiedSlicesToUse : this.labels.planes.keys();
