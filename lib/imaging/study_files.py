@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lib.common.errors import VolumeError
-from lib.imaging.dicom.frames import is_dicom
+from lib.imaging.dicom.frames import DICOM_ENDINGS, is_dicom
 from lib.imaging.formats.itk_files import data_file
 from lib.imaging.formats.nifti import nifti_pair
 from lib.imaging.readers import READ_ERRORS
@@ -15,7 +15,6 @@ from lib.imaging.readers import READ_ERRORS
 # Those that end like another one come first.
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".nhdr", ".mhd", ".hdr.gz", ".hdr")
 LABEL_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")  # .mhd is left out because it consists of two files.
-DICOM_ENDINGS = (".dcm", ".ima")
 MAX_DEPTH = 6  # Levels of subfolders, as in CENTRE/PATIENT/STUDY/SERIES.
 _OWN_NAMES = ("sam2_rounds", "dataset.json", ".lock")  # Written by the server, or read by other commands.
 _LABEL_FOLDERS = ("labels", "labelsTr", "labelsTs")  # Those of MONAI Label, the Medical Segmentation Decathlon and nnU-Net.
@@ -122,7 +121,7 @@ class FolderScan:
             return "Folders of label maps are not offered as images." if entry.name in _LABEL_FOLDERS else ""
         if not entry.is_file():
             return "This is no file."
-        if entry.stat().st_size == 0:
+        if entry.stat().st_size == 0 and not entry.name.lower().endswith(DICOM_ENDINGS):  # A series must not lose its slices silently.
             return "The file is empty."
         return "" if os.access(entry.path, os.R_OK) else "The server has no right to read it."
 
@@ -153,7 +152,7 @@ class FolderScan:
                 self.leave_out(file, "The voxels have no header beside them (.hdr, .mhd or .nhdr).")
             elif name.endswith(_PICTURE_ENDINGS):
                 self.leave_out(file, "Pictures and documents are no volumes.")
-            elif not self.recall((file, self._versions[file]), lambda file=file: is_dicom(file)):
+            elif not name.endswith(DICOM_ENDINGS) and not self.recall((file, self._versions[file]), lambda file=file: is_dicom(file)):
                 self.leave_out(file, "This is no image in a format that can be read.")
             elif reason := self._reason_of_pattern(file):
                 self.leave_out(file, reason)

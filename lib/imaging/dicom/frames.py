@@ -14,6 +14,7 @@ from lib.common.errors import VolumeError
 from lib.imaging.formats.size_limit import check_size
 from lib.imaging.volume import SourceFrame
 
+DICOM_ENDINGS = (".dcm", ".ima")
 # The errors that pydicom raises on damaged files and on values that it cannot convert.
 DICOM_ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError, OSError, EOFError, ArithmeticError, RuntimeError,
                 RecursionError, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)  # fmt: skip
@@ -67,10 +68,16 @@ def read_headers(path: Path | Sequence[Path]) -> list[FrameHeader]:
     """Return the headers of all image frames in a DICOM file, in several, or in the DICOM files of a folder and its subfolders.
 
     Files that are not DICOM, DICOMDIR, and DICOM objects that are no images are left out. Headers with unusable values have a `problem`.
+
+    Raises:
+        VolumeError: A file should hold an image but does not, as after an interrupted copy.
+        DICOM_ERRORS: A file is damaged.
     """
     frames, files = [], {}
     for file in dicom_files(path):
         dataset = read_dataset(file, stop_before_pixels=True)
+        if _is_incomplete(file, dataset):
+            raise VolumeError(f"{file.name} is empty or damaged: repair or remove it.")
         if dataset is None or not is_image(dataset):
             continue
         known = files.setdefault(str(dataset.get("SOPInstanceUID", file)), file)
@@ -89,7 +96,8 @@ def read_headers(path: Path | Sequence[Path]) -> list[FrameHeader]:
 
 
 def dicom_files(path: Path | Sequence[Path]) -> Iterator[Path]:
-    """Yield one or several DICOM files, or the DICOM files of a folder and its subfolders in the order of their names; hidden ones are left out."""
+    """Yield one or several DICOM files, or the files of a folder and its subfolders that are DICOM or are named like it, in the order of
+    their names; hidden ones are left out."""
     if not isinstance(path, Path):
         yield from path
         return
@@ -102,7 +110,8 @@ def dicom_files(path: Path | Sequence[Path]) -> Iterator[Path]:
         if len(Path(folder).relative_to(root).parts) >= _MAX_DEPTH:
             subfolders.clear()
         for name in sorted(names):
-            if not name.startswith(".") and name.upper() != "DICOMDIR" and is_dicom(Path(folder, name)):
+            may_be_dicom = not name.startswith(".") and name.upper() != "DICOMDIR"
+            if may_be_dicom and (name.lower().endswith(DICOM_ENDINGS) or is_dicom(Path(folder, name))):
                 yield Path(folder, name)
 
 
@@ -132,15 +141,19 @@ def is_image(dataset: Dataset) -> bool:
     return "Rows" in dataset and "Columns" in dataset and not str(dataset.get("SOPClassUID", "")).startswith(_NO_IMAGES)
 
 
+def _is_incomplete(file: Path, dataset: Dataset | None) -> bool:
+    """Return whether a file should hold an image, but does not. To leave it out could take the last slice of a series unnoticed."""
+    if dataset is None:
+        return file.name.lower().endswith(DICOM_ENDINGS)
+    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")
+    return "Rows" not in dataset and pydicom.uid.UID(str(sop_class)).name.endswith("Image Storage")
+
+
 def functional_group(dataset: Dataset, index: int, name: str) -> Dataset:
     """Return the item of a functional group of frame `index` (from 0), its own or the shared one; empty if there is none."""
     own, shared = dataset.get("PerFrameFunctionalGroupsSequence"), dataset.get("SharedFunctionalGroupsSequence")
-    for groups in ([own[index]] if own else []), (shared or [])[:1]:
-        for group in groups:
-            items = group.get(name)
-            if items:
-                return items[0]
-    return Dataset()
+    groups = [*([own[index]] if own else []), *(shared or [])[:1]]
+    return next((group[name][0] for group in groups if group.get(name)), Dataset())
 
 
 def numbers(dataset: Dataset, keyword: str, count: int, name: str) -> np.ndarray | None:

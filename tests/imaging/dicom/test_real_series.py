@@ -126,8 +126,8 @@ def test_other_files_in_the_folder_are_left_out(tmp_path):
     for name in ("._000.dcm", ".hidden.dcm"):
         shutil.copy(first, folder / name)
     (folder / "DICOMDIR").write_bytes(first.read_bytes())
-    for name in ("Thumbs.db", "notes.txt", "preview.png", "empty.dcm"):
-        (folder / name).write_bytes(b"" if name == "empty.dcm" else b"no image " * 50)
+    for name in ("Thumbs.db", "notes.txt", "preview.png", "empty"):
+        (folder / name).write_bytes(b"" if name == "empty" else b"no image " * 50)
     assert_dicom_is_right(folder, OBLIQUE)
 
 

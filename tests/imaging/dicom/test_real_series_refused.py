@@ -5,6 +5,7 @@ import pytest
 
 from lib.common.errors import VolumeError
 from lib.imaging.readers import read_volume
+from lib.imaging.studies import StudiesFolder
 from tests.imaging.real_cases import copies, save_dicom, series, set_pixels
 
 
@@ -91,10 +92,21 @@ def test_a_decimal_comma_is_refused(tmp_path):
         read_volume(folder)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
-def test_a_truncated_file_is_refused(tmp_path, share):
+@pytest.mark.parametrize("name, share", [("004.dcm", 0.2), ("004.dcm", 0.6), ("004.dcm", 0.95), ("008.dcm", 0.6)])
+def test_a_truncated_file_is_refused(tmp_path, name, share):
     folder = save_dicom(series(), tmp_path / "head")
-    content = (folder / "004.dcm").read_bytes()
-    (folder / "004.dcm").write_bytes(content[: int(len(content) * share)])
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(len(content) * share)])
     with pytest.raises(VolumeError):
         read_volume(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"half a preamble"])
+def test_a_series_does_not_lose_its_last_slice_silently(tmp_path, content):
+    """As after an interrupted copy: nobody would notice that a slice at the end is missing."""
+    folder = save_dicom(series(), tmp_path / "head")
+    (folder / "008.dcm").write_bytes(content)
+    with pytest.raises(VolumeError, match="008.dcm is empty or damaged"):
+        read_volume(folder)
+    listing = StudiesFolder(tmp_path).list_images()
+    assert not listing.images and "008.dcm is empty or damaged" in listing.refused["head"]
