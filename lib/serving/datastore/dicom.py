@@ -74,9 +74,14 @@ class CachedDicomDatastore(CachedDicomImages):
         return labels
 
     def get_label_info(self, label_id, label_tag):
-        """Return the info of a label; a final one may have to be fetched from the store."""
-        with suppress(UserError, MONAILabelException, requests.RequestException):
+        """Return the info of a label; a final one may have to be fetched from the store. One that cannot be used has none."""
+        try:
             self.get_label_uri(label_id, label_tag)
+        except UserError as e:
+            logger.warning("The label %s of %s is not used: %s", label_tag, label_id, e)
+            return {}  # The cache may have an older one.
+        except (MONAILabelException, requests.RequestException):
+            pass
         return LocalDatastore.get_label_info(self, label_id, label_tag)
 
     def _segmentations(self) -> dict[str, list[StoredSegmentation]]:
@@ -183,7 +188,8 @@ class CachedDicomDatastore(CachedDicomImages):
             )  # fmt: skip
             FolderDatastore.save_label(self, image_id, file, UNSENT, info)
             try:
-                info[SERIES] = self._search.send(segmentation)
+                newest = self._newest_segmentations().get(image_id)
+                info[SERIES] = self._search.send(segmentation, after=newest.time if newest else "")
             except requests.RequestException as e:
                 logger.warning("Label of %s not sent: %s", image_id, e)
                 advice = f"The server keeps it under the tag {UNSENT}; submit it again later."

@@ -21,7 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from lib.common.errors import VolumeError
 from lib.imaging.dicom.frames import DICOM_ERRORS
 from lib.serving.datastore.checks import checked_file_name
-from lib.serving.datastore.stored_segmentations import StoredSegmentation, describe_segmentation
+from lib.serving.datastore.stored_segmentations import StoredSegmentation, date_content_after, describe_segmentation
 from lib.serving.web.request_checks import is_name
 
 # Modalities (0008,0060) of series that hold no images to annotate.
@@ -114,9 +114,14 @@ class DicomSearch:
             name = f"{header.get('SOPInstanceUID', number)}.dcm"
             (folder / (name if is_name(name) else f"{number}.dcm")).write_bytes(content)
 
-    def send(self, file: Path) -> str:
-        """Send a DICOM file to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept."""
+    def send(self, file: Path, after: str = "") -> str:
+        """Send a segmentation to the store and return its SeriesInstanceUID; RequestException if the answer does not name it as kept.
+
+        Args:
+            after: Time of another segmentation; that of this one becomes later.
+        """
         dataset = pydicom.dcmread(file)
+        date_content_after(dataset, after)
         answer = self._client.store_instances([dataset])
         kept = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []}
         if dataset.SOPInstanceUID not in kept:

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -41,8 +42,11 @@ class StoredSegmentation:
 
     def to_history_item(self) -> dict:
         """Return what the history of an image's labels says of it, see `lib.serving.datastore.history.LabelHistory.items`."""
+        seconds = None
+        with suppress(ValueError, OverflowError):
+            seconds = int(_parse_time(self.time).timestamp())  # Taken as the local time of this machine.
         return {
-            "name": self.series_uid, "tag": "final", "time": _seconds(self.time), "client": "", "user": self.creator,
+            "name": self.series_uid, "tag": "final", "time": seconds, "client": "", "user": self.creator,
             "checkpoint": self.checkpoint, "structures": list(self.structures), "digest": "", "retired": None, "reason": REASON,
             "restorable": True,
         }  # fmt: skip
@@ -80,7 +84,7 @@ def describe_segmentation(metadata: list[dict], series_uid: str) -> StoredSegmen
         versions = [str(algorithm.get("AlgorithmVersion") or "") for algorithm in algorithms]
         return StoredSegmentation(
             series_uid, str(image_series.SeriesInstanceUID), frozenset(frames),
-            time=f"{dataset.get('ContentDate') or ''} {dataset.get('ContentTime') or ''}",
+            time=content_time(dataset),
             structures=tuple(str(segment.get("SegmentLabel") or "") for segment in segments),
             checkpoint=versions[0] if versions and versions[0] != SOFTWARE_VERSION else "",
             creator=str(dataset.get("ContentCreatorName") or ""),
@@ -114,9 +118,22 @@ def segmentations_by_image(
     return found
 
 
-def _seconds(text: str) -> int | None:
-    """Return the date and time of a segmentation in seconds since 1970, taken as this machine's local time, or None if it is none."""
-    try:
-        return int(datetime.strptime(text.partition(".")[0], "%Y%m%d %H%M%S").timestamp())
-    except (ValueError, OverflowError):
-        return None
+def date_content_after(segmentation: Dataset, time: str) -> None:
+    """Make the content of a new segmentation at least a second younger than a time, see `StoredSegmentation.time`.
+
+    The newest segmentation of an image counts, and the clock of whoever wrote the last one may be ahead.
+    """
+    with suppress(ValueError, OverflowError):
+        earliest = _parse_time(time) + timedelta(seconds=1)
+        if content_time(segmentation) < f"{earliest:%Y%m%d %H%M%S}":
+            segmentation.ContentDate, segmentation.ContentTime = f"{earliest:%Y%m%d}", f"{earliest:%H%M%S}"
+
+
+def content_time(segmentation: Dataset) -> str:
+    """Return date and time of a segmentation's content as text that sorts."""
+    return f"{segmentation.get('ContentDate') or ''} {segmentation.get('ContentTime') or ''}"
+
+
+def _parse_time(text: str) -> datetime:
+    """Return the whole seconds of a `content_time`, or raise ValueError."""
+    return datetime.strptime(text.partition(".")[0], "%Y%m%d %H%M%S")

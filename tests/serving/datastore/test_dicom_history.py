@@ -62,6 +62,19 @@ def test_earlier_labels_are_found_in_the_store_after_the_cache_was_deleted(open_
     assert list(label_names(second, series, "final").values()) == ["liver"]
 
 
+def test_a_newest_segmentation_that_does_not_fit_hides_no_earlier_one(datastore, store, series, tmp_path):  # noqa: F811
+    submit(datastore, series, tmp_path, "liver")
+    add_segmentation(store, tmp_path, "cyst", "29990101")
+    for groups in store.objects[-1].PerFrameFunctionalGroupsSequence:
+        groups.PlanePositionSequence[0].ImagePositionPatient = [500.0, 0.0, 0.0]
+    datastore._search.forget_segmentations()  # As after a minute.
+    listed = datastore.list_labels(series)
+    assert [label["structures"] for label in listed["labels"]] == [[]], "the cached label is not the present one any more"
+    (earlier,) = listed["history"]
+    assert earlier["structures"] == ["liver"] and datastore.restore_label(series, earlier["name"], {}) == "final"
+    assert list(label_names(datastore, series, "final").values()) == ["liver"], "although the other one is dated later"
+
+
 def test_what_is_in_the_store_can_only_be_deleted_there(datastore, series, tmp_path):  # noqa: F811
     submit(datastore, series, tmp_path, "liver")
     with pytest.raises(UserError, match="delete the series .* there"):
