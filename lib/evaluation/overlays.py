@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from lib.evaluation.protocols.steps import Step
 from lib.imaging.metrics import dice
+from lib.prompts.simulated_annotator import slices_at_shares
 
-EXTENT_FRACTIONS = (0.25, 0.5, 0.75)  # Where the pictured slices lie within the structure's slices.
+EXTENT_SHARES = (0.25, 0.5, 0.75)  # Where the pictured slices lie within the structure's slices.
 MAX_SIDE_PIXELS = 256
 MAX_PER_RANK = 3
 
@@ -21,8 +22,7 @@ def extract_overlay(title: str, step: Step) -> dict:
     "arrays" is the base64 text of an .npz file: image (uint8), reference and mask (bool), each (N, Y, X), and slice index (N,).
     """
     target, mask = step.target, step.prediction.mask
-    foreground_slices = target.foreground_slices
-    slices = sorted({int(foreground_slices[round(f * (len(foreground_slices) - 1))]) for f in EXTENT_FRACTIONS})
+    slices = slices_at_shares(target.reference, EXTENT_SHARES)
     stride = -(-max(target.frames.size) // MAX_SIDE_PIXELS)
     thinned = (slice(None), slice(None, None, stride), slice(None, None, stride))
     arrays = {
@@ -46,12 +46,12 @@ def draw_overlays(overlays: list[dict], path: Path) -> None:
     middle = max(0, len(order) // 2 - count // 2)
     ranks = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
     rows = [(rank, overlay) for rank, ranked in ranks.items() for overlay in ranked]
-    figure = Figure(figsize=(3.2 * len(EXTENT_FRACTIONS), 3.2 * len(rows)))
+    figure = Figure(figsize=(3.2 * len(EXTENT_SHARES), 3.2 * len(rows)))
     for row, (rank, overlay) in enumerate(rows):
         with np.load(io.BytesIO(base64.b64decode(overlay["arrays"]))) as arrays:
             slices = zip(*(arrays[k] for k in ("image", "reference", "mask", "index")), strict=True)
             for column, (image, reference, mask, index) in enumerate(slices, 1):
-                axes = figure.add_subplot(len(rows), len(EXTENT_FRACTIONS), row * len(EXTENT_FRACTIONS) + column)
+                axes = figure.add_subplot(len(rows), len(EXTENT_SHARES), row * len(EXTENT_SHARES) + column)
                 axes.imshow(image, cmap="gray", vmin=0, vmax=255, aspect=overlay["aspect"])
                 for region, colour in ((reference, "lime"), (mask, "orange")):
                     if region.any():

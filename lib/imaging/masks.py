@@ -16,9 +16,14 @@ def slice_areas(mask: np.ndarray) -> np.ndarray:
     return np.array([np.count_nonzero(m) for m in mask])  # Many times as fast as mask.sum((1, 2)).
 
 
+def filled_slices(mask: np.ndarray) -> np.ndarray:
+    """Return the indices of the slices of bool (T, Y, X) that are not empty, in ascending order."""
+    return np.flatnonzero(slice_areas(mask))
+
+
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """Return the smallest box, as slices along T, Y and X, that contains the foreground of bool (T, Y, X); None if it is empty."""
-    filled = np.flatnonzero(slice_areas(mask))
+    filled = filled_slices(mask)
     if not len(filled):
         return None
     depth = slice(int(filled[0]), int(filled[-1]) + 1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lib.imaging.masks import slice_areas
+
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Return the Dice coefficient of two bool arrays of the same shape.
@@ -36,5 +38,5 @@ def slice_recall(predicted: np.ndarray, reference: np.ndarray, axis: int) -> flo
 
 def slice_iou(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return the IoU (T,) of each slice of two masks bool (T, Y, X); 1 where both are empty, 0 where one is."""
-    both, either = (predicted & reference).sum((1, 2)), (predicted | reference).sum((1, 2))
+    both, either = slice_areas(predicted & reference), slice_areas(predicted | reference)
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from lib.imaging.frames import Frames
+from lib.imaging.masks import filled_slices
 
 MAX_CLICKS_PER_STROKE = 3
 MAX_CLICKS_PER_SLICE = 8  # for clicks inside and for clicks outside
@@ -48,10 +49,10 @@ def prompts_from_layers(
     if previous_mask is not None and not _continues(segment, previous_mask, strokes):
         previous_mask = None
     if previous_mask is None:
-        painted = set(np.flatnonzero(segment.any((1, 2))))
+        painted = set(filled_slices(segment))
     else:
-        painted = set(np.flatnonzero(((segment ^ previous_mask) & ~strokes).any((1, 2)))) | set(annotated)
-    stroked = set(np.flatnonzero(strokes.any((1, 2))))
+        painted = set(filled_slices((segment ^ previous_mask) & ~strokes)) | set(annotated)
+    stroked = set(filled_slices(strokes))
     # If the user has painted no mask on a stroked slice (it is empty, or only the model filled it), the strokes alone count.
     clicked = {t for t in stroked if previous_mask is not None or not segment[t].any()}
     prompts: dict = {"positive": [], "negative": [], "masks": {}}

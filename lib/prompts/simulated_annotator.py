@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lib.imaging.frames import Frames
-from lib.imaging.masks import deepest_pixel, edge_distance
+from lib.imaging.masks import deepest_pixel, edge_distance, filled_slices, slice_areas
 
 MIN_DEPTH = 1.42  # in pixels, just over the square root of 2: a thinner error region is not worth a click
 
@@ -26,12 +26,12 @@ def corrective_click(predicted: np.ndarray, reference: np.ndarray) -> tuple[bool
 
 def largest_slice(reference: np.ndarray) -> int:
     """Return the index of the slice of bool (T, Y, X) with the most foreground; among equals, the first."""
-    return int(reference.sum((1, 2)).argmax())
+    return int(slice_areas(reference).argmax())
 
 
 def slices_at_shares(reference: np.ndarray, shares=(0.2, 0.5, 0.8)) -> list[int]:
     """Return the filled slices of bool (T, Y, X) at the given shares (0 to 1) of the object's extent, sorted and without repetition."""
-    filled = np.flatnonzero(reference.any((1, 2)))
+    filled = filled_slices(reference)
     return sorted({int(filled[round(s * (len(filled) - 1))]) for s in shares})
 
 

@@ -87,7 +87,7 @@ def slice_errors(mask: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, n
 
     Every slice counts; the Dice is 1 if both are empty and 0 if one is (He et al. 2024).
     """
-    return metrics.slice_dice(mask, reference, 0), (mask ^ reference).sum((1, 2))
+    return metrics.slice_dice(mask, reference, 0), slice_areas(mask ^ reference)
 
 
 def pick_worst_slice(dice: np.ndarray, wrong_pixels: np.ndarray, allowed: np.ndarray, tolerance: float = 0.0) -> int | None:

@@ -28,7 +28,7 @@ from lib.evaluation.methods.method import (
 )
 from lib.evaluation.protocols.steps import Step
 from lib.evaluation.protocols.target import Target
-from lib.imaging.masks import bounding_box, keep_components
+from lib.imaging.masks import bounding_box, filled_slices, keep_components, slice_areas
 from lib.prompts.volume_prompts import SlicePrompt
 
 SETTINGS = ("box and 5 clicks",)
@@ -62,14 +62,13 @@ def find_box(reference: np.ndarray) -> Box:
     The middle slice is that of the middle voxel in reading order, so it always holds a part of the structure. A box that is one pixel
     wide or high is widened by a pixel, because it could not be drawn.
     """
-    voxels_t = np.flatnonzero(reference.any((1, 2)))
-    areas = reference[voxels_t].sum((1, 2))
-    middle = int(voxels_t[np.searchsorted(np.cumsum(areas), areas.sum() // 2, side="right")])
+    areas, filled = slice_areas(reference), filled_slices(reference)
+    middle = int(np.searchsorted(np.cumsum(areas), areas.sum() // 2, side="right"))
     pixels_yx = np.argwhere(reference[middle])
     low, high = pixels_yx.min(0), pixels_yx.max(0)
     high = np.where((high == low) & (high + 1 < reference.shape[1:]), high + 1, high)
     low = np.where(high == low, np.maximum(low - 1, 0), low)
-    return Box(middle, tuple(low.tolist()), tuple(high.tolist()), int(voxels_t[0]), int(voxels_t[-1]))
+    return Box(middle, tuple(low.tolist()), tuple(high.tolist()), int(filled[0]), int(filled[-1]))
 
 
 def find_click(predicted: np.ndarray, reference: np.ndarray) -> VolumeClick | None:

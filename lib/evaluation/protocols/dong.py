@@ -25,7 +25,7 @@ from lib.evaluation.methods.method import Method, PropagationMode, box_prompt, c
 from lib.evaluation.protocols.steps import ProtocolPlan, ScoredSlices, Step
 from lib.evaluation.protocols.target import Target
 from lib.imaging.frames import Frames
-from lib.imaging.masks import edge_distance
+from lib.imaging.masks import edge_distance, filled_slices
 from lib.prompts.simulated_annotator import largest_slice
 from lib.prompts.volume_prompts import SlicePrompt
 
@@ -50,7 +50,7 @@ def choose_slices(reference: np.ndarray, which: str) -> list[int]:
 
     "three" takes every (n // 4)-th of the n slices with foreground: of more than four the 2nd to 4th, else the first three.
     """
-    foreground_slices = np.flatnonzero(reference.any((1, 2))).tolist()
+    foreground_slices = filled_slices(reference).tolist()
     if which == "three":
         spread = foreground_slices[:: max(1, len(foreground_slices) // 4)]
         return spread[1:4] if len(spread) > 4 else spread[:3]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from lib.evaluation.methods.method import Annotations, Click, Method, PropagationMode, click_prompt
 from lib.evaluation.protocols.steps import ProtocolPlan, Step
 from lib.evaluation.protocols.target import Target
-from lib.imaging.masks import keep_components
+from lib.imaging.masks import filled_slices, keep_components
 from lib.quality.next_slice import pick_worst_slice, slice_errors
 
 SETTINGS = ("full", "background removed")
@@ -76,7 +76,7 @@ def find_worst_slice(mask: np.ndarray, reference: np.ndarray, as_published: bool
 
     The Dice of a slice that is empty in both is 1. As published, only slices with foreground in the reference are candidates.
     """
-    candidates = np.flatnonzero(reference.any((1, 2))) if as_published else np.arange(len(reference))
+    candidates = filled_slices(reference) if as_published else np.arange(len(reference))
     return pick_worst_slice(*slice_errors(mask, reference), candidates)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from lib.evaluation.methods.method import Click, Method, PropagationMode, click_prompt, mask_prompt
 from lib.evaluation.protocols.steps import ProtocolPlan, ScoredSlices, Step
 from lib.evaluation.protocols.target import Target
-from lib.imaging.masks import deepest_pixel
+from lib.imaging.masks import deepest_pixel, filled_slices, slice_areas
 from lib.prompts.simulated_annotator import corrective_click
 
 SETTINGS = ("5 clicks", "1 mask", "5 clicks, salient", "1 mask, salient")
@@ -23,18 +23,18 @@ SALIENT_PIXELS = 256  # A slice with more foreground pixels is salient.
 
 def find_central_slice(reference: np.ndarray) -> int:
     """Return the middle one of the slices of bool (T, Y, X) with foreground; of two middle ones the later."""
-    foreground_slices = np.flatnonzero(reference.any((1, 2)))
+    foreground_slices = filled_slices(reference)
     return int(foreground_slices[len(foreground_slices) // 2])
 
 
 def find_salient_slices(reference: np.ndarray) -> np.ndarray:
     """Return the indices of the slices of bool (T, Y, X) with more than SALIENT_PIXELS foreground pixels."""
-    return np.flatnonzero(reference.sum((1, 2)) > SALIENT_PIXELS)
+    return np.flatnonzero(slice_areas(reference) > SALIENT_PIXELS)
 
 
 def choose_slices_with_margin(reference: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the indices from the first to the last slice with foreground and of 5 to 9 more on each side, within the volume."""
-    foreground_slices = np.flatnonzero(reference.any((1, 2)))
+    foreground_slices = filled_slices(reference)
     before, after = rng.integers(5, 10, 2)
     return np.arange(max(0, foreground_slices[0] - before), min(len(reference), foreground_slices[-1] + after + 1))
 

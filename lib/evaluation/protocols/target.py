@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.imaging.frames import Frames
+from lib.imaging.masks import filled_slices
 from lib.imaging.volume import Volume
 
 
@@ -30,7 +31,7 @@ class Target:
     @property
     def foreground_slices(self) -> np.ndarray:
         """The indices of the slices on which the reference is not empty."""
-        return np.flatnonzero(self.reference.any((1, 2)))
+        return filled_slices(self.reference)
 
     def keep_slices(self, slices: np.ndarray) -> "Target":
         """Return the target on these slices only, as if they were neighbours; intensity window and spacing stay."""
