@@ -76,6 +76,7 @@ def test_empty_slices_of_a_raw_nrrd_read_as_zeros(filled, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.uint16, ">i2"])
+@pytest.mark.parametrize("affine", ["RAS", "LPI", "oblique", "oblique left-handed"], indirect=True)
 def test_an_image_keeps_values_place_and_warnings(affine, dtype, tmp_path):
     affine = affine.copy()
     affine[:3, 2] += 0.3 * affine[:3, 1]  # sheared
