@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from lib.common.errors import OptionError
 from lib.serving.launch import start_monailabel, wait_for
 from tests.serving.processes import free_port
 
@@ -62,7 +63,11 @@ class KillableServer:
             for name, value in self.environment.items():
                 patch.setenv(name, str(value))
             self.process = start_monailabel(str(self.studies), "127.0.0.1", self.port, self.conf)
-        wait_for(f"{self.address}/openapi.json", self.process, 120)
+        try:
+            wait_for(f"{self.address}/openapi.json", self.process, 120)
+        except OptionError:
+            self.process.kill()
+            raise
 
     def kill(self):
         """Kill the process and its children, because a training would go on without it."""
