@@ -1,7 +1,12 @@
-"""The images in the files of a studies folder, before they have ids: files with voxels, and stacks of DICOM frames."""
+"""The images in the files of a studies folder, before they have ids: files with voxels, and stacks of DICOM frames.
 
+An image is known by its content, of which a digest is made; its id is only a name.
+"""
+
+import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -10,10 +15,13 @@ from lib.common.errors import VolumeError
 from lib.imaging.dicom.reading import read_stack
 from lib.imaging.dicom.stacks import Stack, find_stacks
 from lib.imaging.readers import READ_ERRORS, read_grid, read_volume
-from lib.imaging.study_digests import content_digest
 from lib.imaging.study_files import DICOM_ENDINGS, IMAGE_ENDINGS, FolderScan, split_ending
 from lib.imaging.study_memory import STACKS
 from lib.imaging.volume import Grid, Volume
+
+MAX_READ_BYTES = 16 * 2**20  # Of larger images, evenly spread blocks of this total size are read for a digest.
+MIN_FILE_BYTES = 64 * 2**10  # Read of each file at least.
+_BLOCKS = 32  # For each file that is not read completely.
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,3 +205,42 @@ def _flat(name: str) -> str:
 
 def _frame_names(stack: Stack) -> list[tuple[str, int]]:
     return [(f.sop_instance_uid, f.number) for f in stack.frames]
+
+
+def content_digest(files: Sequence[Path], volume: str = "") -> str:
+    """Return a digest of the content of an image, 32 hexadecimal digits.
+
+    Files of up to 16 MiB in total are read completely. Of larger ones, the size and 32 evenly spread blocks count, among them the first
+    and the last, which in a compressed file holds a checksum of everything before it.
+
+    Args:
+        files: The files that the image consists of, in the order that they have in it.
+        volume: Text that tells the image from others in the same files.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    digest = hashlib.blake2b(volume.encode(), digest_size=16)
+    share = max(MIN_FILE_BYTES, MAX_READ_BYTES // max(1, len(files)))
+    for path in files:
+        size = os.path.getsize(path)
+        digest.update(f"{size};".encode())
+        with open(path, "rb") as file:
+            if size <= share:
+                digest.update(file.read())
+                continue
+            length = share // _BLOCKS
+            for n in range(_BLOCKS):
+                file.seek((size - length) * n // (_BLOCKS - 1))
+                digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+def file_stamp(files: Iterable[Path]) -> str:
+    """Return a text that changes when one of the files is changed or exchanged: a digest of their sizes, times and inodes.
+
+    Raises:
+        OSError: A file is missing.
+    """
+    stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in map(os.stat, files)]
+    return hashlib.blake2b(repr(stats).encode(), digest_size=12).hexdigest()

@@ -4,8 +4,7 @@ from contextlib import suppress
 
 from monailabel.datastore.local import DataModel
 
-from lib.imaging.study_digests import file_stamp
-from lib.imaging.study_images import StudyImage
+from lib.imaging.study_images import StudyImage, file_stamp
 from lib.serving.datastore.history import DIGEST
 
 STAMP = "stamp"  # Field of an image's info: changes when one of its files does, so that its digest must be made anew.

@@ -10,9 +10,8 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.common.errors import ConflictError, UserError, VolumeError
 from lib.imaging.studies import SOURCE, StudiesFolder, image_key
-from lib.imaging.study_digests import content_digest
 from lib.imaging.study_files import LABEL_ENDINGS, split_ending
-from lib.imaging.study_images import StudyImage
+from lib.imaging.study_images import StudyImage, content_digest
 from lib.imaging.volume import Grid
 from lib.serving.datastore.changes import ChangeHandler
 from lib.serving.datastore.checks import IMAGE_UPLOAD_ENDINGS, check_image_file, checked_file_name

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib.imaging import study_digests
-from lib.imaging.study_digests import content_digest
+from lib.imaging import study_images
+from lib.imaging.study_images import content_digest
 from lib.serving.datastore.studies import StudiesDatastore
 from tests.imaging.real_cases import SHAPE, block_image, write_nifti
 from tests.serving.active_learning.test_annotation_records import make_result, note
@@ -114,7 +114,7 @@ def test_the_check_of_a_checksum_takes_the_forms_that_clients_send(serve, studie
 
 
 def test_a_digest_tells_large_files_apart_that_differ_at_the_end_or_in_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_digests, "MAX_READ_BYTES", 2**16)
+    monkeypatch.setattr(study_images, "MAX_READ_BYTES", 2**16)
     content = np.random.default_rng(0).integers(0, 256, 2**18, np.uint8).tobytes()
     files = {"same": content, "end": content[:-1] + b"x", "longer": content + b"x", "start": b"xy" + content[2:], "small": content[:100]}
     for name, text in files.items():
