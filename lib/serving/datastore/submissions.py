@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.common.errors import VolumeError
+from lib.common.errors import UserError
 from lib.imaging.dicom.segmentations import label_values
 from lib.imaging.readers import read_mask
 from lib.imaging.volume import Grid
@@ -67,10 +67,10 @@ def compare(labels: np.ndarray, names: dict[int, str], saved: np.ndarray, saved_
 
 def _saved_label(datastore, image: str, tag: str, grid: Grid) -> tuple[np.ndarray, dict[int, str]]:
     """Return the saved label map, int32 (I, J, K), and the names of its values; it is empty if there is none that fits the image."""
-    path = label_path(datastore, image, tag)
     try:
+        path = label_path(datastore, image, tag)
         labels = read_mask(path, grid) if path is not None and path.exists() else np.zeros(grid.shape, np.int32)
-    except VolumeError:  # It is damaged, or was put into the folder by hand. It goes into the history as it is.
+    except UserError:  # It is damaged, or another program has made it for another grid. It stays in the history, or in the DICOM store.
         labels = np.zeros(grid.shape, np.int32)
     return labels, unique_names(label_values(labels), label_names(datastore, image, tag))
 

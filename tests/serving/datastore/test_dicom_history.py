@@ -8,6 +8,7 @@ from lib.imaging.dicom.segmentations import write_segmentation
 from lib.imaging.dicom.stacks import find_stacks
 from lib.serving.datastore import mixin
 from lib.serving.datastore.labels import label_names
+from lib.serving.datastore.submissions import submit_label
 from tests.serving.datastore.test_dicom import (  # noqa: F401
     datastore,
     downloaded,
@@ -70,6 +71,7 @@ def test_a_newest_segmentation_that_does_not_fit_hides_no_earlier_one(datastore,
     datastore._search.forget_segmentations()  # As after a minute.
     listed = datastore.list_labels(series)
     assert [label["structures"] for label in listed["labels"]] == [[]], "the cached label is not the present one any more"
+    assert submit_label(datastore, series, upload(datastore, series, make_labels(), tmp_path), "final", {"preview": True})["missing"] == []
     (earlier,) = listed["history"]
     assert earlier["structures"] == ["liver"] and datastore.restore_label(series, earlier["name"], {}) == "final"
     assert list(label_names(datastore, series, "final").values()) == ["liver"], "although the other one is dated later"

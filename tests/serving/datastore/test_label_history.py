@@ -70,6 +70,15 @@ def test_a_final_label_that_is_replaced_or_removed_goes_into_the_history(serve, 
     assert client.get("/sam2/labels/nobody").status_code == 404
 
 
+def test_a_saved_label_that_does_not_fit_stops_nobody_from_submitting(serve, studies, tmp_path):
+    (studies / "labels" / "final").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), 2 * AFFINE), studies / "labels" / "final" / "a.nii.gz")
+    store, client = serve()
+    answer = put_label(client, "a", write_label(tmp_path / "label.nii.gz", 1), rows({1: "liver"}))
+    assert answer.status_code == 200 and answer.json()["structures"]["new"] == ["liver"], answer.text
+    assert saved(store) == {"liver": 9} and [i["reason"] for i in history(client)] == ["replaced"]
+
+
 def test_two_annotators_who_submit_the_same_image_both_keep_theirs(serve, studies, tmp_path):
     stores = [serve() for _ in range(2)]  # Two servers on one folder.
     for n, (_, client) in enumerate(stores, 1):
