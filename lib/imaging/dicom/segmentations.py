@@ -238,8 +238,8 @@ def _refer_to_frames(segmentation: Segmentation, stack: Stack, source_class: str
 
 def _add_segments(dataset: Dataset, name: str, stack: Stack, labels: np.ndarray, names: dict[int, str]) -> None:
     """Enter the segments of one DICOM SEG object into a label map (I, J, K) and the names of its values."""
-    values = {}
-    for segment in dataset.SegmentSequence:
+    values, filled_slices = {}, set()
+    for segment in (s for s in dataset.SegmentSequence if int(s.SegmentNumber)):  # Label maps may describe their background, too.
         number = int(segment.SegmentNumber)
         values[number] = number if number not in names else max(names) + 1
         names[values[number]] = str(segment.get("SegmentLabel") or f"segment {number}")
@@ -252,20 +252,20 @@ def _add_segments(dataset: Dataset, name: str, stack: Stack, labels: np.ndarray,
         else:
             number = functional_group(dataset, index, "SegmentIdentificationSequence").ReferencedSegmentNumber
             masks = {int(number): plane >= threshold}
-        if not any(mask.any() for mask in masks.values()):
+        if not any(mask.any() for mask in masks.values()):  # Otherwise no mask is empty.
             continue
         to_voxel = _pixel_to_voxel(dataset, index, stack, name)
         for number, mask in masks.items():
             voxels = np.argwhere(mask)[:, ::-1] @ to_voxel[:, :2].T + to_voxel[:, 2]
-            if len(voxels) and (voxels.min() < 0 or (voxels >= stack.shape).any()):
+            if voxels.min() < 0 or (voxels >= stack.shape).any():
                 raise VolumeError(f"The segmentation {name} reaches beyond the image: it belongs to another image.")
-            previous = labels[tuple(voxels.T)]
-            if previous.any():
-                other, own = int(previous.max()), values[number]
-                if other == own:
-                    raise VolumeError(f"Several slices of the segmentation {name} lie on one slice of the image: resample it to the image.")
+            other, own = int(labels[tuple(voxels.T)].max()), values[number]
+            if other not in (0, own):
                 raise VolumeError(f"The segments {names[other]!r} and {names[own]!r} of the segmentation {name} overlap: separate them.")
-            labels[tuple(voxels.T)] = values[number]
+            if (number, voxels[0, 2]) in filled_slices:
+                raise VolumeError(f"Several slices of the segmentation {name} lie on one slice of the image: resample it to the image.")
+            filled_slices.add((number, voxels[0, 2]))
+            labels[tuple(voxels.T)] = own
 
 
 def _pixel_to_voxel(dataset: Dataset, index: int, stack: Stack, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tests of DICOM SEG: segments lie on the slices of their source, whatever its kind, and are read from whoever wrote them."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import highdicom as hd
@@ -137,8 +138,12 @@ def test_label_map_segmentations_are_read(tmp_path):
     seg.SOPClassUID, seg.BitsAllocated, seg.BitsStored, seg.HighBit = "1.2.840.10008.5.1.4.1.1.66.7", 8, 8, 7
     for groups in seg.PerFrameFunctionalGroupsSequence:
         del groups.SegmentIdentificationSequence
+    background = deepcopy(seg.SegmentSequence[0])
+    background.SegmentNumber, background.SegmentLabel = 0, "Background"
+    seg.SegmentSequence.insert(0, background)
     seg.save_as(tmp_path / "seg.dcm")
-    assert (read_segmentation(tmp_path / "seg.dcm", stack)[0] == np.searchsorted([0, 2, 5], make_labels())).all()
+    labels, names = read_segmentation(tmp_path / "seg.dcm", stack)
+    assert (labels == np.searchsorted([0, 2, 5], make_labels())).all() and names == dict(enumerate(NAMES.values(), 1))
 
 
 def test_the_files_of_a_folder_become_one_label_map(tmp_path):
@@ -168,6 +173,17 @@ def coarser(seg: Dataset) -> None:
     shared(seg, "PixelMeasuresSequence").PixelSpacing = [1.0, 1.0]
 
 
+def squeezed(seg: Dataset) -> None:
+    """Halve the distances of the slices; what they hold does not overlap."""
+    first = np.array(seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient, float)
+    pixels = np.zeros_like(seg.pixel_array)
+    for n, groups in enumerate(seg.PerFrameFunctionalGroupsSequence):
+        plane = groups.PlanePositionSequence[0]
+        plane.ImagePositionPatient = ((np.array(plane.ImagePositionPatient, float) + first) / 2).tolist()
+        pixels[n].flat[n] = 1
+    seg.PixelData = np.packbits(pixels.ravel(), bitorder="little").tobytes()
+
+
 def turned(seg: Dataset) -> None:
     shared(seg, "PlaneOrientationSequence").ImageOrientationPatient = [*OBLIQUE[0], *OBLIQUE[2]]
 
@@ -177,10 +193,10 @@ def halved(seg: Dataset) -> None:
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda seg: shift(seg, (30.0, 0, 0)), "another image"), (overlap, "肝臟.*overlap"), (coarser, "resample"), (turned, "resample"),
+    (lambda seg: shift(seg, (30.0, 0, 0)), "another image"), (overlap, "肝臟.*overlap"), (coarser, "resample"), (squeezed, "Several slices"), (turned, "resample"),
     (halved, "could not be read"), (lambda seg: seg.PerFrameFunctionalGroupsSequence[0].pop("PlanePositionSequence"), "no ImagePosition"),
     (lambda seg: setattr(seg, "SOPClassUID", CTImageStorage), "not a DICOM SEG"),
-], ids=["elsewhere", "overlapping", "coarser", "turned", "incomplete", "without position", "an image"])  # fmt: skip
+], ids=["elsewhere", "overlapping", "coarser", "squeezed", "turned", "incomplete", "without position", "an image"])  # fmt: skip
 def test_segmentations_that_do_not_fit_are_refused(tmp_path, change, message):
     seg, stack = written(tmp_path)
     change(seg)
