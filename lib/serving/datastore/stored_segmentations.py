@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -109,13 +110,20 @@ def segmentations_by_image(
     found: dict[str, list[StoredSegmentation]] = {}
     for segmentation in segmentations:
         volumes = ids.get(segmentation.image_series_uid, [])
-        if len(volumes) > 1:  # The volume that holds most of the frames.
-            stacks = find_stacks(cache / segmentation.image_series_uid)
-            shares = [sum((f.sop_instance_uid, f.number) in segmentation.frames for f in stack.frames) for stack in stacks]
-            volumes = [volumes[shares.index(max(shares))]] if len(shares) == len(volumes) and any(shares) else []
+        if len(volumes) > 1:
+            number = _volume_of(segmentation, cache / segmentation.image_series_uid, len(volumes))
+            volumes = [] if number is None else [volumes[number]]
         for image in volumes:
             found.setdefault(image, []).append(segmentation)
     return found
+
+
+@lru_cache(1024)  # Stored objects do not change, and reading the headers of a series takes a while.
+def _volume_of(segmentation: StoredSegmentation, series: Path, count: int) -> int | None:
+    """Return which of the `count` volumes in the folder of a series holds most of the frames of a segmentation, or None."""
+    stacks = find_stacks(series)
+    shares = [sum((f.sop_instance_uid, f.number) in segmentation.frames for f in stack.frames) for stack in stacks]
+    return shares.index(max(shares)) if len(shares) == count and any(shares) else None
 
 
 def date_content_after(segmentation: Dataset, time: str) -> None:
