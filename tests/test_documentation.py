@@ -135,7 +135,7 @@ def test_answers_have_the_fields_that_the_page_lists(shell):
     section = (ROOT / API_PAGE).read_text().partition("## What does the server answer?")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    form = {"params": '{"foreground": [[48, 84, 50]], "label": "liver"}'}
+    form = {"params": '{"foreground": [[48, 84, 50]], "label": "liver", "result_crop": true}'}  # With each field that is only there on request.
     answer = requests.post(f"{shell.start(API_BLOCK)}/infer/sam2?image=ct_phantom&output=json", data=form, timeout=120).json()
     assert listed == set(answer)
     named = set(re.findall(r"`(\w+)`", next(line for line in section.splitlines() if line.startswith("| `latencies`"))))
