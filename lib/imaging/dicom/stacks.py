@@ -30,8 +30,8 @@ class Stack:
         series_uid: SeriesInstanceUID of the frames.
         description: What the stack is, for a list to choose from.
         frames: The frame of each slice k, in this order.
-        shape: Number of voxels (I, J, K): columns, rows and slices.
-        affine: (4, 4), from voxel indices (i, j, k) to positions in mm RAS.
+        shape: Number of voxels (I, J, K): columns, rows and slices; (0, 0, 0) if there is a problem.
+        affine: (4, 4), from voxel indices (i, j, k) to positions in mm RAS; None if there is a problem.
         problem: Sentence that says why the frames cannot be used as a volume; empty if they can.
         warnings: Sentences about what had to be assumed.
     """
@@ -64,7 +64,7 @@ def find_stacks(path: Path | Sequence[Path], spacing_mm: Sequence[float] | None 
         spacing_mm: Distances (3,) of voxels along i, j and k for frames whose files do not state them; what files state counts.
 
     Raises:
-        DICOM_ERRORS: A file is damaged.
+        VolumeError, DICOM_ERRORS: A file is incomplete or damaged, see `read_headers`.
     """
     series = defaultdict(list)
     for frame in read_headers(path):
