@@ -1,15 +1,12 @@
-"""Tests of the datastore for a DICOM store, with a store within the test's process."""
+"""Tests of the labels of images in a DICOM store, with a store within the test's process."""
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
 from fastapi import HTTPException
-from monailabel.datastore.local import DataModel, ImageLabelModel
-from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.common.errors import UserError, VolumeError
 from lib.imaging.dicom.segmentations import read_segmentation, write_segmentation
@@ -18,146 +15,11 @@ from lib.imaging.readers import read_grid, read_mask, read_volume
 from lib.imaging.volume import Grid
 from lib.imaging.writers import write_mask
 from lib.serving.datastore import dicom_labels
-from lib.serving.datastore.dicom import UNSENT, CachedDicomDatastore
-from lib.serving.datastore.folder import FolderDatastore
+from lib.serving.datastore.dicom import UNSENT
 from lib.serving.datastore.labels import label_names
 from lib.serving.training import usable_cases
-from tests.imaging.dicom.series import SHAPE, positions_mm, write_multi_frame, write_single_frames
-from tests.serving.datastore.fake_store import FakeStore
-
-TILT_MM = 0.8
-NAMES = {2: "肝臟", 7: "Größe"}
-ROWS = [{"name": "unused", "idx": 1}, {"name": "Größe", "idx": 7, "color": [255, 0, 0, 255]}, {"name": "肝臟", "id": 2}]
-LABEL_INFO = {"label_info": ROWS}
-
-
-@pytest.fixture
-def store():
-    return FakeStore()
-
-
-@pytest.fixture
-def open_datastore(store, tmp_path):
-    """Yield a function that opens the datastore, as a new server would do it."""
-    opened = []
-
-    def open_datastore() -> CachedDicomDatastore:
-        opened.append(CachedDicomDatastore(store, {}, str(tmp_path / "cache")))
-        return opened[-1]
-
-    yield open_datastore
-    for datastore in opened:
-        datastore._observer.stop()
-        datastore._observer.join()
-
-
-@pytest.fixture
-def series(store, tmp_path):
-    """Return the SeriesInstanceUID of a tilted series in the store."""
-    write_single_frames(tmp_path / "tilted", TILT_MM, PatientName="王^小東", SpecificCharacterSet="ISO_IR 192", PatientID="7")
-    return store.add(tmp_path / "tilted")
-
-
-@pytest.fixture
-def datastore(open_datastore, series):
-    return open_datastore()
-
-
-@pytest.fixture
-def echoes(store, tmp_path):
-    """Return the SeriesInstanceUID of a series with two volumes."""
-    write_multi_frame(tmp_path / "echoes", SeriesInstanceUID="1.2.3.5")
-    return store.add(tmp_path / "echoes")
-
-
-@pytest.fixture
-def gap(store, tmp_path):
-    """Return the SeriesInstanceUID of a series that lacks a slice; in lists it comes before the others."""
-    write_single_frames(tmp_path / "gap", SeriesInstanceUID="1.2.3.0")
-    (tmp_path / "gap" / "1.dcm").unlink()
-    uid = store.add(tmp_path / "gap")
-    store.objects.sort(key=lambda ds: ds.SeriesInstanceUID)
-    return uid
-
-
-def make_labels(value=2) -> np.ndarray:
-    labels = np.zeros(SHAPE, np.int32)
-    labels[1:5, 2:4, 1:3] = value
-    return labels
-
-
-def upload(datastore, image, labels, tmp_path, ending=".nrrd") -> str:
-    """Write a label map on the grid of an image, and return its path."""
-    return str(write_mask(labels, read_grid(datastore.get_image_uri(image)), tmp_path / f"label{ending}"))
-
-
-def downloaded(datastore, image, tag="final") -> np.ndarray:
-    """Return the label that clients get, checked against the image that they get."""
-    return read_mask(datastore.get_label_uri(image, tag), read_volume(datastore.get_image_uri(image)))
-
-
-def test_the_cached_image_lies_where_its_slices_are(datastore, series):
-    path = datastore.get_image_uri(series)
-    image = sitk.ReadImage(path)  # as 3D Slicer reads it
-    corners = [image.TransformIndexToPhysicalPoint((0, 0, k)) for k in range(SHAPE[2])]
-    assert np.abs(corners - positions_mm(TILT_MM)).max() < 0.01
-    assert (sitk.GetArrayFromImage(image)[:, 0, 0] == 10 * np.arange(SHAPE[2])).all()
-    info = datastore.get_image_info(series)
-    assert info["StudyInstanceUID"] == "1.2.3.1" and info["Modality"] == "CT" and datastore.list_images() == [series]
-
-
-def test_volumes_of_one_series_are_images_of_their_own(open_datastore, store, echoes, tmp_path):
-    datastore = open_datastore()
-    assert datastore.list_images() == [echoes]
-    with pytest.raises(VolumeError, match=f"{echoes}#1 .*{echoes}#2 "):
-        datastore.get_image_uri(echoes)
-    assert datastore.list_images() == open_datastore().list_images() == [f"{echoes}#1", f"{echoes}#2"]
-    for n, image in enumerate(datastore.list_images()):
-        assert (read_volume(datastore.get_image_uri(image)).array[0, 0] == 10 * np.arange(SHAPE[2]) + n).all()
-    with pytest.raises(VolumeError):
-        datastore.get_image_uri(f"{echoes}#3")
-    datastore.save_label(f"{echoes}#2", upload(datastore, f"{echoes}#2", make_labels(), tmp_path), "final", LABEL_INFO)
-    frames = {g.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber % 2
-              for g in store.segmentations()[0].PerFrameFunctionalGroupsSequence}  # fmt: skip
-    assert frames == {0}, "The frames of the second echo have even numbers."
-    other = open_datastore()
-    assert other.get_labeled_images() == [f"{echoes}#2"] and other.get_unlabeled_images() == [f"{echoes}#1"]
-
-
-def test_series_without_images_are_not_listed(datastore, store, series, tmp_path):
-    write_single_frames(tmp_path / "sr", SeriesInstanceUID="1.2.3.7")
-    store.add(tmp_path / "sr")
-    for ds in store.objects[-SHAPE[2] :]:
-        ds.Modality = "RTSTRUCT"
-    assert datastore.list_images() == [series] and list(datastore.json()["objects"]) == [series]
-
-
-def test_a_series_that_is_no_volume_answers_with_the_reason(open_datastore, store, gap, series):
-    datastore = open_datastore()
-    with pytest.raises(VolumeError, match="not evenly spaced"):
-        datastore.get_image_uri(gap)
-    with pytest.raises(VolumeError, match="not evenly spaced"):
-        datastore.save_label(gap, "x.nrrd", "final", {})
-    assert datastore.list_images() == [gap, series] and datastore.get_unlabeled_images() == [series]
-    with pytest.raises(ImageNotFoundException):
-        datastore.get_image_uri("1.9")
-
-
-def test_a_series_that_is_completed_in_the_store_can_be_opened(open_datastore, store, gap, tmp_path):
-    datastore = open_datastore()
-    with pytest.raises(VolumeError, match="not evenly spaced"):
-        datastore.get_image_uri(gap)
-    write_single_frames(tmp_path / "complete", SeriesInstanceUID=gap)
-    store.add(tmp_path / "complete" / "1.dcm")
-    assert read_grid(datastore.get_image_uri(gap)).shape == SHAPE and datastore.get_unlabeled_images() == [gap]
-
-
-def test_an_incomplete_series_does_not_stay_in_the_cache(datastore, store, series):
-    store.fails_after = 3
-    with pytest.raises(requests.ConnectionError):
-        datastore.get_image_uri(series)
-    store.fails_after = None
-    assert read_grid(datastore.get_image_uri(series)).shape == SHAPE
+from tests.imaging.dicom.series import SHAPE, positions_mm, write_single_frames
+from tests.serving.datastore.dicom_cases import LABEL_INFO, NAMES, ROWS, TILT_MM, downloaded, make_labels, upload
 
 
 def test_a_final_label_becomes_a_segmentation_with_the_names_of_its_values(datastore, store, series, tmp_path):
@@ -280,16 +142,6 @@ def test_an_answer_as_dicom_seg(datastore, series, tmp_path):
     Path(path).unlink()
 
 
-def test_an_image_converted_by_an_earlier_version_is_replaced_and_keeps_its_labels(datastore, series, tmp_path):
-    old = Path(datastore._datastore.image_path(), f"{series}.nii.gz")
-    nib.save(nib.Nifti1Image(make_labels().astype(np.int16), np.eye(4)), old)
-    with datastore._changing() as change:
-        change.model.objects[series] = ImageLabelModel(image=DataModel(ext=".nii.gz", info={"SeriesInstanceUID": series}))
-    FolderDatastore.save_label(datastore, series, str(old), "original", {})
-    assert datastore.get_image_uri(series).endswith(".nrrd") and set(datastore.get_labels_by_image_id(series)) == {"original"}
-    assert not old.exists()
-
-
 @pytest.mark.parametrize("name", ["../../uploads", "/etc"])
 def test_series_ids_that_are_paths_are_refused(datastore, name):
     for attempt in (
@@ -298,21 +150,6 @@ def test_series_ids_that_are_paths_are_refused(datastore, name):
     ):  # fmt: skip
         with pytest.raises(UserError):
             attempt()
-
-
-def test_a_stale_cached_label_is_replaced_by_a_newer_segmentation(open_datastore, store, series, tmp_path):
-    first, second = open_datastore(), open_datastore()
-    first.save_label(series, upload(first, series, make_labels(), tmp_path), "final", LABEL_INFO)
-    assert label_names(second, series, "final") == {2: "肝臟"}
-    path = write_segmentation(make_labels(3), find_stacks(tmp_path / "tilted")[0], {3: "newer"}, tmp_path / "newer.dcm")
-    store.add(path)
-    store.objects[-1].ContentDate = "29991231"
-    for datastore in (first, second):
-        datastore._search.forget_segmentations()  # As after a minute.
-        assert label_names(datastore, series, "final") == {1: "newer"} and (downloaded(datastore, series) == make_labels(1)).all()
-        assert set(datastore.get_labels_by_image_id(series)) == {"final"}
-    history = first.history.items(series, first.image_digest(series))
-    assert [i["structures"] for i in history] == [["肝臟"]], "what this server's users submitted stays in the history"
 
 
 def test_training_after_the_cache_was_deleted(open_datastore, store, series, echoes, tmp_path):

@@ -9,18 +9,10 @@ from lib.imaging.dicom.stacks import find_stacks
 from lib.serving.datastore import mixin
 from lib.serving.datastore.labels import label_names
 from lib.serving.datastore.submissions import submit_label
-from tests.serving.datastore.test_dicom import (  # noqa: F401
-    datastore,
-    downloaded,
-    make_labels,
-    open_datastore,
-    series,
-    store,
-    upload,
-)
+from tests.serving.datastore.dicom_cases import LABEL_INFO, downloaded, make_labels, upload
 
 
-def add_segmentation(store, tmp_path, name: str, date: str, value=3) -> str:  # noqa: F811
+def add_segmentation(store, tmp_path, name: str, date: str, value=3) -> str:
     """Add a segmentation that another program has made of the series, and return its SeriesInstanceUID."""
     path = write_segmentation(make_labels(value), find_stacks(tmp_path / "tilted")[0], {value: name}, tmp_path / f"{name}.dcm", version="v7")
     uid = store.add(path)
@@ -28,12 +20,12 @@ def add_segmentation(store, tmp_path, name: str, date: str, value=3) -> str:  # 
     return uid
 
 
-def submit(datastore, series, tmp_path, name: str) -> None:  # noqa: F811
+def submit(datastore, series, tmp_path, name: str) -> None:
     info = {"label_info": [{"name": name, "idx": 2}], "client": "ann", "checkpoint": "tiny"}
     datastore.save_label(series, upload(datastore, series, make_labels(), tmp_path), "final", info)
 
 
-def test_older_segmentations_of_the_store_are_listed_and_restored(datastore, store, series, tmp_path):  # noqa: F811
+def test_older_segmentations_of_the_store_are_listed_and_restored(datastore, store, series, tmp_path):
     foreign = add_segmentation(store, tmp_path, "cyst", "20200102")
     submit(datastore, series, tmp_path, "liver")
     submit(datastore, series, tmp_path, "spleen")
@@ -50,7 +42,7 @@ def test_older_segmentations_of_the_store_are_listed_and_restored(datastore, sto
         datastore.restore_label(series, "1.2.3", {})
 
 
-def test_earlier_labels_are_found_in_the_store_after_the_cache_was_deleted(open_datastore, series, tmp_path):  # noqa: F811
+def test_earlier_labels_are_found_in_the_store_after_the_cache_was_deleted(open_datastore, series, tmp_path):
     first = open_datastore()
     for name in ("liver", "spleen"):
         submit(first, series, tmp_path, name)
@@ -63,7 +55,7 @@ def test_earlier_labels_are_found_in_the_store_after_the_cache_was_deleted(open_
     assert list(label_names(second, series, "final").values()) == ["liver"]
 
 
-def test_a_newest_segmentation_that_does_not_fit_hides_no_earlier_one(datastore, store, series, tmp_path):  # noqa: F811
+def test_a_newest_segmentation_that_does_not_fit_hides_no_earlier_one(datastore, store, series, tmp_path):
     submit(datastore, series, tmp_path, "liver")
     add_segmentation(store, tmp_path, "cyst", "29990101")
     for groups in store.objects[-1].PerFrameFunctionalGroupsSequence:
@@ -77,7 +69,22 @@ def test_a_newest_segmentation_that_does_not_fit_hides_no_earlier_one(datastore,
     assert list(label_names(datastore, series, "final").values()) == ["liver"], "although the other one is dated later"
 
 
-def test_what_is_in_the_store_can_only_be_deleted_there(datastore, series, tmp_path):  # noqa: F811
+def test_a_stale_cached_label_is_replaced_by_a_newer_segmentation(open_datastore, store, series, tmp_path):
+    first, second = open_datastore(), open_datastore()
+    first.save_label(series, upload(first, series, make_labels(), tmp_path), "final", LABEL_INFO)
+    assert label_names(second, series, "final") == {2: "肝臟"}
+    path = write_segmentation(make_labels(3), find_stacks(tmp_path / "tilted")[0], {3: "newer"}, tmp_path / "newer.dcm")
+    store.add(path)
+    store.objects[-1].ContentDate = "29991231"
+    for datastore in (first, second):
+        datastore._search.forget_segmentations()  # As after a minute.
+        assert label_names(datastore, series, "final") == {1: "newer"} and (downloaded(datastore, series) == make_labels(1)).all()
+        assert set(datastore.get_labels_by_image_id(series)) == {"final"}
+    history = first.history.items(series, first.image_digest(series))
+    assert [i["structures"] for i in history] == [["肝臟"]], "what this server's users submitted stays in the history"
+
+
+def test_what_is_in_the_store_can_only_be_deleted_there(datastore, series, tmp_path):
     submit(datastore, series, tmp_path, "liver")
     with pytest.raises(UserError, match="delete the series .* there"):
         datastore.remove_label(series, "final")
@@ -86,7 +93,7 @@ def test_what_is_in_the_store_can_only_be_deleted_there(datastore, series, tmp_p
     assert label_names(datastore, series, "final") == {2: "liver"}
 
 
-def test_the_command_labels_lists_and_restores_labels_of_a_dicom_store(datastore, store, series, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_command_labels_lists_and_restores_labels_of_a_dicom_store(datastore, store, series, tmp_path, monkeypatch, capsys):
     foreign = add_segmentation(store, tmp_path, "cyst", "20200102")
     submit(datastore, series, tmp_path, "liver")
     monkeypatch.setattr(mixin._StoreApp, "init_datastore", lambda self: datastore)
