@@ -149,7 +149,7 @@ def surroundings(base_folder) -> tuple[dict, dict]:
 
 # --- the model -------------------------------------------------------------------------------------------------------
 @given(MODEL, PARAMS)
-@fuzz(250)
+@fuzz(150)
 def test_params(server, model, params):
     server("POST", f"/infer/{model}", {"image": "small", "output": "image"}, data={"params": json.dumps(params)})
 
@@ -158,7 +158,7 @@ OUTPUT = mostly("image", st.sampled_from(["json", "all", "dicom_seg", "dsa"]) | 
 
 
 @given(mostly("sam2", NAME), OUTPUT, NO_JSON | JSON.map(json.dumps), mostly("small", NAME), mostly("", NAME))
-@fuzz(80)
+@fuzz(60)
 def test_models_images_sessions_and_text(server, model, output, params, image, session):
     server("POST", f"/infer/{segment(model)}", {"image": image}, data={"params": "{}"})
     server("POST", "/infer/sam2", {"image": image, "session_id": session, "output": output}, data=GOOD)
@@ -207,7 +207,7 @@ READ_PATHS = ["/datastore/image", "/datastore/label", "/datastore/image/info", "
 
 
 @given(mostly("small", NAME), mostly("final", TAG), st.sampled_from(READ_PATHS), mostly("", TEXT))
-@fuzz(100)
+@fuzz(60)
 def test_datastore_is_read(server, name, tag, path, check):
     server("GET", path, {"image": name, "label": name, "tag": tag})
     server("HEAD", path, {"image": name, "tag": tag, "check_sum": check})
@@ -219,7 +219,7 @@ OBJECT = some(label_info=JSON, name=JSON, ts=JSON) | st.dictionaries(TEXT, JSON,
 
 
 @given(mostly("small", NAME), mostly("final", TAG), mostly(("a.nii.gz", WHOLE), FILE), NO_JSON | OBJECT.map(json.dumps))
-@fuzz(100)
+@fuzz(60)
 def test_datastore_is_written(server, name, tag, file, params):
     image = name if name != "keep" else "small"
     server("PUT", "/datastore/label", {"image": image, "tag": tag}, data={"params": params}, files={"label": file})
@@ -256,7 +256,7 @@ STRATEGY = st.sampled_from(["worst_slice", "worst_volume", "any_volume", "first"
 
 
 @given(mostly("worst_slice", STRATEGY | NAME), SAMPLE | JSON)
-@fuzz(100)
+@fuzz(60)
 def test_next_sample(server, strategy, params):
     server("POST", f"/activelearning/{segment(strategy)}", json=finite(params))
     server("POST", "/activelearning/first")
@@ -292,7 +292,7 @@ def test_training_is_stopped_at_once(server, params):
 
 
 @given(st.sampled_from(["/sam2/", "/sam2/state", "/sam2/thumbnail", "/sam2/ohif"]), NAME, TEXT | NUMBER.map(str), NAME | st.just("spleen"))
-@fuzz(100)
+@fuzz(60)
 def test_pages(server, path, image, number, structure):
     server("GET", path, {"image": image, "slice": number, "page": number, "structure": structure})
 

@@ -7,25 +7,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.serving.faults import wait_until, write_ball_volumes
 from tests.serving.processes import free_port
 from tests.serving.test_server import run_server, slicer_client
 
 pytestmark = pytest.mark.server
 
-SHORT_TRAINING = {"max_epochs": 1, "steps_per_epoch": 2}
+SHORT_TRAINING = {"max_epochs": 1, "steps_per_epoch": 1}
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     """Return the folder of three small volumes with a bright ball each, and the folder of the balls' masks."""
     folder, reference = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("reference")
-    x, y, z = np.meshgrid(np.arange(48), np.arange(48), np.arange(8), indexing="ij")
-    for n in range(3):
-        ball = ((x - 20 - 3 * n) / 9) ** 2 + ((y - 24) / 9) ** 2 + ((z - 4) / 3.2) ** 2 < 1
-        noise = np.random.default_rng(n).normal(0, 8, ball.shape)
-        affine = np.diag([2.0, 2.0, 5.0, 1.0])
-        nib.save(nib.Nifti1Image((80 + 90 * ball + noise).astype(np.int16), affine), folder / f"ball_{n}.nii.gz")
-        nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), reference / f"ball_{n}.nii.gz")
+    for mask in write_ball_volumes(folder):
+        mask.rename(reference / f"{mask.stem}.nii.gz")
     return folder, reference
 
 
@@ -47,7 +43,7 @@ def wait_for_status(client, *states, seconds=300):
         status = client.train_status()
         if status["status"] in states:
             return status
-        time.sleep(1)
+        time.sleep(0.3)
     raise AssertionError(f"still {status}")
 
 
@@ -84,8 +80,7 @@ def test_the_next_answer_uses_the_new_version_if_it_is_better(client, studies):
 
 def test_a_client_can_stop_training_and_go_on_segmenting(client):
     client.train_start("sam2", {"max_epochs": 50, "steps_per_epoch": 50})
-    wait_for_status(client, "RUNNING")
-    time.sleep(8)
+    wait_until(lambda: "Before training" in "\n".join(client.train_status()["details"]))
     client.train_stop()
     assert wait_for_status(client, "STOPPED", "ERROR")["status"] == "STOPPED"
     infer(client)
