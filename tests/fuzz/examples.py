@@ -87,6 +87,6 @@ def archive(name: str) -> bytes:
     return file.getvalue()
 
 
-WHOLE = gzip.compress(nib.Nifti1Image(np.ones((48, 48, 8), np.uint8), np.diag([2.0, 2.0, 5.0, 1.0])).to_bytes())
-CONTENT = st.sampled_from([b"", b"text\n" * 50, WHOLE, WHOLE[:90], gzip.compress(bytes(400)), bytes(48 * 48 * 8)]) | st.binary(max_size=40)
+WHOLE = gzip.compress(nib.Nifti1Image(np.ones((48, 48, 8), np.uint8), np.diag([2.0, 2.0, 5.0, 1.0])).to_bytes(), mtime=0)
+CONTENT = st.sampled_from([b"", b"text\n" * 50, WHOLE, WHOLE[:90], gzip.compress(bytes(400), mtime=0), bytes(48 * 48 * 8)]) | st.binary(max_size=40)
 FILE = st.tuples(st.builds(lambda name, ending: name[:80] + ending, NAME, ENDING), CONTENT)
