@@ -58,6 +58,12 @@ class SegmentationTask:
         """Everything that results of the network depend on besides prompts and options of propagation."""
         return self.frames.key, self.network.name, self.options.obey
 
+    @property
+    def followed(self) -> tuple[int, int]:
+        """First and last slice that may hold a mask, by the direction of propagation."""
+        low = self.low if self.options.direction != "forward" else min(self.annotated)
+        return low, self.high if self.options.direction != "backward" else max(self.annotated)
+
     def ensure_encoded(self, slices: Iterable[int]) -> None:
         """Encode those of the slices that are missing, and add their number to `encoded_counts`."""
         self.encoded_counts.append(self.features.ensure(slices))

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from lib.model.features import PADDING_LOGIT, SliceFeatures
 from lib.propagation.intensity_classifier import IntensityClassifier
+from lib.propagation.mask_grid import grid_intensities, grid_size
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
@@ -85,28 +86,21 @@ class PassRefiner:
         if self._candidate.any():
             self._previous = self._candidate
 
-    def _size(self, side: int) -> tuple[int, int]:
-        """Return height and width in pixels of a slice within a square of this side."""
-        return tuple(max(1, round(n * side / self._features.side)) for n in (self._features.height, self._features.width))
-
     def _image(self, t: int, side: int) -> np.ndarray:
         """Return the original intensities of a slice, float32 (h, w), at the resolution of masks of this side."""
-        intensities = np.ascontiguousarray(self._features.frames.stack[t], np.float32)
-        size = self._size(min(side, LARGEST_SIDE))
-        image = torch.from_numpy(intensities)[None, None]
-        return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[0, 0].numpy()
+        return grid_intensities(self._features, slice(t, t + 1), min(side, LARGEST_SIDE))[0]
 
     def _shrink(self, logits: torch.Tensor) -> np.ndarray:
         """Return logits (h, w) of the square without the padding, at most `LARGEST_SIDE` pixels wide, as float32."""
         if logits.shape[-1] > LARGEST_SIDE:
             logits = F.interpolate(logits[None, None].float(), (LARGEST_SIDE, LARGEST_SIDE), mode="bilinear", antialias=True)[0, 0]
-        height, width = self._size(logits.shape[-1])
+        height, width = grid_size(self._features, logits.shape[-1])
         return logits[:height, :width].float().cpu().numpy()
 
     def _enlarge(self, refined: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
         """Return refined logits (h, w), with padding, at the resolution and on the device of `logits`."""
         enlarged = torch.full_like(logits, PADDING_LOGIT, dtype=torch.float32)
-        height, width = self._size(logits.shape[-1])
+        height, width = grid_size(self._features, logits.shape[-1])
         values = torch.from_numpy(np.ascontiguousarray(refined, np.float32)).to(logits.device)
         if values.shape != (height, width):
             values = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]

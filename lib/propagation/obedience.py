@@ -3,7 +3,7 @@
 A click decides the 3 x 3 pixels round it. A further click changes what was displayed before it only within its reach, because annotators
 click on what is wrong and are content with the rest; a network that is asked anew often spoils it. Within reach, the network's answer and
 the intensities decide where the network has understood the click, else the intensities alone. In the end, a graph cut draws the border
-along the edges of the image.
+along the edges of the image. The answer to a first click is adapted to the intensities as a whole.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from scipy import ndimage
 from lib.imaging.masks import bounding_box
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
+from lib.propagation.mask_refiner import signed_depth
 
 # Chosen on generated slices, drawn shapes and patients of the training data; docs/architecture.md has the figures.
 REACH = 1.0  # A click changes all within this multiple of its distance to the mask's border, and nothing beyond twice that.
@@ -22,6 +23,9 @@ INTENSITY_WEIGHT = 0.5  # Of the intensities beside the network's answer.
 LOGIT_LIMIT = 4.0
 SEED_MARGIN = 3  # Pixels round a click that say nothing about the intensities on the side where they are displayed.
 MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
+ADAPTED_MARGIN = 0.5  # The same for the answer to a first click, as a share of its longer side if that is more than `MARGIN`.
+DEPTH_WEIGHT, DEPTH_LIMIT = 0.5, 2.0  # Logits for each pixel of depth in the answer to a first click, beside the intensities.
+_CUTS = 3  # Of the adaptation to the intensities; after so many, masks hardly change any more.
 
 
 def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None) -> np.ndarray:
@@ -34,6 +38,8 @@ def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earl
         earlier: Logits (Y, X) that were displayed before the last click, or None if it is the first one.
     """
     seeds = click_seeds(prompt, logits.shape)
+    if earlier is None and len(prompt.labels) == 1 and (logits > 0).any():
+        return adapt_to_intensities(image, prompt, logits)
     if earlier is None and obeys(seeds, logits > 0):
         return logits
     window = surroundings(prompt, [logits > 0, logits[:0] if earlier is None else earlier > 0], logits.shape)
@@ -47,6 +53,35 @@ def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earl
         evidence = intensity_logits(scaled, near, ~near)
     mask = graph_cut(scaled, evidence, seeds)
     result = np.minimum(logits if earlier is None else earlier, -1.0).astype(np.float32)
+    result[window] = signed(evidence, mask)
+    return result
+
+
+def adapt_to_intensities(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray) -> np.ndarray:
+    """Return logits float32 (Y, X) of the answer to a first click after mask and intensities have been adapted to each other.
+
+    As in GrabCut (Rother et al. 2004), the intensities inside and outside of the mask and a new mask are found in turns. Pixels deep in the
+    network's mask, or far from it, hardly change. Only what is connected with the click stays.
+
+    Args:
+        image: Intensities (Y, X).
+        prompt: The click, which is inside.
+        logits: The network's answer, float (Y, X), with pixels inside.
+    """
+    answer = logits > 0
+    _, rows, columns = bounding_box(answer[None])
+    margin = max(MARGIN, round(ADAPTED_MARGIN * max(rows.stop - rows.start, columns.stop - columns.start)))
+    window = surroundings(prompt, [answer], logits.shape, margin)
+    scaled, seeds, mask = scale_intensities(image[window]), click_seeds(prompt, logits.shape)[window], answer[window]
+    depth = np.clip(DEPTH_WEIGHT * signed_depth(mask), -DEPTH_LIMIT, DEPTH_LIMIT)
+    for _ in range(_CUTS):
+        evidence = intensity_logits(scaled, mask | (seeds > 0), ~mask) + depth
+        before, mask = mask, graph_cut(scaled, evidence, seeds)
+        if (mask == before).all():
+            break
+    components, _ = ndimage.label(mask)
+    mask = np.isin(components, np.unique(components[seeds > 0]))
+    result = np.minimum(logits, -1.0).astype(np.float32)
     result[window] = signed(evidence, mask)
     return result
 
@@ -82,13 +117,15 @@ def signed(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.maximum(logits, 1.0), np.minimum(logits, -1.0))
 
 
-def surroundings(prompt: SlicePrompt, masks: Sequence[np.ndarray], shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns within `MARGIN` of masks bool (Y, X) and prompts."""
+def surroundings(
+    prompt: SlicePrompt, masks: Sequence[np.ndarray], shape: tuple[int, int], margin: int = MARGIN
+) -> tuple[slice, slice]:
+    """Return the rows and columns within `margin` pixels of masks bool (Y, X) and prompts."""
     last = np.array(shape) - 1
     boxes = [box[1:] for box in (bounding_box(mask[None]) for mask in masks) if box is not None]
     corners = [[[s.start for s in box], [s.stop - 1 for s in box]] for box in boxes]
     places = np.concatenate([np.clip(np.rint(prompt.points[:, ::-1]), 0, last), np.reshape(corners, (-1, 2))]).astype(int)
-    low, high = np.maximum(places.min(0) - MARGIN, 0), np.minimum(places.max(0) + MARGIN, last)
+    low, high = np.maximum(places.min(0) - margin, 0), np.minimum(places.max(0) + margin, last)
     return slice(int(low[0]), int(high[0]) + 1), slice(int(low[1]), int(high[1]) + 1)
 
 

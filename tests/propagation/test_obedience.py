@@ -37,13 +37,17 @@ def simulate_clicks(image, shape, answer, count):
     return dices
 
 
+LEAST_DICE = {  # After ten clicks on a clear and on a weak shape. A dot has 37 pixels.
+    "ring": (0.95, 0.85), "two_parts": (0.93, 0.9), "thin_wall": (0.9, 0.75), "dot": (0.75, 0.6), "crescent": (0.95, 0.85),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("difference", [CLEAR, WEAK])
 @pytest.mark.parametrize("name", SHAPES)
 def test_clicks_find_every_shape_even_if_the_network_never_does(name, difference):
     shape = draw_shape(name)
     dices = simulate_clicks(draw_slice(shape, difference), shape, logits_of(disc(48, 48, 20)), 10)
-    # A wall of four pixels that is hardly brighter than the noise cannot be found by intensities.
-    assert dices[-1] > (0.8 if difference == CLEAR else 0.25 if name == "thin_wall" else 0.6)
+    assert dices[-1] > LEAST_DICE[name][difference == WEAK]
     assert dices[-1] >= max(dices) - 0.1, "no click undoes what those before it have found"
 
 
@@ -60,9 +64,23 @@ def test_a_good_answer_near_the_click_is_taken():
     assert dice(result > 0, shape) > 0.8 > dice(displayed, shape) + 0.2
 
 
-def test_an_answer_that_obeys_stays_as_it_is():
-    answer = logits_of(disc(48, 48, 20))
-    assert obey_clicks(draw_slice(answer > 0, CLEAR), clicks_at((48, 48, True)), answer) is answer
+@pytest.mark.parametrize("radius", [16, 20, 24])
+def test_the_answer_to_a_first_click_is_adapted_to_the_image(radius):
+    shape = disc(48, 48, 20)
+    mask = obey_clicks(draw_slice(shape, CLEAR), clicks_at((48, 48, True)), logits_of(disc(48, 48, radius))) > 0
+    assert dice(mask, shape) > 0.95
+
+
+def test_the_answer_to_a_first_click_stays_where_the_image_shows_nothing():
+    answer = disc(48, 48, 20)
+    mask = obey_clicks(np.zeros((96, 96), np.float32), clicks_at((48, 48, True)), logits_of(answer)) > 0
+    assert dice(mask, answer) > 0.96
+
+
+def test_only_what_is_connected_with_the_click_is_taken_of_the_answer_to_a_first_click():
+    near, far = disc(30, 30, 10), disc(70, 70, 10)
+    mask = obey_clicks(draw_slice(near | far, CLEAR), clicks_at((30, 30, True)), logits_of(near | far)) > 0
+    assert dice(mask, near) > 0.95
 
 
 def test_a_click_where_the_network_finds_nothing_finds_what_looks_like_it():
