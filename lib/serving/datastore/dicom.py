@@ -125,12 +125,12 @@ class CachedDicomDatastore(CachedDicomImages):
             yield str(write_labels(labels, Grid(stack.shape, stack.affine), Path(folder, "label.nrrd"))), info
 
     def label_history(self, image_id):
-        """Return the descriptions of an image's earlier labels: those of the cache, and the older segmentations in the store."""
+        """Return the descriptions of an image's earlier labels, of the cache and of older segmentations in the store, the newest first."""
         items, series = super().label_history(image_id), self.history.field_values(image_id, SERIES)
         with suppress(requests.RequestException):  # The labels of the cache are better than none while the store does not answer.
             older = self._segmentations().get(image_id, [])[:-1]
             items += [s.to_history_item() for s in reversed(older) if s.series_uid not in series]
-        return items
+        return sorted(items, key=lambda item: item.get("time") or 0, reverse=True)
 
     def restore_label(self, image_id, name, by):
         """Make an earlier label the present one again, also an older segmentation in the store, which is sent anew; return its tag."""
