@@ -25,7 +25,8 @@ class AnnotationPage:
     """
 
     def __init__(self, page, link: str, volume: Volume):
-        self.page, self.volume = page, volume
+        self.page, self.volume, self.errors = page, volume, []
+        page.on("pageerror", lambda error: self.errors.append(error.stack) if "/sam2/ohif/scripts/" in (error.stack or "") else None)
         if link:
             self.page.goto(link)
         self.wait_until_ready()
@@ -49,8 +50,9 @@ class AnnotationPage:
         self.wait()
 
     def wait(self):
-        """Wait until nothing is being computed."""
+        """Wait until nothing is being computed, and check that no script of the page has failed."""
         self.page.wait_for_selector("body[data-busy=false]", timeout=120_000)
+        assert not self.errors, self.errors
 
     def message(self) -> str:
         return self.page.locator("#message").inner_text()

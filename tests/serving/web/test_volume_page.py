@@ -1,6 +1,7 @@
 """The app's pages and *Next Sample* on MONAI Label's datastores, with a stand-in for the app, without engine and browser."""
 
 import io
+from pathlib import Path
 
 import nibabel as nib
 import nrrd
@@ -59,6 +60,8 @@ class App:
         self.store, self.records, self.conf, self.page_volumes = kind(folder), AnnotationRecords(folder.parent / "records"), {}, VolumeCache(2)
         self.lending, self.readable_volumes = Lending(folder.parent / "lending"), ReadableVolumes()
         self._strategies = {"worst_slice": WorstSlice(self.records, self.lending, self.readable_volumes)}
+        self.opened_ahead = []  # Paths of volumes.
+        self.open_ahead = self.opened_ahead.append
 
     def datastore(self):
         return self.store
@@ -246,6 +249,7 @@ def test_next_sample_of_dicom_links_to_the_page_that_opens_the_slice(serve):
     assert client.get("/sam2/ohif?image=b&slice=99").status_code == 422
     assert client.get("/sam2/ohif?image=c").status_code == 200  # nothing is known of it: it opens in the middle
     assert client.get("/sam2/ohif?image=nobody").status_code == 404
+    assert {Path(p).name for p in app.opened_ahead} == {"b.nii.gz", "c.nii.gz"}, "encoding has begun before the first click"
 
 
 def test_files_are_opened_in_ohif_by_their_own_identifiers(serve):

@@ -59,7 +59,7 @@ export class Annotator {
   select(structure) {
     this.active = structure;
     this.viewer.selectSegment(structure.value);
-    this.viewer.showMarks(structure.prompts.marks);
+    this.viewer.marks.show(structure.prompts.marks);
     this.onChange();
   }
 
@@ -68,25 +68,26 @@ export class Annotator {
   // Takes over marks, outlines and painting that are new in the viewports.
   collect() {
     const { viewer, active } = this;
-    if (viewer.isDrawing()) return;
+    if (viewer.marks.isDrawing()) return;
     if (!viewer.hasOnlyItsVolume()) {
-      viewer.showMarks(active.prompts.marks);
+      viewer.marks.show(active.prompts.marks);
       return this.report("A view shows another series: reload this page to go on with this one.", true);
     }
-    const edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number)), outline = viewer.takeOutline();
+    const edited = [...viewer.takePainting()].map((pair) => pair.split(" ").map(Number)), outline = viewer.marks.takeOutline();
     if (edited.length) return this.takePainting(edited);
     if (outline) return this.takeOutline(outline);
-    const old = new Map(active.prompts.marks.map((mark) => [mark.uid, mark])), now = viewer.marks();
-    const problem = now.map((mark) => viewer.problemOf(mark)).find(Boolean);
+    const old = new Map(active.prompts.marks.map((mark) => [mark.uid, mark])), now = viewer.marks.all();
+    const problem = now.map((mark) => viewer.marks.problemOf(mark)).find(Boolean);
     if (problem) {
-      viewer.showMarks(active.prompts.marks);
+      viewer.marks.show(active.prompts.marks);
       return this.report(problem, true);
     }
     const isSame = (a, b) => b && String([a.ijk, a.corner]) === String([b.ijk, b.corner]);
     if (now.length === old.size && now.every((mark) => isSame(mark, old.get(mark.uid)))) return;
     const changed = now.filter((mark) => !isSame(mark, old.get(mark.uid)));
     const kind = this.withAlt ? !this.isInside : this.isInside;
-    const marks = now.map((mark) => ({ ...mark, inside: Boolean(mark.corner) || (old.get(mark.uid)?.inside ?? kind) }));
+    const inOrder = [...active.prompts.marks.map((mark) => now.find(({ uid }) => uid === mark.uid)), ...now.filter(({ uid }) => !old.has(uid))];
+    const marks = inOrder.filter(Boolean).map((mark) => ({ ...mark, inside: Boolean(mark.corner) || (old.get(mark.uid)?.inside ?? kind) }));
     const next = Prompts.withMarks({ ...active.prompts, marks: [] }, marks, viewer.axis);
     this.change([[active, next]], changed.length ? changed[changed.length - 1].ijk[viewer.axis] : null);
   }
@@ -170,7 +171,7 @@ export class Annotator {
   // Gives structures new prompts, and asks for the mask of the active one: first on slice t, if there is one.
   change(changes, t = null) {
     this.remember(changes);
-    this.viewer.showMarks(this.active.prompts.marks);
+    this.viewer.marks.show(this.active.prompts.marks);
     this.run(this.active, t);
   }
 
@@ -194,17 +195,16 @@ export class Annotator {
         this.report(hint);
       } else {
         this.report(`${structure.name} …`);
-        const params = this.paramsOf(structure), painting = await this.paintingOf(structure);
-        if (t !== null && structure.prompts.marks.some((mark) => mark.inside && mark.ijk[this.viewer.axis] === t)) {
-          const { mask } = await this.server.segment(SLICE_MODEL, params, painting, signal);
-          await this.isReleased();
-          if (signal.aborted) return;
+        const onSlice = structure.prompts.marks.filter((mark) => mark.ijk[this.viewer.axis] === t);
+        if (onSlice.some((mark) => mark.inside)) {
+          const { mask } = await this.server.segment(SLICE_MODEL, this.paramsOf(structure, { ...Prompts.NONE, marks: onSlice }), null, signal);
+          if (await this.isOutdated(signal)) return;
           this.viewer.writeMask(structure.value, mask, t, this.keepOthers);
           this.onChange();
         }
+        const params = this.paramsOf(structure, structure.prompts), painting = await this.paintingOf(structure);
         const { mask, answer } = await this.server.segment(VOLUME_MODEL, params, painting, signal);
-        await this.isReleased();
-        if (signal.aborted) return;
+        if (await this.isOutdated(signal)) return;
         this.takeAnswer(structure, mask, answer);
         this.report(answer.warnings?.length ? answer.warnings[0] : "");
       }
@@ -230,9 +230,11 @@ export class Annotator {
   // Asks again after an error.
   retry() { this.run(this.failed || this.active); }
 
-  // Resolves once no mouse button is pressed, so that a mask does not change under the brush.
-  async isReleased() {
+  // Waits until no mouse button is pressed, so that a mask does not change under the brush, and returns whether a newer request has followed.
+  async isOutdated(signal) {
     while (this.isPressed) await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+    if (!signal.aborted) this.collect(); // A stroke that has just ended must not get lost under the answer.
+    return signal.aborted;
   }
 
   takeAnswer(structure, mask, answer = {}) {
@@ -247,8 +249,9 @@ export class Annotator {
     structure.reason = proposal?.reason || "";
   }
 
-  paramsOf(structure) {
-    const { marks, absent, painted } = structure.prompts, clicks = marks.filter((mark) => !mark.corner);
+  // Returns the fields of a request for a structure with these prompts.
+  paramsOf(structure, { marks, absent, painted }) {
+    const clicks = marks.filter((mark) => !mark.corner);
     const params = { ...this.options, label: structure.name };
     params.foreground = clicks.filter((mark) => mark.inside).map((mark) => mark.ijk);
     params.background = clicks.filter((mark) => !mark.inside).map((mark) => mark.ijk);

@@ -23,7 +23,14 @@ const frame = element("ohif");
 const viewer = new Viewer(frame), server = new Server(base, first.SeriesInstanceUID);
 const place = new Place(viewer, server, first, report);
 const state = server.state(); // Asked for while OHIF loads, because it fails at once if the image cannot be read.
-let annotator = null, strip = null, list = null, saving = null, waiting = null, hasGivenUp = false;
+const list = new StructureList(element("structures"), {
+  choose: (structure) => annotator.select(structure),
+  make: (name) => annotator.select(annotator.structureNamed(name)),
+});
+const strip = new Strip(element("slices"), element("volume-dice"), (t) => { place.stop(); viewer.goToSlice(t, proposedPoint(t)); });
+const saving = new Saving(server, element("changes"), report);
+const options = new OptionsForm(element("options"), (chosen) => annotator?.setOptions(chosen));
+let annotator = null, waiting = null, hasGivenUp = false; // The annotator works on the present label map: a frame that is loaded anew gets another.
 
 function report(text, isError = false) {
   element("message").textContent = text;
@@ -111,7 +118,7 @@ function showSlice() {
   if (annotatedSlices(active.prompts, viewer.axis).includes(t)) known.reason = "This slice is annotated.";
   const isPlace = place.current.slice === fileSlice && known.dice == null && !known.reason;
   if (isPlace) Object.assign(known, { dice: place.current.expected_dice, reason: place.current.reason });
-  const plane = viewer.mainViewport().id.replace("mpr-", "");
+  const plane = viewer.planeName();
   place.write({ ...known, where: `${plane} slice ${strip.numberOf(t)} of ${viewer.sliceCount} (voxel slice ${fileSlice})` });
 }
 
@@ -119,20 +126,14 @@ async function start() {
   const fresh = new Annotator(viewer, server, { report, onChange: show });
   let problem = "";
   const readSaved = server.savedLabel().catch((e) => { problem = e.message; return null; });
-  const [known, saved, options] = await Promise.all([state, readSaved, server.options()]);
+  const [known, saved, config] = await Promise.all([state, readSaved, server.options()]);
   fresh.start(known);
   fresh.reopen(saved);
-  annotator = fresh;
-  list = new StructureList(element("structures"), {
-    choose: (structure) => annotator.select(structure),
-    make: (name) => annotator.select(annotator.structureNamed(name)),
-  });
-  strip = new Strip(element("slices"), element("volume-dice"), (t) => { place.stop(); viewer.goToSlice(t, proposedPoint(t)); });
+  fresh.keepOthers = element("keep-others").checked;
+  annotator = saving.annotator = fresh;
   strip.start(viewer.slicesInOrder());
+  options.start(config);
   viewer.followCamera(showSlice);
-  new OptionsForm(element("options"), (chosen) => annotator.setOptions(chosen)).start(options);
-  saving = new Saving(annotator, element("changes"), report);
-  element("keep-others").addEventListener("change", (e) => { annotator.keepOthers = e.target.checked; });
   viewer.window.addEventListener("keydown", onKey, true);
   viewer.closeSidePanels();
   annotator.select(annotator.structures.find((s) => s.name === first.label) || annotator.structures[0]);
@@ -176,7 +177,7 @@ state.catch(giveUp);
 frame.addEventListener("load", () => {
   if (hasGivenUp) return;
   place.isConnected = false;
-  annotator = null;
+  annotator = saving.annotator = null;
   clearInterval(waiting);
   const openStudy = new URLSearchParams(frame.contentWindow.location.search).get("StudyInstanceUIDs");
   if (openStudy && openStudy !== first.StudyInstanceUID) {
@@ -187,6 +188,7 @@ frame.addEventListener("load", () => {
   waitAndStart();
 });
 for (const button of document.querySelectorAll("button[data-action]")) button.addEventListener("click", () => act(button.dataset.action));
+element("keep-others").addEventListener("change", (e) => { if (annotator) annotator.keepOthers = e.target.checked; });
 window.addEventListener("keydown", onKey, true);
 server.stayLoggedIn();
 place.show();

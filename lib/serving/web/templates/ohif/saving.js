@@ -3,14 +3,15 @@
 import { hasMask } from "./annotator.js";
 
 export class Saving {
-  constructor(annotator, dialog, report) {
-    Object.assign(this, { annotator, dialog, report });
-    window.addEventListener("beforeunload", (event) => { if (annotator.hasUnsavedWork) event.preventDefault(); });
+  constructor(server, dialog, report) {
+    Object.assign(this, { server, dialog, report });
+    this.annotator = null; // The one whose structures are saved.
+    window.addEventListener("beforeunload", (event) => { if (this.annotator?.hasUnsavedWork) event.preventDefault(); });
   }
 
   // Saves the segments as the final label, after the annotator has seen what this changes in the saved one.
   async submit() {
-    const { annotator } = this, { viewer, server } = annotator;
+    const { annotator, server } = this, { viewer } = annotator;
     try {
       if (annotator.running) this.report("Waiting for the mask …");
       await annotator.isIdle();

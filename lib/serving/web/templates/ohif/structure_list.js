@@ -15,15 +15,18 @@ export class StructureList {
     });
   }
 
-  // A full circle marks those that have a mask.
+  // A full circle marks those that have a mask. The list is made anew only if it has changed, because it may be open.
   show(structures, active) {
-    Object.assign(this, { structures, active });
-    const options = structures.map((structure, n) => {
-      const option = new Option(`${hasMask(structure) ? "● " : "○ "}${structure.name}`, n, false, structure === active);
-      option.style.color = structure.color;
-      return option;
-    });
-    this.element.replaceChildren(...options, new Option("New structure …", "new"));
+    const contents = JSON.stringify(structures.map((s) => [s.name, s.color, hasMask(s)]));
+    if (contents !== this.contents) {
+      const options = structures.map((structure, n) => {
+        const option = new Option(`${hasMask(structure) ? "● " : "○ "}${structure.name}`, n);
+        option.style.color = structure.color;
+        return option;
+      });
+      this.element.replaceChildren(...options, new Option("New structure …", "new"));
+    }
+    Object.assign(this, { structures, active, contents });
     this.element.value = structures.indexOf(active);
     this.element.style.borderColor = active.color;
   }

@@ -4,8 +4,9 @@
 // cornerstone, which the server counts in the same way.
 
 import { LabelMap } from "./label_map.js";
+import { BOX, Marks, OUTLINE, PROBE } from "./marks.js";
 
-const PROBE = "ProbeMONAILabel", BOX = "BoxPrompt", OUTLINE = "OutlinePrompt", SEGMENTATION = "1", TOOL_GROUP = "mpr";
+const SEGMENTATION = "1", TOOL_GROUP = "mpr";
 const PRIMARY_BUTTON = 1, ALT = 18, CAMERA_TICK_MS = 100;
 const OHIF_NORMAL_SIGNS = [1, -1, -1]; // Whether OHIF's slice numbers grow with x, y and z (LPS), see lib/serving/web/viewers.py.
 export const TOOLS = { inside: PROBE, outside: PROBE, box: BOX, outline: OUTLINE, brush: "CircularBrush", eraser: "CircularEraser", look: "WindowLevel" };
@@ -14,7 +15,6 @@ export class Viewer {
   constructor(frame) {
     this.frame = frame;
     this.axis = 2;
-    this.isWriting = false; // Whether this page is changing clicks, so that its own changes are not taken for the annotator's.
     this.paintedPlanes = new Set(); // Of the label map, since the last call of takePainting.
   }
 
@@ -83,47 +83,21 @@ export class Viewer {
     }
   }
 
-  // Begins to follow clicks and painting. `onChange` is called with no argument after each of them.
+  // Begins to follow marks and painting. `onChange` is called with no argument after each of them.
   start(axis, onChange) {
-    const { Events } = this.tools.Enums;
-    const target = this.window.cornerstone.eventTarget;
+    const { Events } = this.tools.Enums, { cache, eventTarget: target } = this.window.cornerstone, volume = this.labelVolume();
     this.axis = axis;
-    const volume = this.labelVolume(), { cache } = this.window.cornerstone;
     this.volumeId = this.viewports()[0].getVolumeId();
     this.labels = new LabelMap(volume.imageIds.map((id) => cache.getImage(id).voxelManager.getScalarData()), [...volume.dimensions], axis);
     target.addEventListener(Events.SEGMENTATION_DATA_MODIFIED, ({ detail }) => {
       const planes = detail.modifiedSlicesToUse?.length ? detail.modifiedSlicesToUse : this.labels.planes.keys();
       for (const k of planes) this.paintedPlanes.add(k);
     });
-    this.addTools();
-    const later = () => { if (!this.isWriting) setTimeout(onChange, 0); };
-    target.addEventListener(Events.ANNOTATION_COMPLETED, later);
-    target.addEventListener(Events.ANNOTATION_REMOVED, later);
+    this.marks = new Marks(this);
+    const later = () => { if (!this.marks.areChanging) setTimeout(onChange, 0); };
+    for (const event of [Events.ANNOTATION_COMPLETED, Events.ANNOTATION_REMOVED]) target.addEventListener(event, later);
     this.window.addEventListener("mouseup", (event) => { this.endWaiting(event); later(); }, true);
   }
-
-  // Adds tools for boxes and outlines. They have names of their own, so that OHIF does not take what they draw for measurements.
-  addTools() {
-    const { RectangleROITool, PlanarFreehandROITool, addTool } = this.tools, noText = { getTextLines: () => [] };
-    class BoxTool extends RectangleROITool {
-      constructor(...args) {
-        super(...args);
-        this._calculateCachedStats = this._throttledCalculateCachedStats = (annotation) => { annotation.invalidated = false; };
-      }
-    }
-    class OutlineTool extends PlanarFreehandROITool {}
-    for (const [name, Tool, options] of [[BOX, BoxTool, noText], [OUTLINE, OutlineTool, { ...noText, calculateStats: false, allowOpenContours: false }]]) {
-      Tool.toolName = name;
-      addTool(Tool);
-      this.toolGroup().addTool(name, options);
-      this.toolGroup().setToolPassive(name);
-    }
-  }
-
-  toolGroup() { return this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP); }
-
-  // Returns whether a box or an outline is not complete yet.
-  isDrawing() { return [BOX, OUTLINE].map((name) => this.toolGroup().getToolInstance(name)).some((tool) => tool.isDrawing || tool.editData); }
 
   // Cornerstone holds a click back for 0.4 s, because a second one might follow, unless the mouse moves on. So a click with the probe is
   // followed by such a move.
@@ -164,8 +138,7 @@ export class Viewer {
   get sliceCount() { return this.labels.sliceCount; }
 
   currentSlice() {
-    const ijk = this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint]);
-    return Math.min(Math.max(Math.round(ijk[this.axis]), 0), this.sliceCount - 1);
+    return Math.min(Math.max(Math.round(this.voxelInView()[this.axis]), 0), this.sliceCount - 1);
   }
 
   // Returns the viewport that shows the slices in their plane.
@@ -173,6 +146,9 @@ export class Viewer {
     const plane = ["sagittal", "coronal", "axial"][this.normal().component], viewports = this.viewports();
     return viewports.find((v) => v.id === `mpr-${plane}`) || viewports[0];
   }
+
+  // Returns the name of the plane of the slices.
+  planeName() { return this.mainViewport().id.replace("mpr-", ""); }
 
   // Returns the patient axis (0, 1, 2 for x, y, z) along which the slices lie, and its sign.
   normal() {
@@ -200,7 +176,10 @@ export class Viewer {
     this.window.commandsManager.runCommand("toggleOneUp");
   }
 
-  voxelInView() { return [...this.mainViewport().getImageData().imageData.worldToIndex([...this.mainViewport().getCamera().focalPoint])]; }
+  voxelInView() { return this.toVoxel(this.mainViewport().getCamera().focalPoint); }
+
+  // Returns the voxel, with fractions, at a point in mm LPS.
+  toVoxel(pointLps) { return [...this.viewports()[0].getImageData().imageData.worldToIndex([...pointLps])]; }
 
   // Calls `onMove` when another slice is in view. OHIF replaces its viewports when the layout changes, so their events would get lost.
   followCamera(onMove) {
@@ -236,69 +215,9 @@ export class Viewer {
     return edited;
   }
 
-  quietly(change) {
-    this.isWriting = true;
-    try { change(); } finally { this.isWriting = false; }
-  }
+  // Tools ------------------------------------------------------------------------------------------------------------------------------
 
-  // Clicks, boxes and outlines ---------------------------------------------------------------------------------------------------------
-
-  annotations(...toolNames) { return this.tools.annotation.state.getAllAnnotations().filter((a) => toolNames.includes(a.metadata.toolName)); }
-
-  toVoxel(world) { return [...this.viewports()[0].getImageData().imageData.worldToIndex([...world])]; }
-
-  // Returns the clicks and boxes in the viewports, in the order in which they were made: see prompts.js.
-  marks() {
-    return this.annotations(PROBE, BOX).map((annotation) => {
-      const points = annotation.data.handles.points.map((point) => [...point]);
-      const [ijk, corner] = [points[0], points[3]].map((point) => point && this.toVoxel(point).map(Math.round));
-      return { uid: annotation.annotationUID, ijk, corner, points, annotation };
-    });
-  }
-
-  // Returns what is wrong with a mark, in a sentence, or "".
-  problemOf({ ijk, corner }) {
-    if (!corner) return this.isInView(ijk) ? "" : "This click lies outside the image: click on the image.";
-    if (ijk[this.axis] !== corner[this.axis]) return this.wrongPlane("boxes");
-    return ijk.every((x, a) => Math.max(x, corner[a]) >= 0 && Math.min(x, corner[a]) < this.labels.size[a]) ? "" : "This box lies outside the image.";
-  }
-
-  wrongPlane(what) { return `Draw ${what} in the ${this.mainViewport().id.replace("mpr-", "")} view: the slices lie in this plane.`; }
-
-  // Removes outlines from the viewports, and returns the last one as {t, mask: one byte for each voxel of slice t, problem}, or null.
-  takeOutline() {
-    const outlines = this.annotations(OUTLINE);
-    if (!outlines.length) return null;
-    this.quietly(() => { for (const { annotationUID } of outlines) this.tools.annotation.state.removeAnnotation(annotationUID); });
-    this.drawAnnotations();
-    const corners = outlines.at(-1).data.contour.polyline.map((point) => this.toVoxel(point)), depths = corners.map((voxel) => voxel[this.axis]);
-    const t = Math.min(Math.max(Math.round(depths[0]), 0), this.sliceCount - 1);
-    const problem = depths.every((x) => Math.abs(x - t) <= 0.5) ? "" : this.wrongPlane("outlines");
-    return { t, mask: this.labels.maskOfPolygon(corners), problem };
-  }
-
-  // Draws exactly these clicks and boxes.
-  showMarks(marks) {
-    const { state, config } = this.tools.annotation;
-    this.quietly(() => {
-      const wanted = new Set(marks.map((mark) => mark.uid)), present = new Set();
-      for (const annotation of this.annotations(PROBE, BOX)) {
-        present.add(annotation.annotationUID);
-        if (!wanted.has(annotation.annotationUID)) state.removeAnnotation(annotation.annotationUID);
-      }
-      for (const { uid, inside, points, annotation } of marks) {
-        if (!present.has(uid)) state.addAnnotation(annotation, this.mainViewport().element);
-        points.forEach((point, n) => { annotation.data.handles.points[n] = [...point]; });
-        const color = inside ? "rgb(80, 230, 120)" : "rgb(255, 90, 90)";
-        config.style.setAnnotationStyles(uid, { color, colorHighlighted: color, colorSelected: color });
-      }
-    });
-    this.drawAnnotations();
-  }
-
-  drawAnnotations() { this.tools.utilities.triggerAnnotationRenderForViewportIds(this.viewports().map((v) => v.id)); }
-
-  isInView(ijk) { return ijk.every((x, a) => x >= 0 && x < this.labels.size[a]); }
+  toolGroup() { return this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP); }
 
   // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks.
   setTool(name) {
@@ -310,9 +229,7 @@ export class Viewer {
     if (tool !== PROBE) group.setToolActive(tool, { bindings: [primary] });
   }
 
-  hasTool(name) {
-    return this.toolGroup().getActivePrimaryMouseButtonTool() === TOOLS[name];
-  }
+  hasTool(name) { return this.toolGroup().getActivePrimaryMouseButtonTool() === TOOLS[name]; }
 
   scaleBrush(factor) {
     const { getBrushSizeForToolGroup, setBrushSizeForToolGroup } = this.tools.utilities.segmentation;
