@@ -17,10 +17,10 @@ from lib.common.errors import UserError
 from lib.imaging.dicom.segmentations import read_segmentation
 from lib.imaging.volume import Grid
 from lib.serving.datastore.checks import checked_file_name
-from lib.serving.datastore.dicom_images import SERIES, CachedDicomImages
+from lib.serving.datastore.dicom_images import CachedDicomImages
 from lib.serving.datastore.dicom_labels import write_labels_as_segmentation
 from lib.serving.datastore.folder import FINAL, UNSENT, FolderDatastore
-from lib.serving.datastore.history import restoration
+from lib.serving.datastore.history import SERIES, restoration
 from lib.serving.datastore.stored_segmentations import StoredSegmentation, segmentations_by_image
 from lib.serving.datastore.uploaded_labels import checked_label, write_labels
 
@@ -126,7 +126,8 @@ class CachedDicomDatastore(CachedDicomImages):
 
     def label_history(self, image_id):
         """Return the descriptions of an image's earlier labels, of the cache and of older segmentations in the store, the newest first."""
-        items, series = super().label_history(image_id), self.history.field_values(image_id, SERIES)
+        items = super().label_history(image_id)
+        series = {item["series"] for item in items}
         with suppress(requests.RequestException):  # The labels of the cache are better than none while the store does not answer.
             older = self._segmentations().get(image_id, [])[:-1]
             items += [s.to_history_item() for s in reversed(older) if s.series_uid not in series]

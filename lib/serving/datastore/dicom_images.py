@@ -23,10 +23,10 @@ from lib.imaging.writers import write_image
 from lib.serving.datastore.checks import checked_file_name
 from lib.serving.datastore.dicom_search import DicomSearch, remove_partial_downloads
 from lib.serving.datastore.folder import FolderDatastore, file_entry
+from lib.serving.datastore.history import SERIES
 from lib.serving.datastore.stored_segmentations import image_ids, series_uid_of
 
 STORE_TIMEOUT_S = 60  # Default of how long the DICOM store may stay silent.
-SERIES = "SeriesInstanceUID"  # Field of an image's and a label's info: the series in the store that holds it.
 STACK_COUNT = ".stack_count"  # File beside the DICOM files of a series that holds several volumes; its text is their number.
 IMAGE_ENDING = ".nrrd"  # Of cached images; such a file holds any affine, also that of a tilted gantry.
 

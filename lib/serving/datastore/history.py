@@ -18,7 +18,8 @@ from lib.serving.datastore.transaction import Retirement, description_file
 FOLDER = "history"  # In the folder of labels; no tag may have this name.
 DIGEST = "digest"  # Field of an image's and of a label's info: the digest of the image's content.
 GONE, EXCHANGED = "the image's file is gone", "the image's file was exchanged"  # Reasons; such labels come back with their image.
-_OWN_FIELDS = ("temporary", "ts", "name", "SeriesInstanceUID", "StudyInstanceUID")  # Of a label's info; they say where it was stored.
+SERIES = "SeriesInstanceUID"  # Field of an image's and a label's info: the series in the DICOM store that holds it.
+_OWN_FIELDS = ("temporary", "ts", "name", SERIES, "StudyInstanceUID")  # Of a label's info; they say where it was stored.
 _FIELDS = ("client", "user", "checkpoint", DIGEST)
 
 
@@ -48,21 +49,18 @@ class LabelHistory:
     def items(self, image: str, digest: str) -> list[dict]:
         """Return the descriptions of an image's labels in the history, the newest first.
 
-        Each has name, tag, client, user, time, checkpoint, structures, digest, retired (time), reason and restorable: whether it was made
-        for the image's present content, whose digest is `digest`.
+        Each has name, tag, client, user, time, checkpoint, structures, digest, retired (time), reason, series (of the DICOM SEG that was
+        stored of it, or None) and restorable: whether it was made for the image's present content, whose digest is `digest`.
         """
         files = [f for f in (self.folder / image).glob("[!.]*") if not f.name.endswith((".json", ".tmp"))]
         items = []
         for file in sorted(files, reverse=True):
             description = _read(description_file(file))
-            description.pop("info", None)
-            items.append({"name": file.name, **description, "restorable": description.get(DIGEST) in ("", None, digest)})
+            info = description.pop("info", None)
+            series = info.get(SERIES) if isinstance(info, dict) else None
+            is_restorable = description.get(DIGEST) in ("", None, digest)
+            items.append({"name": file.name, **description, "series": series, "restorable": is_restorable})
         return items
-
-    def field_values(self, image: str, field: str) -> set:
-        """Return the values that a field has in the infos of an image's labels in the history."""
-        descriptions = (_read(file) for file in (self.folder / image).glob("[!.]*.json"))
-        return {info.get(field) for d in descriptions if isinstance(info := d.get("info"), dict)}
 
     def images(self) -> list[str]:
         """Return the ids of the images with labels in the history, among them images that are no longer there."""

@@ -49,7 +49,7 @@ class StoredSegmentation:
         return {
             "name": self.series_uid, "tag": "final", "time": seconds, "client": "", "user": self.creator,
             "checkpoint": self.checkpoint, "structures": list(self.structures), "digest": "", "retired": None, "reason": REASON,
-            "restorable": True,
+            "series": self.series_uid, "restorable": True,
         }  # fmt: skip
 
 

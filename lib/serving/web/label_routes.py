@@ -66,7 +66,9 @@ def history_on_page(app, image: str) -> list[dict]:
     """Return what the page of volumes displays of the history of an image's labels, the newest first."""
     store = app.datastore()
     items = store.label_history(image) if isinstance(store, FolderDatastore) else []
-    return [{**item, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(item.get("time") or 0))} for item in items]
+    return [
+        {**item, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(item["time"])) if item.get("time") else ""} for item in items
+    ]  # fmt: skip
 
 
 @router.put("/datastore/label", summary="Save a label; the answer names the structures that differ from the saved one")
