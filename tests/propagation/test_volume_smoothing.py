@@ -39,7 +39,7 @@ def test_a_slice_that_disagrees_with_its_neighbours_is_mended(cylinder):
     masks = np.stack([cylinder] * (LAST + 1))
     masks[4] &= ~disc(32, 38, 6)
     assert dice(masks[4], cylinder) < 0.86
-    assert dice(smooth(masks, cylinder)[4], cylinder) > 0.97
+    assert dice(smooth(masks, cylinder)[4], cylinder) > 0.95
 
 
 def test_masks_do_not_spread_across_edges_of_the_image(cylinder):
