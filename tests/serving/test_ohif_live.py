@@ -227,6 +227,18 @@ def test_the_first_click_in_another_view_counts_and_boxes_there_are_refused(anno
     np.testing.assert_array_equal(annotated.mask("kidney_left"), before)
 
 
+def test_a_box_that_was_begun_by_a_click_is_given_up_with_its_tool(annotated, organs):
+    voxel = voxel_in(organs, "kidney_left", K)
+    annotated.key("r")
+    annotated.page.mouse.click(*annotated.position([voxel[0] - 20, voxel[1], K]))
+    annotated.frame.wait_for_function("cornerstoneTools.annotation.state.getAllAnnotations().some((a) => a.metadata.toolName === 'BoxPrompt')")
+    annotated.key("f")
+    annotated.expect_message("Drag the mouse to draw a box.")
+    assert annotated.marks("BoxPrompt") == 0
+    annotated.click([voxel[0], voxel[1] + 4, K])
+    assert annotated.marks() == 2
+
+
 def test_other_structures_are_kept_on_request(annotated, organs):
     voxel = voxel_in(organs, "kidney_left", K)
     first = annotated.mask("kidney_left")

@@ -50,6 +50,7 @@ export class Marks {
   // Returns what is wrong with a mark, in a sentence, or "".
   problemOf({ ijk, corner }) {
     const { axis, labels: { size } } = this.viewer, other = corner ?? ijk;
+    if (String(ijk) === String(corner)) return "Drag the mouse to draw a box.";
     if (corner && ijk[axis] !== corner[axis]) return this.wrongPlane("boxes");
     const isInImage = size.every((n, a) => Math.max(ijk[a], other[a]) >= 0 && Math.min(ijk[a], other[a]) < n);
     if (isInImage) return "";

@@ -219,8 +219,9 @@ export class Viewer {
 
   toolGroup() { return this.tools.ToolGroupManager.getToolGroup(TOOL_GROUP); }
 
-  // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks.
+  // Gives the left mouse button to a tool, a key of TOOLS. With Alt, it always clicks. A box that is not complete is given up.
   setTool(name) {
+    for (const viewport of this.viewports()) this.tools.cancelActiveManipulations(viewport.element);
     const group = this.toolGroup(), tool = TOOLS[name];
     const active = group.getActivePrimaryMouseButtonTool();
     if (active) group.setToolPassive(active, { removeAllBindings: [{ mouseButton: PRIMARY_BUTTON }] });
