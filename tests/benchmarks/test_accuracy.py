@@ -1,20 +1,17 @@
 """Test the benchmark of accuracy on small volumes and on rows that are written by hand."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import accuracy  # noqa: E402
-
-from lib.engine.options import Options  # noqa: E402
-from lib.evaluation.methods.app import AppMethod  # noqa: E402
-from lib.evaluation.methods.classical import ClassicalMethod  # noqa: E402
-from lib.evaluation.methods.fill import FillMethod  # noqa: E402
-from lib.imaging.datasets import read_cases  # noqa: E402
-from tests.evaluation.conftest import balls  # noqa: E402, F401
+from benchmarks import accuracy
+from lib.engine.options import Options
+from lib.evaluation.methods.app import AppMethod
+from lib.evaluation.methods.classical import ClassicalMethod
+from lib.evaluation.methods.fill import FillMethod
+from lib.imaging.datasets import read_cases
+from tests.evaluation.conftest import balls  # noqa: F401
 
 
 @pytest.fixture(scope="module")

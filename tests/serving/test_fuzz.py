@@ -7,16 +7,14 @@ The examples are the same in every run. For a longer run with other examples:
 
 import gzip
 import hashlib
-import http.client
 import json
 import os
 import time
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
 import pytest
-import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,13 +38,13 @@ from tests.fuzz.examples import (
     segment,
     some,
 )
+from tests.fuzz.raw_client import TIMEOUT_S, RawClient
 from tests.serving.processes import free_port
 from tests.serving.test_server import ROOT, run_server
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("before")]
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
-TIMEOUT_S = 60  # A request that takes longer counts as hanging.
 SECRET = b"CANARY-in-the-folder-beside"
 
 
@@ -58,35 +56,6 @@ def fuzz(examples: int) -> settings:
 
 
 # --- the server and its surroundings ---------------------------------------------------------------------------------
-class RawClient:
-    """A client that sends addresses unchanged, while client libraries would correct their paths."""
-
-    def __init__(self, address: str):
-        self.address, self._host = address, urlsplit(address).netloc
-
-    def __call__(self, method: str, path: str, query=(), **body) -> tuple[int, bytes]:
-        """Send a request, check what holds for every answer, and return its status and body."""
-        query = [(k, v.encode(errors="surrogatepass") if isinstance(v, str) else v) for k, v in dict(query).items()]
-        target = quote(path.encode(errors="surrogatepass"), safe="/%~") + ("?" + urlencode(query) if query else "")
-        prepared = requests.Request(method, self.address, **body).prepare()
-        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT_S)
-        try:
-            connection.request(method, target, prepared.body, dict(prepared.headers))
-            answer = connection.getresponse()
-            status, content = answer.status, answer.read()
-        finally:
-            connection.close()
-        what = f"{method} {target[:200]} -> {status}: {content[:400]!r}"
-        assert status < 500 or (status == 502 and path.startswith("/proxy")), what
-        assert SECRET not in content, what
-        if not path.startswith("/logs"):
-            assert b"Traceback" not in content and b'File "' not in content, what
-        if status >= 400 and method != "HEAD":
-            detail = json.loads(content)["detail"]
-            assert detail and (isinstance(detail, str) or all(d["msg"] for d in detail)), what
-        return status, content
-
-
 def listing(folder, *excluded) -> dict[str, str]:
     """Return the digests of all files below a folder by path, without files and folders of the excluded names."""
     paths = (p for p in folder.rglob("*") if not set(p.relative_to(folder).parts) & set(excluded))
@@ -118,7 +87,7 @@ def server(base_folder):
         patch.setenv("MONAI_LABEL_SESSION_PATH", str(base_folder / "sessions"))
         conf = ["--conf", "labels", "spleen,liver", "--conf", "versions", str(base_folder / "versions")]
         for address in run_server(base_folder / "studies", base_folder / "elsewhere", free_port(), conf):
-            yield RawClient(address)
+            yield RawClient(address, SECRET)
 
 
 @pytest.fixture(scope="module")
