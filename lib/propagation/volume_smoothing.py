@@ -17,7 +17,7 @@ from lib.propagation.tracks import Tracks
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 SMOOTHNESS, SWEEPS = 12.0, 60
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that divides the smoothing by e.
-MARGIN = 4  # Cells round the masks that take part.
+MARGINS = 0, 4, 4  # Slices, rows and columns round the masks that take part. Smoothing does not move the ends of a structure.
 SURE_LOGIT = 8.0  # Logits are limited to this.
 
 
@@ -36,7 +36,7 @@ def smooth_tracks(tracks: Tracks, features: SliceFeatures, annotated: Iterable[i
     if box is None:
         return tracks
     limits = (low, high + 1), (0, height), (0, width)
-    box = tuple(slice(max(s.start - MARGIN, a), min(s.stop + MARGIN, b)) for s, (a, b) in zip(box, limits, strict=True))
+    box = tuple(slice(max(s.start - m, a), min(s.stop + m, b)) for s, m, (a, b) in zip(box, MARGINS, limits, strict=True))
     logits = tracks.logits[box]
     image = _scale(grid_intensities(features, box[0], side)[:, box[1], box[2]], (logits > 0).cpu().numpy())
     stays = torch.zeros(len(logits), 1, 1, dtype=torch.bool, device=logits.device)
