@@ -77,7 +77,7 @@ def read_headers(path: Path | Sequence[Path]) -> list[FrameHeader]:
     for file in dicom_files(path):
         dataset = read_dataset(file, stop_before_pixels=True)
         if _is_incomplete(file, dataset):
-            raise VolumeError(f"{file.name} is empty or damaged: repair or remove it.")
+            raise VolumeError(f"{file.name} could not be read: it is damaged, incomplete or not a medical image. Repair or remove it.")
         if dataset is None or not is_image(dataset):
             continue
         known = files.setdefault(str(dataset.get("SOPInstanceUID", file)), file)

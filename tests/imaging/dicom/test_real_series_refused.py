@@ -106,7 +106,7 @@ def test_a_series_does_not_lose_its_last_slice_silently(tmp_path, content):
     """As after an interrupted copy: nobody would notice that a slice at the end is missing."""
     folder = save_dicom(series(), tmp_path / "head")
     (folder / "008.dcm").write_bytes(content)
-    with pytest.raises(VolumeError, match="008.dcm is empty or damaged"):
+    with pytest.raises(VolumeError, match="008.dcm could not be read: it is damaged, incomplete"):
         read_volume(folder)
     listing = StudiesFolder(tmp_path).list_images()
-    assert not listing.images and "008.dcm is empty or damaged" in listing.refused["head"]
+    assert not listing.images and "008.dcm could not be read: it is damaged, incomplete" in listing.refused["head"]
