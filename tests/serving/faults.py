@@ -64,7 +64,7 @@ class KillableServer:
                 patch.setenv(name, str(value))
             self.process = start_monailabel(str(self.studies), "127.0.0.1", self.port, self.conf)
         try:
-            wait_for(f"{self.address}/openapi.json", self.process, 120)
+            wait_for(f"{self.address}/openapi.json", self.process)
         except OptionError:
             self.process.kill()
             raise

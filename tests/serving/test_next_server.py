@@ -8,8 +8,7 @@ import pytest
 import requests
 
 from lib.samples import phantom
-from lib.serving.launch import start_monailabel, wait_for
-from tests.serving.processes import free_port
+from tests.serving.faults import KillableServer
 from tests.serving.test_server import slicer_client
 
 pytestmark = pytest.mark.server
@@ -25,31 +24,13 @@ def studies(tmp_path_factory):
     return folder
 
 
-class Server:
-    """A server process that can be killed and started again on the same port, with a client of 3D Slicer."""
-
-    def __init__(self, studies, folder):
-        self.port, self.studies, self.folder = free_port(), studies, folder
-        self.start()
-
-    def start(self):
-        self.process = start_monailabel(str(self.studies), "127.0.0.1", self.port)
-        self.address = f"http://127.0.0.1:{self.port}"
-        wait_for(f"{self.address}/info/", self.process)
-        self.client = slicer_client()(self.address, tmpdir=str(self.folder), client_id="anna")
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(studies, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MONAI_LABEL_DATASTORE_FILE_EXT", '["*.nii.gz"]')
-        server = Server(studies, tmp_path_factory.mktemp("client"))
-        yield server
-        server.kill()
+    """Yield a server that can be killed, with a client of 3D Slicer as an attribute."""
+    server = KillableServer(studies, MONAI_LABEL_DATASTORE_FILE_EXT='["*.nii.gz"]')
+    server.client = slicer_client()(server.address, tmpdir=str(tmp_path_factory.mktemp("client")), client_id="anna")
+    yield server
+    server.kill()
 
 
 def click(server, studies, image="ct_0"):
