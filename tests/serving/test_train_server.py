@@ -80,7 +80,7 @@ def test_the_next_answer_uses_the_new_version_if_it_is_better(client, studies):
 
 def test_a_client_can_stop_training_and_go_on_segmenting(client):
     client.train_start("sam2", {"max_epochs": 50, "steps_per_epoch": 50})
-    wait_until(lambda: "Before training" in "\n".join(client.train_status()["details"]))
+    wait_until(lambda: "Before training" in "\n".join(client.train_status().get("details", ())))
     client.train_stop()
     assert wait_for_status(client, "STOPPED", "ERROR")["status"] == "STOPPED"
     infer(client)
