@@ -5,6 +5,7 @@ walk with priors (Grady, CVPR 2005). Annotated slices stay as they are.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from lib.propagation.tracks import Tracks
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 SMOOTHNESS, SWEEPS = 12.0, 60
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that divides the smoothing by e.
-MARGINS = 0, 4, 4  # Slices, rows and columns round the masks that take part. Smoothing does not move the ends of a structure.
+MARGIN = 4  # Cells round the masks, within their slices, that take part. Smoothing does not move the ends of a structure.
 SURE_LOGIT = 8.0  # Logits are limited to this.
 
 
@@ -25,27 +26,40 @@ SURE_LOGIT = 8.0  # Logits are limited to this.
 def smooth_tracks(tracks: Tracks, features: SliceFeatures, annotated: Iterable[int], low: int, high: int) -> Tracks:
     """Return tracks of the same slices with smooth logits.
 
+    Each gap between two annotated slices, and each outer one, is smoothed on its own, so that a correction changes the gaps beside it only.
+
     Args:
         tracks: Outputs for the slices of `features`.
         annotated: Indices of the slices that stay as they are.
         low, high: First and last slice that may hold a mask.
     """
-    side = tracks.logits.shape[-1]
-    height, width = grid_size(features, side)
-    box = bounding_box((tracks.logits[:, :height, :width] > 0).cpu().numpy())
+    annotated, logits = set(annotated), tracks.logits.clone()
+    for first, last in pairwise(sorted({low, high, *annotated})):
+        stays = torch.tensor([t in annotated for t in range(first, last + 1)], device=logits.device)
+        logits[first : last + 1] = _smooth_gap(logits[first : last + 1], features, slice(first, last + 1), stays[:, None, None])
+    return Tracks(logits, tracks.iou, tracks.object_score, tracks.agreement)
+
+
+def _smooth_gap(logits: torch.Tensor, features: SliceFeatures, slices: slice, stays: torch.Tensor) -> torch.Tensor:
+    """Return smooth logits (T, h, w) of some slices.
+
+    Args:
+        stays: Bool (T, 1, 1), slices that do not change.
+    """
+    side = logits.shape[-1]
+    grid = grid_size(features, side)
+    box = bounding_box((logits[:, : grid[0], : grid[1]] > 0).cpu().numpy())
     if box is None:
-        return tracks
-    limits = (low, high + 1), (0, height), (0, width)
-    box = tuple(slice(max(s.start - m, a), min(s.stop + m, b)) for s, m, (a, b) in zip(box, MARGINS, limits, strict=True))
-    logits = tracks.logits[box]
-    image = _scale(grid_intensities(features, box[0], side)[:, box[1], box[2]], (logits > 0).cpu().numpy())
-    stays = torch.zeros(len(logits), 1, 1, dtype=torch.bool, device=logits.device)
-    stays[[t - box[0].start for t in annotated if box[0].start <= t < box[0].stop]] = True
-    probability = torch.sigmoid(logits.clamp(-SURE_LOGIT, SURE_LOGIT))
-    smooth = _diffuse(probability, torch.from_numpy(image).to(logits), stays).clamp(1e-4, 1 - 1e-4)
-    result = tracks.logits.clone()
-    result[box] = torch.where(stays, logits, torch.logit(smooth))
-    return Tracks(result, tracks.iou, tracks.object_score, tracks.agreement)
+        return logits
+    depth, *plane = box
+    rows, columns = (slice(max(s.start - MARGIN, 0), min(s.stop + MARGIN, n)) for s, n in zip(plane, grid, strict=True))
+    part, stays = logits[depth, rows, columns], stays[depth]
+    image = grid_intensities(features, slice(slices.start + depth.start, slices.start + depth.stop), side)[:, rows, columns]
+    image = torch.from_numpy(_scale(image, (part > 0).cpu().numpy())).to(part)
+    smooth = _diffuse(torch.sigmoid(part.clamp(-SURE_LOGIT, SURE_LOGIT)), image, stays).clamp(1e-4, 1 - 1e-4)
+    result = logits.clone()
+    result[depth, rows, columns] = torch.where(stays, part, torch.logit(smooth))
+    return result
 
 
 def _scale(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
