@@ -12,6 +12,7 @@ from lib.engine.loaded_network import LoadedNetwork, load_network
 from lib.engine.options import Options, slice_range
 from lib.engine.result import Result, TrackedRange
 from lib.engine.task import SegmentationTask, combine_estimates, combine_masks
+from lib.engine.tracker import Tracker
 from lib.imaging import masks
 from lib.imaging.frames import Frames, resolve_axis
 from lib.imaging.volume import Volume
@@ -19,13 +20,9 @@ from lib.model import checkpoints, device
 from lib.model.feature_cache import FeatureCache
 from lib.model.features import SliceFeatures
 from lib.model.prefetch import Prefetcher
-from lib.model.worker_pool import run_all
-from lib.prompts.volume_prompts import Prompts, SlicePrompt, group_by_slice, make_prompts
-from lib.propagation.propagator import PropagationTask
+from lib.prompts.volume_prompts import Prompts, group_by_slice, make_prompts
 from lib.propagation.result_cache import ResultCache
-from lib.propagation.tracks import Annotation, Tracks
-from lib.propagation.volume_smoothing import smooth_tracks
-from lib.propagation.zoom import Crop, tracking_crops
+from lib.propagation.tracks import Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +55,9 @@ class Segmenter:
     def segment(self, volume: Volume, prompts: Prompts, options: Options = Options(), progress: Callable = lambda x, **_: x) -> Result:
         """Segment one structure.
 
-        Slices with a click inside, a box or a painting say what the structure is. Slices with only clicks outside correct the mask
-        that tracking gives there. Then masks are propagated from every annotated slice to both sides. The result depends on the
-        volume, the prompts and the options alone, not on earlier requests.
+        Slices with a box or a painting, else the first slice with a click inside, say what the structure is. Clicks on other slices
+        correct the mask that tracking gives there, one slice after the other. Then masks are propagated from every annotated slice to
+        both sides. The result depends on the volume, the prompts and the options alone, not on earlier requests.
 
         Args:
             progress: Wraps an iterable for display and takes the keyword desc, as `tqdm` does. An error that it raises ends the request.
@@ -131,14 +128,14 @@ class Segmenter:
             with stopwatch("encode"):
                 request.ensure_encoded(list(prompts_by_slice))
             request.prompts_by_slice = prompts_by_slice
-            request.annotated = self._annotate(request, prompts_by_slice)
-            tasks = self._split_by_crop(request)
-            for task in tasks:
-                self._correct(task)
+            tracker = Tracker(lambda frames: self._features(request.network, frames, options), self._result_cache)
+            request.annotated = tracker.annotate(request)
             if options.propagate:
-                all_tracks = self._propagate(tasks)
+                tasks = tracker.split_by_crop(request)
+                all_tracks = tracker.propagate(tasks)
             else:
-                all_tracks = [Tracks.from_annotations(t.annotated, len(frames), t.features.device, absent_iou=0.0) for t in tasks]
+                tasks = [request]
+                all_tracks = [Tracks.from_annotations(request.annotated, len(frames), request.features.device, absent_iou=0.0)]
             for task, tracks in zip(tasks, all_tracks, strict=True):
                 task.tracks = tracks
             with stopwatch("finish"):
@@ -172,94 +169,6 @@ class Segmenter:
             return SliceFeatures(model, frames, target, device.autocast_factory(target), batch, limit, overflow, key, keep_half=True)
 
         return self._feature_cache.get((*key, str(target)), make)
-
-    def _annotate(self, task: SegmentationTask, prompts_by_slice: dict[int, SlicePrompt]) -> dict[int, Annotation]:
-        """Return annotations of the slices whose prompts say what the structure is."""
-        slices = {t: p for t, p in prompts_by_slice.items() if p.defines_structure}
-        decoder = task.network.decoder_for(task.options)
-
-        def annotate(t: int) -> Annotation:
-            return self._cached((*task.scope, t, slices[t].key), lambda: decoder.annotate(task.features, t, slices[t]))
-
-        return self._decode_side_by_side(task, annotate, list(slices))
-
-    def _decode_side_by_side(self, task: SegmentationTask, decode: Callable[[int], Annotation], slices: list[int]) -> dict[int, Annotation]:
-        """Return {slice: decode(slice)}, each computed as a task of its own."""
-        with task.stopwatch("prompt"):
-            return dict(zip(slices, run_all(decode, slices, task.features.device, task.features.threads_each), strict=True))
-
-    def _split_by_crop(self, request: SegmentationTask) -> list[SegmentationTask]:
-        """Return the tasks of a request, one for each range of slices that is tracked in one crop of the frames."""
-        if not (request.options.propagate and request.options.focus and request.network.decoder.zooms):
-            return [request]
-        logits = {t: request.displayed_logits(a) for t, a in request.annotated.items()}
-        t, prompt = next((t, p) for t, p in request.prompts_by_slice.items() if t in logits and (p.mask is None or p.mask.any()))
-        first_click, first_logits = prompt.first_click, logits[t]
-        if first_click is not prompt:
-            first_logits = request.displayed_logits(self._annotate(request, {t: first_click})[t])
-        nothing = torch.zeros(request.frames.size)
-        displayed = {t: (p, (logits.get(t, nothing) > 0).cpu().numpy()) for t, p in request.prompts_by_slice.items()}
-        first = first_click, (first_logits > 0).cpu().numpy()
-        ranges = tracking_crops(request.frames, first, displayed, list(logits), request.low, request.high)
-        return [self._crop_task(request, low, high, crop, logits) for low, high, crop in ranges]
-
-    def _crop_task(self, request: SegmentationTask, low: int, high: int, crop: Crop | None, logits: dict) -> SegmentationTask:
-        """Return the task for the slices low..high of a request within a crop of the frames.
-
-        Args:
-            logits: Logits of the annotated slices in whole frames, {slice: (Y, X)}.
-        """
-        prompts, annotated = ({t: v for t, v in d.items() if low <= t <= high} for d in (request.prompts_by_slice, request.annotated))
-        task = replace(request, low=low, high=high, prompts_by_slice=prompts, annotated=annotated)
-        if crop is None:
-            return task
-        task.frames = request.frames.cropped(*crop)
-        task.features = self._features(task.network, task.frames, task.options)
-        task.prompts_by_slice = {t: p.cropped(*crop) for t, p in prompts.items()}
-        with task.stopwatch("encode"):
-            task.ensure_encoded(list(prompts))
-        adopt = task.network.decoder_for(task.options).adopt
-
-        def adopt_cropped(t: int) -> Annotation:
-            key = annotated[t].key
-            make = lambda: adopt(task.features, t, task.prompts_by_slice[t], logits[t][crop], key)  # noqa: E731
-            return self._cached((*task.scope, key), make)
-
-        task.annotated = self._decode_side_by_side(task, adopt_cropped, list(annotated))
-        return task
-
-    def _correct(self, task: SegmentationTask) -> None:
-        """Annotate the slices whose clicks correct what tracking from the other slices gives."""
-        slices = [t for t in task.prompts_by_slice if t not in task.annotated]
-        if not slices:
-            return
-        displayed, decoder, known = self._propagate([task])[0], task.network.decoder_for(task.options), task.annotated
-
-        def correct(t: int) -> Annotation:
-            return decoder.correct(task.features, t, task.prompts_by_slice[t], known, displayed)
-
-        task.annotated = known | self._decode_side_by_side(task, correct, slices)
-
-    def _cached(self, key: tuple, make: Callable[[], Annotation]) -> Annotation:
-        annotation = self._result_cache.get(key)
-        if annotation is None:
-            annotation = make()
-            self._result_cache.put(key, annotation, annotation.nbytes)
-        return annotation
-
-    def _propagate(self, tasks: Sequence[SegmentationTask]) -> list[Tracks]:
-        """Return the model outputs for all slices of each task of a request."""
-        task, options = tasks[0], tasks[0].options
-        with task.stopwatch("propagate"):
-            all_tracks = task.network.propagator.propagate_all(
-                [PropagationTask(t.features, t.annotated, t.low, t.high, t.scope, t.ensure_encoded) for t in tasks],
-                forward=options.direction != "backward", backward=options.direction != "forward", stop_mm=options.stop_mm,
-                stride=task.network.stride(options, task.frames), batch=options.batch or device.passes_at_once(task.features.device),
-                refines=options.refine, cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
-            )  # fmt: skip
-            if not options.refine:
-                return all_tracks
-            return [smooth_tracks(tracks, t.features, t.annotated, *t.followed) for t, tracks in zip(tasks, all_tracks, strict=True)]
 
 
 def _tracked_ranges(tasks: Sequence[SegmentationTask], filled_slices: np.ndarray) -> tuple[TrackedRange, ...]:

@@ -5,7 +5,7 @@ slices low..high; neighbours share the annotated slice where they meet.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,12 @@ class SegmentationTask:
         """First and last slice that may hold a mask, by the direction of propagation."""
         low = self.low if self.options.direction != "forward" else min(self.annotated)
         return low, self.high if self.options.direction != "backward" else max(self.annotated)
+
+    def gap_around(self, t: int) -> "SegmentationTask":
+        """Return the task for the slices between the annotated ones next to slice `t`, which is not annotated itself."""
+        ends = [*sorted(s for s in self.annotated if s < t)[-1:], *sorted(s for s in self.annotated if s > t)[:1]]
+        low, high = (ends[0] if ends[0] < t else self.low), (ends[-1] if ends[-1] > t else self.high)
+        return replace(self, low=low, high=high, annotated={s: self.annotated[s] for s in ends})
 
     def ensure_encoded(self, slices: Iterable[int]) -> None:
         """Encode those of the slices that are missing, and add their number to `encoded_counts`."""

@@ -8,18 +8,21 @@ from lib.imaging.masks import edge_distance
 from lib.prompts.volume_prompts import SlicePrompt
 
 
-def infer_click_order(prompt: SlicePrompt, displayed_mask: Callable[[SlicePrompt], np.ndarray]) -> SlicePrompt:
+def infer_click_order(
+    prompt: SlicePrompt, displayed_mask: Callable[[SlicePrompt], np.ndarray], corrects: bool = False
+) -> SlicePrompt:
     """Return the prompts of a slice with the clicks in the order in which an annotator would have made them.
 
-    A box comes first, else the first click inside. Then, of the next click inside and the next one outside, always the one that lies deeper
+    A box comes first, else the first click inside, unless all clicks correct a mask that was there before. Then, of the next click inside and the next one outside, always the one that lies deeper
     in an error of the mask displayed so far: nobody clicks where the mask is right.
 
     Args:
         displayed_mask: Returns the mask bool (Y, X) that is displayed for some of the prompts.
+        corrects: Whether a mask is displayed without any of them.
     """
     corners, inside, outside = (list(np.flatnonzero(rows)) for rows in (prompt.labels > 1, prompt.labels == 1, prompt.labels == 0))
-    order = corners or inside[:1]
-    inside = inside if corners else inside[1:]
+    order = corners or ([] if corrects else inside[:1])
+    inside = inside if corners or corrects else inside[1:]
     while inside and outside:
         mask = displayed_mask(SlicePrompt(prompt.points[order], prompt.labels[order]))
         missed, in_excess = _depth(~mask, prompt.points[inside[0]]), _depth(mask, prompt.points[outside[0]])

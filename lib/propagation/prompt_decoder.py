@@ -1,7 +1,8 @@
 """Decode the prompts of one slice to an `Annotation`: the mask that the user sees there, and the memory that passes attend to."""
 
-import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from lib.model.features import SliceFeatures
@@ -52,41 +53,67 @@ class PromptDecoder:
         return features.to_slices(output["pred_masks"][0])[0] if slice_logits is None else slice_logits
 
     @torch.inference_mode()
-    def adopt(self, features: SliceFeatures, t: int, prompt: SlicePrompt, slice_logits: torch.Tensor, key: tuple) -> Annotation:
+    def adopt(self, features: SliceFeatures, t: int, prompt: SlicePrompt, known: Annotation, slice_logits: torch.Tensor) -> Annotation:
         """Return an annotation whose mask is known from other (differently cropped) frames of the slice.
 
         Args:
-            slice_logits: Logits (Y, X) of the pixels of these frames.
-            key: Key of the annotation where the mask was decoded.
+            known: The annotation in the other frames.
+            slice_logits: Its logits (Y, X) of the pixels of these frames.
         """
         if prompt.mask is not None:
             return self._painted(features, t, prompt)
         start = features.from_slices(slice_logits[None], self.network.mask_side)
         output = self.network.decode(features, [t], prompt=prompt, start_logits=_limited(start))
         output["pred_masks"] = start
-        return self._annotation(features, t, output, key, slice_logits)
+        output["object_score_logits"] = torch.full_like(output["object_score_logits"], known.object_score)
+        return self._annotation(features, t, output, known.key, slice_logits)
 
     @torch.inference_mode()
-    def correct(self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: dict[int, Annotation], tracks: Tracks) -> Annotation:
-        """Decode slice `t`, which has a tracked mask already; the clicks on it correct that mask.
+    def correct(
+        self, features: SliceFeatures, t: int, prompt: SlicePrompt, annotated: dict[int, Annotation], tracks: Tracks, key: tuple
+    ) -> tuple[Annotation, int]:
+        """Decode slice `t`, which has a tracked mask already; the clicks on it correct that mask one after the other.
+
+        Return how many of the clicks were made where the mask displayed before them was wrong, too.
 
         Args:
             annotated: The annotations that `tracks` came from, by slice.
             tracks: The displayed result, with the mask to correct.
+            key: Key of the annotation.
         """
-        start, slice_logits = tracks.logits[t][None, None], None
         nearest = min(annotated, key=lambda s: abs(s - t))
         memories, time = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}, abs(nearest - t)
-        for n in range(1, len(prompt.labels) + 1):
-            clicks = SlicePrompt(prompt.points[:n], prompt.labels[:n])
-            output = self.network.decode(features, [t], prompt=clicks, start_logits=_limited(start), memories=memories, time=time)
-            if self.obeys:
-                before = features.to_slices(start[0])[0] if slice_logits is None else slice_logits
-                slice_logits = self._obey(features, t, clicks, features.to_slices(output["pred_masks"][0])[0], before)
-                output["pred_masks"] = features.from_slices(slice_logits[None], self.network.mask_side)
-            start = output["pred_masks"]
-        displayed = hashlib.blake2b(tracks.logits[t].cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        return self._annotation(features, t, output, (t, prompt.key, annotated[nearest].key, displayed), slice_logits)
+        tracked = tracks.logits[t][None, None]
+        outputs = [({"pred_masks": tracked}, features.to_slices(tracked[0])[0])]
+
+        def decode(clicks: SlicePrompt) -> tuple[dict, torch.Tensor]:
+            """Return the network's output and logits (Y, X) after the clicks; those before the last ones are known."""
+            for n in range(len(outputs), len(clicks.labels) + 1):
+                before, displayed = outputs[-1]
+                part, start = SlicePrompt(clicks.points[:n], clicks.labels[:n]), _limited(before["pred_masks"])
+                output = self.network.decode(features, [t], prompt=part, start_logits=start, memories=memories, time=time)
+                logits = features.to_slices(output["pred_masks"][0])[0]
+                if self.obeys:
+                    logits = self._obey(features, t, part, logits, displayed)
+                    output["pred_masks"] = features.from_slices(logits[None], self.network.mask_side)
+                outputs.append((output, logits))
+            return outputs[len(clicks.labels)]
+
+        in_order = infer_click_order(prompt, lambda clicks: (decode(clicks)[1] > 0).cpu().numpy(), corrects=True)
+        output, logits = decode(in_order)
+        if self.obeys:
+            is_there = bool((logits > 0).any())
+            score = output["object_score_logits"]
+            output["object_score_logits"] = score.clamp_min(PRESENT_SCORE) if is_there else score.clamp_max(-PRESENT_SCORE)
+        wrong = _count_wrong(in_order, [logits for _, logits in outputs[:-1]])
+        return self._annotation(features, t, output, key, logits if self.obeys else None), wrong
+
+    def count_wrong_alone(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> int:
+        """Return how many of the clicks on a slice were made where the mask displayed before them was wrong, if they are decoded alone."""
+        in_order = self._in_order(features, t, prompt)
+        parts = [SlicePrompt(in_order.points[:n], in_order.labels[:n]) for n in range(1, len(in_order.labels))]
+        displayed = [self.displayed_logits(features, t, part) for part in parts]
+        return _count_wrong(in_order, [torch.full(features.frames.size, -1.0), *displayed])
 
     def _decode_displayed(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> tuple[dict, torch.Tensor | None]:
         """Return the network's output for a prompt, and the logits (Y, X) of the slice if there are better ones, else None."""
@@ -159,6 +186,15 @@ class PromptDecoder:
         memory = self.network.encode_prompted_memory(features, t, output, slice_logits)
         score = float(output["object_score_logits"][0, 0])
         return Annotation(output["pred_masks"].float(), float(output["iou"][0]), score, memory, key, slice_logits)
+
+
+def _count_wrong(prompt: SlicePrompt, displayed: Sequence[torch.Tensor]) -> int:
+    """Return how many clicks were made where the mask before them, logits (Y, X), was wrong."""
+    count = 0
+    for (x, y), label, logits in zip(prompt.points, prompt.labels, displayed, strict=True):
+        row, column = (int(np.clip(np.rint(v), 0, n - 1)) for v, n in zip((y, x), logits.shape, strict=True))
+        count += bool(logits[row, column] > 0) != bool(label)
+    return count
 
 
 def _limited(logits: torch.Tensor) -> torch.Tensor:

@@ -58,6 +58,32 @@ def test_a_correction_changes_its_slice_and_is_kept(segmenter, volume):
     assert (result.mask[:, :, 8] != before[:, :, 8]).sum() > 1, "more than the clicked voxel must change"
 
 
+def test_a_click_inside_on_another_slice_corrects_the_tracked_mask_there(segmenter, volume):
+    before = run(segmenter, volume, positive=[CENTRE]).mask[:, :, 8]
+    spot = tuple(np.argwhere(before)[-1] + (6, 0))  # Missing from the mask, not far from its border.
+    after = run(segmenter, volume, positive=[CENTRE, (*spot, 8)]).mask[:, :, 8]
+    assert not before[spot] and after[spot]
+    far = np.indices(before.shape)[0] < 30
+    assert (before & far).sum() > 100 and (before != after)[far].sum() == 0, "the rest of the slice stays as it was displayed"
+
+
+def test_clicks_that_were_made_on_a_slice_alone_are_decoded_alone(segmenter, volume):
+    """The second click corrects a mask that only the first click on the slice gives, not the tracked mask, which is right there."""
+    def on_slice_5(*positive):
+        return run(segmenter, volume, Options(propagate=False), positive=list(positive)).mask[:, :, 5]
+
+    edge = (30, 34, 5)
+    alone = on_slice_5(edge)
+    tracked = run(segmenter, volume, positive=[CENTRE]).mask[:, :, 5]
+    second = next((int(i), int(j), 5) for i, j in np.argwhere(tracked & ~alone))
+    np.testing.assert_array_equal(on_slice_5(CENTRE, edge, second), on_slice_5(edge, second))
+
+
+def test_a_click_outside_that_leaves_nothing_ends_the_structure_there(segmenter, volume):
+    dot = run(segmenter, volume, positive=[CENTRE], negative=[(30, 34, 9), (36, 34, 9), (24, 34, 9), (30, 40, 9), (30, 28, 9)])
+    assert not dot.mask[:, :, 9].any() and not dot.mask[:, :, 10:].any() and dot.mask[:, :, 7].any()
+
+
 def test_not_here_blanks_the_slice_and_what_lies_beyond(segmenter, volume):
     mask = run(segmenter, volume, positive=[CENTRE], absent=[4, 8]).mask
     assert mask[:, :, 6].any() and not mask[:, :, :5].any() and not mask[:, :, 8:].any()
