@@ -195,14 +195,13 @@ export class Annotator {
         this.report(hint);
       } else {
         this.report(`${structure.name} …`);
-        const onSlice = structure.prompts.marks.filter((mark) => mark.ijk[this.viewer.axis] === t);
-        if (onSlice.some((mark) => mark.inside)) {
-          const { mask } = await this.server.segment(SLICE_MODEL, this.paramsOf(structure, { ...Prompts.NONE, marks: onSlice }), null, signal);
+        const params = this.paramsOf(structure, structure.prompts), painting = await this.paintingOf(structure);
+        if (structure.prompts.marks.some((mark) => mark.ijk[this.viewer.axis] === t)) {
+          const { mask } = await this.server.segment(SLICE_MODEL, params, painting, signal);
           if (await this.isOutdated(signal)) return;
           this.viewer.writeMask(structure.value, mask, t, this.keepOthers);
           this.onChange();
         }
-        const params = this.paramsOf(structure, structure.prompts), painting = await this.paintingOf(structure);
         const { mask, answer } = await this.server.segment(VOLUME_MODEL, params, painting, signal);
         if (await this.isOutdated(signal)) return;
         this.takeAnswer(structure, mask, answer);
