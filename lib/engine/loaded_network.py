@@ -64,7 +64,8 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     score_drop, appearance_gain = (float(metadata.get(name, 0)) for name in ("presence_drop", "presence_gain"))
     network = Sam2Network(model, device.autocast_factory(target))
     decoder, plain_decoder = (PromptDecoder(network, checkpoint.image_size <= ZOOM_UP_TO, obeys) for obeys in (True, False))
+    propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=decoder.zooms)
     return LoadedNetwork(
-        (checkpoint, target), decoder, plain_decoder, Propagator(network, score_drop, appearance_gain), encoder_digest(model),
+        (checkpoint, target), decoder, plain_decoder, propagator, encoder_digest(model),
         QualityEstimator.from_json(metadata.get("slice_quality", "{}")),
     )  # fmt: skip

@@ -37,7 +37,7 @@ class Sam2Network:
 
     @torch.inference_mode()
     def decode(
-        self, features: SliceFeatures, slices: Sequence[int], *, prompt: SlicePrompt | None = None,
+        self, features: SliceFeatures, slices: Sequence[int], *, prompt: SlicePrompt | None = None, clicks_xy: torch.Tensor | None = None,
         start_logits: torch.Tensor | None = None, memories: dict | None = None, time: int = 0, remember: bool = False,
         refine_logits: Callable | None = None, adjust_scores: Callable | None = None,
     ) -> dict:  # fmt: skip
@@ -46,6 +46,7 @@ class Sam2Network:
         Args:
             slices: Slice indices, one for each row of the batch.
             prompt: Clicks and boxes on the only slice, or None.
+            clicks_xy: Instead of it, one click inside on each slice, float (B, 2) in pixels of the square.
             start_logits: Mask logits (B, 1, h, w) to start from, or None.
             memories: SAM 2's output dictionary with one row for each slice; None decodes without memory.
             time: Virtual time of the step; memories carry theirs.
@@ -61,6 +62,9 @@ class Sam2Network:
         with self.autocast():
             maps, positions, sizes = features.gather(slices)
             points = None if prompt is None else self._points(features, prompt)
+            if clicks_xy is not None:
+                labels = torch.ones(len(clicks_xy), 1, dtype=torch.int32, device=clicks_xy.device)
+                points = {"point_coords": clicks_xy[:, None], "point_labels": labels}
             output, heads_output, _, _ = self.model._track_step(
                 frame_idx=time, is_init_cond_frame=memories is None, current_vision_feats=maps, current_vision_pos_embeds=positions,
                 feat_sizes=sizes, point_inputs=points, mask_inputs=None, output_dict=memories or NO_MEMORIES, num_frames=2 * FAR_END_TIME,

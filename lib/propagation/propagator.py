@@ -18,6 +18,7 @@ from lib.model.memory_entries import memory_entry, select_rows, stack_entries
 from lib.model.sam2_network import FAR_END_TIME, Sam2Network
 from lib.model.worker_pool import run_all
 from lib.propagation.blending import PassOutputs, blend_into, fill_pass
+from lib.propagation.fresh_look import look_afresh
 from lib.propagation.gaps import GapPass, plan_passes
 from lib.propagation.mask_refiner import MaskRefiner, PassRefiner
 from lib.propagation.object_end import ObjectEndDetector
@@ -56,10 +57,12 @@ class Propagator:
     Args:
         network: The network.
         score_drop, appearance_gain: Calibrated limits of the network's checkpoint, see `ObjectEndDetector`.
+        looks_afresh: Whether masks that are refined are first compared with the slice alone, see `lib.propagation.fresh_look`; networks
+            for large images need not.
     """
 
-    def __init__(self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0):
-        self.network, self.score_drop, self.appearance_gain = network, score_drop, appearance_gain
+    def __init__(self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0, looks_afresh: bool = False):
+        self.network, self.score_drop, self.appearance_gain, self.looks_afresh = network, score_drop, appearance_gain, looks_afresh
 
     def propagate(self, features: SliceFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
         """Fill the slices low..high of one structure; see `propagate_all`, which takes the same `options`."""
@@ -137,7 +140,7 @@ class Propagator:
             slices = [batch[i][1].tracked_slices[time - 1] for i in running]
             is_last = time == len(batch[running[0]][1].tracked_slices)
             adjust = detector.score_adjustment(time, slices)
-            hooks = _hooks(refiner, slices, adjust)
+            hooks = self._hooks(features, refiner, slices, adjust)
             output = self.network.decode(features, slices, memories=memories, time=time, remember=not is_last, **hooks)
             if not is_last:
                 memories["non_cond_frame_outputs"][time] = memory_entry(output)
@@ -153,22 +156,24 @@ class Propagator:
         begin = [(a.logits[0, 0], a.iou, a.object_score) for a in starts]
         return {task_pass: fill_pass(task_pass[1], steps[i], begin[i]) for i, task_pass in enumerate(batch)}
 
+    def _hooks(self, features: SliceFeatures, refiner: MaskRefiner | None, slices: list[int], adjust: Callable | None) -> dict:
+        """Return what `Sam2Network.decode` calls for a step: to refine the logits of `slices`, and to decide whether the object is there."""
+        if refiner is None:
+            return {"adjust_scores": adjust}
+
+        def refine(logits: torch.Tensor) -> torch.Tensor:
+            return refiner.refine(slices, look_afresh(self.network, features, slices, logits) if self.looks_afresh else logits)
+
+        def decide_presence(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            return refiner.decide_presence(scores if adjust is None else adjust(scores, logits), scores)
+
+        return {"refine_logits": refine, "adjust_scores": decide_presence}
+
 
 def _ends(task: PropagationTask, gap_pass: GapPass) -> list[tuple[int, torch.Tensor]]:
     """Return the index and logits (h, w) of the annotated slices at the ends of a pass, first the near one."""
     ends = [gap_pass.near] if gap_pass.far is None else [gap_pass.near, gap_pass.far]
     return [(t, task.annotated[t].logits[0, 0]) for t in ends]
-
-
-def _hooks(refiner: MaskRefiner | None, slices: list[int], adjust: Callable | None) -> dict[str, Callable | None]:
-    """Return what `Sam2Network.decode` calls for a step: to refine the logits of `slices`, and to decide whether the object is there."""
-    if refiner is None:
-        return {"adjust_scores": adjust}
-
-    def decide_presence(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return refiner.decide_presence(scores if adjust is None else adjust(scores, logits), scores)
-
-    return {"refine_logits": lambda logits: refiner.refine(slices, logits), "adjust_scores": decide_presence}
 
 
 def _cache_key(task: PropagationTask, gap_pass: GapPass, patience: int) -> tuple:
