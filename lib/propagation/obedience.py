@@ -2,8 +2,8 @@
 
 A click decides the 3 x 3 pixels round it. A further click changes what was displayed before it only within its reach, because annotators
 click on what is wrong and are content with the rest; a network that is asked anew often spoils it. Within reach, the network's answer and
-the intensities decide where the network has understood the click, else the intensities alone; and the nearer the click, the more it
-decides itself. In the end, a graph cut draws the border
+the intensities decide where the network has understood the click, else the intensities alone. If it is the only click on the slice, it
+counts more, because what was displayed there is only tracked. In the end, a graph cut draws the border
 along the edges of the image. The answer to a first click is adapted to the intensities as a whole.
 """
 
@@ -21,8 +21,7 @@ from lib.propagation.mask_refiner import signed_depth
 REACH = 1.0  # A click changes all within this multiple of its distance to the mask's border, and nothing beyond twice that.
 MIN_DEPTH = 3.0  # Pixels; clicks nearer to the border count as so far from it.
 INTENSITY_WEIGHT = 0.5  # Of the intensities beside the network's answer.
-CLICK_LOGIT = 4.0  # Of a click itself, which fades to 0 at the border of the mask, so that more than its own pixels give way.
-OPPOSITE_SHARE = 0.5  # Of the distance to the nearest click of the other kind, where it has faded to 0 at the latest.
+CLICK_LOGIT = 4.0  # Of the only click on a slice, which fades to 0 at the border of the mask, so that more than its own pixels give way.
 LOGIT_LIMIT = 4.0
 SEED_MARGIN = 3  # Pixels round a click that say nothing about the intensities on the side where they are displayed.
 MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
@@ -50,7 +49,7 @@ def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earl
     if earlier is not None:
         last = SlicePrompt(prompt.points[-1:], prompt.labels[-1:])
         at_click = click_seeds(last, logits.shape)[window]
-        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]))
+        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]), len(prompt.labels) == 1)
     elif not (evidence > 0).any():  # The network finds nothing where the user has clicked.
         near = ndimage.binary_dilation(seeds > 0)
         evidence = intensity_logits(scaled, near, ~near)
@@ -133,7 +132,7 @@ def surroundings(
 
 
 def _evidence_within_reach(
-    scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray
+    scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray, is_only_click: bool
 ) -> np.ndarray:
     """Return the evidence for a mask after a further click: the answer to it within its reach, what was displayed before beyond that.
 
@@ -142,6 +141,7 @@ def _evidence_within_reach(
     Args:
         scaled: The image in [0, 1].
         seeds, at_click: Pixels that all clicks, and that the further click, decide.
+        is_only_click: Whether the slice has no other click, so that what was displayed comes from tracking.
     """
     sign = 1.0 if (at_click > 0).any() else -1.0
     mask, last_click = earlier > 0, at_click != 0
@@ -149,15 +149,16 @@ def _evidence_within_reach(
     is_other_side = mask != (sign > 0)
     depth = ndimage.distance_transform_edt(is_other_side)[last_click].max() if not is_other_side.all() else np.inf
     weight = np.clip(2 - distance / (REACH * max(depth, MIN_DEPTH)), 0, 1)
-    opposite = distance[seeds * sign < 0]
-    radius = max(MIN_DEPTH, min(depth, OPPOSITE_SHARE * opposite.min()) if opposite.size else depth) if np.isfinite(depth) else MIN_DEPTH
     inside, outside = (mask & (distance > SEED_MARGIN)) | (seeds > 0), (~mask & (distance > SEED_MARGIN)) | (seeds < 0)
-    if (np.sign(answer)[last_click] == sign).mean() > 0.5:
+    is_understood = (np.sign(answer)[last_click] == sign).mean() > 0.5
+    if is_understood:
         changed = answer + INTENSITY_WEIGHT * intensity_logits(scaled, inside, outside)
-    elif opposite.size:  # The network has not understood the click.
+    else:
         changed = intensity_logits(scaled, inside, outside) + sign
-    else:  # And no click vouches for what was displayed: all that looks like the pixels near the click changes sides.
-        near, far = is_other_side & (distance <= radius / 2), is_other_side & (distance > radius)
-        changed = sign * (intensity_logits(scaled, near | last_click, far) + 1.0)
-    changed = changed + sign * CLICK_LOGIT * np.clip(1 - distance / radius, 0, 1)
+    if is_only_click and np.isfinite(depth):  # No other click on the slice vouches for what was displayed.
+        radius = max(MIN_DEPTH, depth)
+        if not is_understood:  # All that looks like the pixels near the click, rather than like those farther off, changes sides.
+            near, far = is_other_side & (distance <= radius / 2), is_other_side & (distance > radius)
+            changed = sign * (intensity_logits(scaled, near | last_click, far) + 1.0)
+        changed = changed + sign * CLICK_LOGIT * np.clip(1 - distance / radius, 0, 1)
     return weight * changed + (1 - weight) * earlier
