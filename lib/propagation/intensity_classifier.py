@@ -21,12 +21,12 @@ class IntensityClassifier:
         masks: The structure on each of them, bool (h, w).
 
     Attributes:
-        confusion: Share of the structure's surroundings that looks like its inside, plus the share of the inside that looks like the
-            surroundings; 2 where nothing could be learned.
+        leak: Share of the structure's surroundings that looks like its inside; 1 where nothing could be learned.
+        confusion: `leak` plus the share of the inside that looks like the surroundings.
     """
 
     def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]):
-        self.confusion, self._low, self._range = 2.0, 0.0, 1.0
+        self.leak, self.confusion, self._low, self._range = 1.0, 2.0, 0.0, 1.0
         self._tables, self._bias = np.zeros((len(_FILTERS), len(_CENTRES))), 0.0
         pairs = [(image, mask, surroundings(mask)) for image, mask in zip(images, masks, strict=True)]
         pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= _FEWEST_PIXELS]
@@ -38,7 +38,8 @@ class IntensityClassifier:
         coefficients, self._bias = _fit_logistic(samples, labels, weights)
         self._tables = coefficients.reshape(self._tables.shape)
         looks_inside = samples @ coefficients + self._bias > 0
-        self.confusion = float(looks_inside[~labels].mean() + (~looks_inside)[labels].mean())
+        self.leak = float(looks_inside[~labels].mean())
+        self.confusion = self.leak + float((~looks_inside)[labels].mean())
 
     def scale(self, image: np.ndarray) -> np.ndarray:
         """Return a slice with the range of intensities in and around the structure brought to [0, 1]."""

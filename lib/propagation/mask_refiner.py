@@ -3,8 +3,7 @@
 Three kinds of evidence are added up for each pixel: the network's logit, that of a classifier which has learned the intensities of the
 annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the image, and only
 what touches the previous mask stays. Where intensities cannot tell the structure from its surroundings, and where the mask would grow
-by leaps, the network's logits stay as they are. Where the object ends is decided by the network's object score, by how much the mask has
-shrunk, and by the classifier.
+by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
 """
 
 from collections.abc import Sequence
@@ -21,15 +20,14 @@ from lib.propagation.mask_grid import grid_intensities, grid_size
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside. Up to it, the appearance alone decides where the object ends; beyond it, the older rule may end it as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
 BAND = 8  # Pixels round the previous mask and the network's in which the mask may lie.
 SMOOTHNESS, SWEEPS = 6.0, 20
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that halves the smoothing about once.
-END_RATIO = 0.6  # The slice looks different where inside and outside differ by less than this share of what they did at first.
-SHRINKAGE_WEIGHT = 3.5  # Of the logarithm of how much the mask has shrunk, beside the network's object score: structures taper off.
-DOUBTED_SCORE = 2.5  # Where the slice looks different, the object has ended below this, elsewhere below 0.
+END_RATIO = 0.6  # The object has ended where inside and outside differ by less than this share of what they did at first.
 SURE_STEPS = 2  # Steps from an annotated slice in which the object is surely there.
 LEAST_DIFFERENCE = 0.15  # Smaller differences at first count as this.
 LOST_STEPS = 2  # After so many steps without the object, it does not come back.
@@ -46,6 +44,7 @@ class PassRefiner:
 
     Attributes:
         is_active: Whether the structure can be told from its surroundings by intensities.
+        is_clear: Whether it can be told so well that this decides where the object ends.
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
@@ -53,11 +52,11 @@ class PassRefiner:
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
-        self.is_active = self._classifier.confusion <= MOST_CONFUSION
+        self.is_active, self.is_clear = self._classifier.confusion <= MOST_CONFUSION, self._classifier.leak <= CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
-        self._step, self._lost_steps, self._largest_area, self._first_difference = 0, 0, 0, 0.0
+        self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
         """Return refined logits (h, w) of slice `t`."""
@@ -72,24 +71,14 @@ class PassRefiner:
         self._candidate = (answer if grows_by_leaps else refined) > 0
         return logits.float() if grows_by_leaps else self._enlarge(refined, logits)
 
-    def is_present(self, score: float) -> bool:
-        """Return whether the object is still there on the slice that was refined last; each slice must be asked about once.
-
-        Args:
-            score: The network's object score there.
-        """
-        if self.is_between:
-            return True
+    def is_present(self) -> bool:
+        """Return whether the object is still there on the slice that was refined last; each slice must be asked about once."""
         self._step += 1
-        area = int(self._previous.sum())
-        self._largest_area = max(self._largest_area, area)
         difference = inside_outside_difference(1 / (1 + np.exp(-self._evidence)), self._previous)
         if self._step <= SURE_STEPS:
             self._first_difference += difference / SURE_STEPS
             return True
-        looks_different = difference < END_RATIO * max(self._first_difference, LEAST_DIFFERENCE)
-        evidence = score + SHRINKAGE_WEIGHT * np.log((area + 1) / (self._largest_area + 1))
-        is_lost = evidence < (DOUBTED_SCORE if looks_different else 0.0)
+        is_lost = difference < END_RATIO * max(self._first_difference, LEAST_DIFFERENCE)
         if self._lost_steps < LOST_STEPS:
             self._lost_steps = self._lost_steps + 1 if is_lost else 0
         return not is_lost and self._lost_steps < LOST_STEPS
@@ -140,14 +129,15 @@ class MaskRefiner:
         """Return object scores (B,) whose sign tells whether the object is there.
 
         Args:
-            scores: What counts for passes whose structure intensities cannot tell from its surroundings.
-            network_scores: The network's own scores.
+            scores: What counts for passes that are not active, and may end those that are not clear.
+            network_scores: The network's own scores, whose size is kept for active ones.
         """
         decided = scores.clone()
         for row, refining in enumerate(self._passes):
             if refining.is_active or refining.is_between:
                 size = network_scores[row].abs().clamp_min(1.0)
-                decided[row] = size if refining.is_present(float(network_scores[row])) else -size
+                is_present = refining.is_between or (refining.is_present() and (refining.is_clear or bool(scores[row] > 0)))
+                decided[row] = size if is_present else -size
         return decided
 
     def accept(self, is_present: Sequence[bool]) -> None:

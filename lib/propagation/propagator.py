@@ -57,8 +57,8 @@ class Propagator:
     Args:
         network: The network.
         score_drop, appearance_gain: Calibrated limits of the network's checkpoint, see `ObjectEndDetector`.
-        looks_afresh: Whether masks that are refined are first compared with the slice alone, see `lib.propagation.fresh_look`; networks
-            for large images need not.
+        looks_afresh: Whether masks beyond the outermost annotated slices are mixed with what the slice alone shows before they are
+            refined, see `lib.propagation.fresh_look`; networks for large images need not.
     """
 
     def __init__(self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0, looks_afresh: bool = False):
@@ -140,7 +140,7 @@ class Propagator:
             slices = [batch[i][1].tracked_slices[time - 1] for i in running]
             is_last = time == len(batch[running[0]][1].tracked_slices)
             adjust = detector.score_adjustment(time, slices)
-            hooks = self._hooks(features, refiner, slices, adjust)
+            hooks = self._hooks(features, refiner, slices, adjust, is_outer)
             output = self.network.decode(features, slices, memories=memories, time=time, remember=not is_last, **hooks)
             if not is_last:
                 memories["non_cond_frame_outputs"][time] = memory_entry(output)
@@ -156,13 +156,15 @@ class Propagator:
         begin = [(a.logits[0, 0], a.iou, a.object_score) for a in starts]
         return {task_pass: fill_pass(task_pass[1], steps[i], begin[i]) for i, task_pass in enumerate(batch)}
 
-    def _hooks(self, features: SliceFeatures, refiner: MaskRefiner | None, slices: list[int], adjust: Callable | None) -> dict:
+    def _hooks(self, features: SliceFeatures, refiner: MaskRefiner | None, slices: list[int], adjust: Callable | None, is_outer: bool) -> dict:
         """Return what `Sam2Network.decode` calls for a step: to refine the logits of `slices`, and to decide whether the object is there."""
         if refiner is None:
             return {"adjust_scores": adjust}
 
         def refine(logits: torch.Tensor) -> torch.Tensor:
-            return refiner.refine(slices, look_afresh(self.network, features, slices, logits) if self.looks_afresh else logits)
+            if self.looks_afresh and is_outer:  # Between two annotated slices, memory knows both ends.
+                logits = look_afresh(self.network, features, slices, logits)
+            return refiner.refine(slices, logits)
 
         def decide_presence(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             return refiner.decide_presence(scores if adjust is None else adjust(scores, logits), scores)
