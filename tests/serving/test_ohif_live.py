@@ -62,7 +62,7 @@ def annotated(opened, organs):
     """The image after a click on the left kidney, without anything else; the click is on slice K."""
     for structure in ("vertebra", "liver", "kidney_left"):
         opened.choose(structure)
-        if opened.mask(structure).any():
+        if opened.mask(structure).any() or opened.marks():
             opened.press("Clear")
     opened.press("+ Inside")
     opened.go_to(K)
