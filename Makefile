@@ -19,7 +19,7 @@ test-fast: $(READY)
 	$(PYTEST) -m "not server"
 
 test-e2e: $(READY)
-	$(BIN)/python -m pytest tests/serving/test_ohif.py tests/serving/test_ohif_annotate.py tests/serving/test_ohif_folder.py tests/serving/test_ohif_live.py tests/deploy/test_path.py -rs
+	$(BIN)/python -m pytest tests/serving/test_ohif.py tests/serving/test_ohif_annotate.py tests/serving/test_ohif_folder.py tests/serving/ohif_live tests/deploy/test_path.py -rs
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz/run.py

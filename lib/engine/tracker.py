@@ -33,7 +33,8 @@ class Tracker:
         """Return annotations of the slices with prompts, in whole frames.
 
         Annotators who click on a further slice look at the mask that tracking gives there and click on what is wrong with it. So these
-        clicks correct that mask. Only where tracking gives none are they decoded alone.
+        clicks correct that mask. They are decoded alone only where tracking gives none, where they are very many, and where more of them
+        lie in errors of the masks that the slice alone gives than in errors of the tracked ones.
         """
         prompts = request.prompts_by_slice
         alone = [t for t, p in prompts.items() if p.mask is not None or (p.labels > 1).any()]
@@ -95,8 +96,8 @@ class Tracker:
 
         def correct() -> Annotation:
             tracks = self.propagate([task])[0]
-            is_tracked = bool((tracks.logits[t] > 0).any())
-            if prompts[t].defines_structure and not (is_tracked and len(prompts[t].labels) <= MOST_CLICKS_IN_ORDER):
+            may_be_alone, clicks = prompts[t].defines_structure, len(prompts[t].labels)
+            if may_be_alone and (clicks > MOST_CLICKS_IN_ORDER or not (tracks.logits[t] > 0).any()):
                 return self._annotate_alone(request, [t])[t]
             crop, decoder = task.frames.crop, task.network.decoder_for(options)
             with task.stopwatch("encode"):
@@ -104,7 +105,7 @@ class Tracker:
             prompt = prompts[t] if crop is None else prompts[t].cropped(*crop)
             with task.stopwatch("prompt"):
                 corrected, wrong = decoder.correct(task.features, t, prompt, task.annotated, tracks, key)
-                if prompts[t].defines_structure and len(prompt.labels) > 1 and wrong < decoder.count_wrong_alone(request.features, t, prompts[t]):
+                if may_be_alone and clicks > 1 and wrong < decoder.count_wrong_alone(request.features, t, prompts[t]):
                     return self._annotate_alone(request, [t])[t]
                 if crop is None:
                     return corrected

@@ -13,8 +13,8 @@ def infer_click_order(
 ) -> SlicePrompt:
     """Return the prompts of a slice with the clicks in the order in which an annotator would have made them.
 
-    A box comes first, else the first click inside, unless all clicks correct a mask that was there before. Then, of the next click inside and the next one outside, always the one that lies deeper
-    in an error of the mask displayed so far: nobody clicks where the mask is right.
+    A box comes first, else the first click inside, unless all clicks correct a mask that was there before. Then, of the next click inside
+    and the next one outside, always the one that lies deeper in an error of the mask displayed so far: nobody clicks where the mask is right.
 
     Args:
         displayed_mask: Returns the mask bool (Y, X) that is displayed for some of the prompts.

@@ -2,9 +2,9 @@
 
 A click decides the 3 x 3 pixels round it. A further click changes what was displayed before it only within its reach, because annotators
 click on what is wrong and are content with the rest; a network that is asked anew often spoils it. Within reach, the network's answer and
-the intensities decide where the network has understood the click, else the intensities alone. If it is the only click on the slice, it
-counts more, because what was displayed there is only tracked. In the end, a graph cut draws the border
-along the edges of the image. The answer to a first click is adapted to the intensities as a whole.
+the intensities decide where the network has understood the click, else the intensities alone. The first click on a slice with a tracked mask
+counts more, because no other click vouches for that mask. In the end, a graph cut draws the border along the edges of the image. The answer
+to a first click on a slice without a mask is adapted to the intensities as a whole.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from lib.propagation.mask_refiner import signed_depth
 REACH = 1.0  # A click changes all within this multiple of its distance to the mask's border, and nothing beyond twice that.
 MIN_DEPTH = 3.0  # Pixels; clicks nearer to the border count as so far from it.
 INTENSITY_WEIGHT = 0.5  # Of the intensities beside the network's answer.
-CLICK_LOGIT = 4.0  # Of the only click on a slice, which fades to 0 at the border of the mask, so that more than its own pixels give way.
+CLICK_LOGIT = 4.0  # Of the first click on a tracked mask; it fades to 0 at the border of the mask, so that more than 3 x 3 pixels give way.
 LOGIT_LIMIT = 4.0
 SEED_MARGIN = 3  # Pixels round a click that say nothing about the intensities on the side where they are displayed.
 MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
@@ -132,7 +132,7 @@ def surroundings(
 
 
 def _evidence_within_reach(
-    scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray, is_only_click: bool
+    scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray, is_first_click: bool
 ) -> np.ndarray:
     """Return the evidence for a mask after a further click: the answer to it within its reach, what was displayed before beyond that.
 
@@ -141,7 +141,7 @@ def _evidence_within_reach(
     Args:
         scaled: The image in [0, 1].
         seeds, at_click: Pixels that all clicks, and that the further click, decide.
-        is_only_click: Whether the slice has no other click, so that what was displayed comes from tracking.
+        is_first_click: Whether no click on the slice came before it, so that what was displayed comes from tracking.
     """
     sign = 1.0 if (at_click > 0).any() else -1.0
     mask, last_click = earlier > 0, at_click != 0
@@ -150,15 +150,15 @@ def _evidence_within_reach(
     depth = ndimage.distance_transform_edt(is_other_side)[last_click].max() if not is_other_side.all() else np.inf
     weight = np.clip(2 - distance / (REACH * max(depth, MIN_DEPTH)), 0, 1)
     inside, outside = (mask & (distance > SEED_MARGIN)) | (seeds > 0), (~mask & (distance > SEED_MARGIN)) | (seeds < 0)
-    is_understood = (np.sign(answer)[last_click] == sign).mean() > 0.5
-    if is_understood:
+    is_tracked, radius = is_first_click and np.isfinite(depth), max(MIN_DEPTH, depth)
+    if (np.sign(answer)[last_click] == sign).mean() > 0.5:
         changed = answer + INTENSITY_WEIGHT * intensity_logits(scaled, inside, outside)
+    elif is_tracked:  # The network has not understood the click, and no other click vouches for the mask: what looks like the pixels near
+        # the click, rather than like those farther off, changes sides.
+        near, far = is_other_side & (distance <= radius / 2), is_other_side & (distance > radius)
+        changed = sign * (intensity_logits(scaled, near | last_click, far) + 1.0)
     else:
         changed = intensity_logits(scaled, inside, outside) + sign
-    if is_only_click and np.isfinite(depth):  # No other click on the slice vouches for what was displayed.
-        radius = max(MIN_DEPTH, depth)
-        if not is_understood:  # All that looks like the pixels near the click, rather than like those farther off, changes sides.
-            near, far = is_other_side & (distance <= radius / 2), is_other_side & (distance > radius)
-            changed = sign * (intensity_logits(scaled, near | last_click, far) + 1.0)
+    if is_tracked:
         changed = changed + sign * CLICK_LOGIT * np.clip(1 - distance / radius, 0, 1)
     return weight * changed + (1 - weight) * earlier

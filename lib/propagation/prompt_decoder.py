@@ -74,12 +74,13 @@ class PromptDecoder:
     ) -> tuple[Annotation, int]:
         """Decode slice `t`, which has a tracked mask already; the clicks on it correct that mask one after the other.
 
-        Return how many of the clicks were made where the mask displayed before them was wrong, too.
-
         Args:
             annotated: The annotations that `tracks` came from, by slice.
             tracks: The displayed result, with the mask to correct.
             key: Key of the annotation.
+
+        Returns:
+            The annotation, and how many of the clicks were made where the mask displayed before them was wrong.
         """
         nearest = min(annotated, key=lambda s: abs(s - t))
         memories, time = {"cond_frame_outputs": {0: annotated[nearest].memory}, "non_cond_frame_outputs": {}}, abs(nearest - t)

@@ -15,9 +15,11 @@ from lib.imaging.formats.size_limit import check_size
 from lib.imaging.volume import SourceFrame
 
 DICOM_ENDINGS = (".dcm", ".ima")
-# The errors that pydicom raises on damaged files and on values that it cannot convert.
-DICOM_ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError, OSError, EOFError, ArithmeticError, RuntimeError,
-                RecursionError, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)  # fmt: skip
+# What pydicom raises on damaged files and on values that it cannot convert. It has no common class for them.
+DICOM_ERRORS = (
+    AttributeError, LookupError, TypeError, ValueError, OSError, EOFError, ArithmeticError, RuntimeError, pydicom.errors.InvalidDicomError,
+    pydicom.errors.BytesLengthException,
+)  # fmt: skip
 # Objects with pixels that are no images to annotate: segmentations, dose, parametric maps, surfaces, presentation states.
 _NO_IMAGES = ("1.2.840.10008.5.1.4.1.1.66.", "1.2.840.10008.5.1.4.1.1.481.", "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.11.")
 _MM_PER_CM = 10.0
