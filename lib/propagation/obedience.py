@@ -3,8 +3,9 @@
 A click decides the 3 x 3 pixels round it. A further click changes what was displayed before it only within its reach, because annotators
 click on what is wrong and are content with the rest; a network that is asked anew often spoils it. Within reach, the network's answer and
 the intensities decide where the network has understood the click, else the intensities alone. The first click on a slice with a tracked mask
-counts more, because no other click vouches for that mask. In the end, a graph cut draws the border along the edges of the image. The answer
-to a first click on a slice without a mask is adapted to the intensities as a whole.
+counts more, because no other click vouches for that mask. Where one click inside was misunderstood, so that a click outside hits the middle of
+what is displayed, the network's answer to all clicks replaces it. In the end, a graph cut draws the border along the edges of the image, and
+parts that no click has asked for go. The answer to a first click on a slice without a mask is adapted to the intensities as a whole.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,13 @@ SEED_MARGIN = 3  # Pixels round a click that say nothing about the intensities o
 MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
 ADAPTED_MARGIN = 0.5  # The same for the answer to a first click, as a share of its longer side if that is more than `MARGIN`.
 DEPTH_WEIGHT, DEPTH_LIMIT = 0.5, 2.0  # Logits for each pixel of depth in the answer to a first click, beside the intensities.
+MISUNDERSTOOD_DEPTH = 0.65  # Share of the greatest depth of a mask from which a click outside says that the mask as a whole is wrong.
 _CUTS = 3  # Of the adaptation to the intensities; after so many, masks hardly change any more.
 
 
-def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None) -> np.ndarray:
+def obey_clicks(
+    image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None, is_tracked: bool = False
+) -> np.ndarray:
     """Return logits of a mask that obeys the clicks of a prompt, float32 (Y, X).
 
     Args:
@@ -38,6 +42,7 @@ def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earl
         prompt: The clicks in the order in which they were made, perhaps after a box.
         logits: The network's answer to all of them, float (Y, X).
         earlier: Logits (Y, X) that were displayed before the last click, or None if it is the first one.
+        is_tracked: Whether a mask from tracking was displayed before the first click.
     """
     seeds = click_seeds(prompt, logits.shape)
     if earlier is None and len(prompt.labels) == 1 and (logits > 0).any():
@@ -46,14 +51,21 @@ def obey_clicks(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earl
         return logits
     window = surroundings(prompt, [logits > 0, logits[:0] if earlier is None else earlier > 0], logits.shape)
     scaled, seeds, evidence = scale_intensities(image[window]), seeds[window], limited(logits[window])
-    if earlier is not None:
+    answer = evidence > 0
+    if earlier is not None and not is_tracked and obeys(seeds, answer) and was_misunderstood(prompt, earlier > 0):
+        evidence = evidence + INTENSITY_WEIGHT * intensity_logits(scaled, answer | (seeds > 0), ~answer | (seeds < 0))
+    elif earlier is not None:
         last = SlicePrompt(prompt.points[-1:], prompt.labels[-1:])
         at_click = click_seeds(last, logits.shape)[window]
-        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]), len(prompt.labels) == 1)
+        is_first_click = is_tracked and len(prompt.labels) == 1
+        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]), is_first_click)
     elif not (evidence > 0).any():  # The network finds nothing where the user has clicked.
         near = ndimage.binary_dilation(seeds > 0)
         evidence = intensity_logits(scaled, near, ~near)
     mask = graph_cut(scaled, evidence, seeds)
+    if earlier is not None:
+        clicks_say_all = not is_tracked and (prompt.labels < 2).all() and (prompt.labels == 1).any()
+        mask = keep_asked_for(mask, seeds, np.zeros_like(mask) if clicks_say_all else earlier[window] > 0)
     result = np.minimum(logits if earlier is None else earlier, -1.0).astype(np.float32)
     result[window] = signed(evidence, mask)
     return result
@@ -86,6 +98,31 @@ def adapt_to_intensities(image: np.ndarray, prompt: SlicePrompt, logits: np.ndar
     result = np.minimum(logits, -1.0).astype(np.float32)
     result[window] = signed(evidence, mask)
     return result
+
+
+def was_misunderstood(prompt: SlicePrompt, displayed: np.ndarray) -> bool:
+    """Return whether the last click says that the answer to the only click inside is wrong as a whole: it is outside, and lies about where
+    the displayed mask, bool (Y, X), is thickest."""
+    if prompt.labels[-1] != 0 or (prompt.labels == 1).sum() != 1 or (prompt.labels > 1).any():
+        return False
+    row, column = np.clip(np.rint(prompt.points[-1, ::-1]), 0, np.array(displayed.shape) - 1).astype(int)
+    depth = ndimage.distance_transform_edt(displayed)
+    return bool(displayed[row, column]) and depth[row, column] >= MISUNDERSTOOD_DEPTH * depth.max()
+
+
+def keep_asked_for(mask: np.ndarray, seeds: np.ndarray, displayed: np.ndarray) -> np.ndarray:
+    """Return a mask bool (Y, X) without the parts that no click has asked for: parts without a click inside, unless most of them is `displayed`.
+
+    Args:
+        seeds: int8 (Y, X), see `click_seeds`.
+        displayed: What stays without a click inside, bool (Y, X).
+    """
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    size, shown = (np.bincount(parts[m], minlength=count + 1) for m in (mask, mask & displayed))
+    is_kept = 2 * shown > size
+    is_kept[parts[mask & (seeds > 0)]] = True
+    is_kept[0] = False
+    return is_kept[parts]
 
 
 def click_seeds(prompt: SlicePrompt, shape: tuple[int, int]) -> np.ndarray:

@@ -95,7 +95,7 @@ class PromptDecoder:
                 output = self.network.decode(features, [t], prompt=part, start_logits=start, memories=memories, time=time)
                 logits = features.to_slices(output["pred_masks"][0])[0]
                 if self.obeys:
-                    logits = self._obey(features, t, part, logits, displayed)
+                    logits = self._obey(features, t, part, logits, displayed, is_tracked=True)
                     output["pred_masks"] = features.from_slices(logits[None], self.network.mask_side)
                 outputs.append((output, logits))
             return outputs[len(clicks.labels)]
@@ -147,10 +147,13 @@ class PromptDecoder:
         has_earlier = 1 < len(prompt.labels) <= MOST_CLICKS_IN_ORDER
         return self._obey(features, t, prompt, answer, self.displayed_logits(features, t, earlier) if has_earlier else None)
 
-    def _obey(self, features, t: int, prompt: SlicePrompt, answer: torch.Tensor, earlier: torch.Tensor | None) -> torch.Tensor:
+    def _obey(
+        self, features, t: int, prompt: SlicePrompt, answer: torch.Tensor, earlier: torch.Tensor | None, is_tracked: bool = False
+    ) -> torch.Tensor:
         """Call `obey_clicks` with tensors (Y, X)."""
         earlier = None if earlier is None else earlier.cpu().numpy()
-        return torch.from_numpy(obey_clicks(features.frames.stack[t], prompt, answer.cpu().numpy(), earlier)).to(answer.device)
+        logits = obey_clicks(features.frames.stack[t], prompt, answer.cpu().numpy(), earlier, is_tracked)
+        return torch.from_numpy(logits).to(answer.device)
 
     def _decode_best(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:
         """Return the output that agrees best with the clicks."""

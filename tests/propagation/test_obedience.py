@@ -88,6 +88,45 @@ def test_a_click_where_the_network_finds_nothing_finds_what_looks_like_it():
     assert dice(obey_clicks(draw_slice(shape, CLEAR), clicks_at((40, 50, True)), NOTHING) > 0, shape) > 0.7
 
 
+@pytest.mark.parametrize("is_tracked", [False, True])
+def test_a_part_that_is_cut_off_goes_unless_it_was_tracked(is_tracked):
+    organ, leak, neck = disc(48, 30, 14), disc(48, 70, 14), disc(48, 50, 7)
+    displayed = logits_of(organ | leak | neck)
+    clicks = clicks_at((48, 30, True), (48, 50, False))
+    mask = obey_clicks(draw_slice(organ | leak, CLEAR), clicks, displayed, displayed, is_tracked) > 0
+    assert dice(mask, organ | leak if is_tracked else organ) > 0.9
+
+
+def test_a_part_with_a_click_of_its_own_stays():
+    organ, second, neck = disc(48, 30, 14), disc(48, 70, 14), disc(48, 50, 7)
+    displayed = logits_of(organ | second | neck)
+    clicks = clicks_at((48, 30, True), (48, 70, True), (48, 50, False))
+    assert dice(obey_clicks(draw_slice(organ | second, CLEAR), clicks, displayed, displayed) > 0, organ | second) > 0.9
+
+
+BAR = np.zeros((96, 96), bool)
+BAR[38:59, 4:92] = True  # What was displayed after the click (48, 30).
+LESION = disc(48, 30, 6)
+
+
+def test_a_click_outside_in_the_middle_of_the_answer_to_a_first_click_replaces_it():
+    clicks = clicks_at((48, 30, True), (48, 75, False))
+    assert dice(obey_clicks(draw_slice(LESION, WEAK), clicks, logits_of(LESION), logits_of(BAR)) > 0, LESION) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("clicks", "answer"),
+    [
+        ([(48, 30, True), (48, 20, True), (48, 75, False)], LESION | disc(48, 20, 6)),  # Two clicks vouch for the mask.
+        ([(48, 30, True), (42, 75, False)], LESION),  # The click is near the border.
+        ([(48, 30, True), (48, 75, False)], BAR),  # The network has not understood the click.
+    ],
+)
+def test_otherwise_what_is_far_from_a_click_outside_stays(clicks, answer):
+    mask = obey_clicks(draw_slice(BAR, WEAK), clicks_at(*clicks), logits_of(answer), logits_of(BAR)) > 0
+    assert mask[40:57, 6:50].all()
+
+
 @pytest.mark.parametrize("click", [(0, 0), (95, 40), (95, 95)])
 def test_clicks_at_the_edge_of_the_image(click):
     mask = obey_clicks(draw_slice(disc(48, 48, 20), CLEAR), clicks_at((*click, True)), NOTHING) > 0
@@ -126,7 +165,8 @@ def test_every_click_is_obeyed_and_nothing_far_from_the_last_one_changes_its_sid
 def test_nothing_beyond_twice_the_reach_changes(inside):
     shape = disc(30, 30, 12) | disc(70, 70, 12)
     click = (30, 45, True) if inside else (30, 38, False)  # 3 and 5 pixels from the border
-    result = obey_clicks(draw_slice(shape, CLEAR), clicks_at((70, 70, True), click), logits_of(~shape), logits_of(shape))
+    clicks = clicks_at((70, 70, True), (30, 26, True), click)
+    result = obey_clicks(draw_slice(shape, CLEAR), clicks, logits_of(~shape), logits_of(shape))
     rows, columns = np.ogrid[:96, :96]
     is_far = np.hypot(rows - click[0], columns - click[1]) > 2 * REACH * 5 + 4
     np.testing.assert_array_equal((result > 0)[is_far], shape[is_far])
