@@ -17,7 +17,7 @@ from lib.propagation.obedience import limited, signed
 
 MIN_BOX_IOU = 0.7  # From which a mask counts as filling its box.
 FILLING_WEIGHT = 2.0  # Of the IoU of a mask's bounding box with the box beside the edge strength of its border.
-NETWORK_BONUS = 0.1  # Edge strength by which another mask must be clearer than the network's.
+NETWORK_BONUS = 0.2  # Edge strength by which another mask must be clearer than the network's.
 NETWORK_WEIGHT = 0.25  # Of the network's answer beside the intensities.
 _CUTS = 4  # After so many, masks hardly change any more.
 _ELLIPSE_WEIGHTS = (1.0, 2.0, 4.0, 16.0)
