@@ -19,6 +19,7 @@ MIN_BOX_IOU = 0.7  # From which a mask counts as filling its box.
 FILLING_WEIGHT = 2.0  # Of the IoU of a mask's bounding box with the box beside the edge strength of its border.
 NETWORK_BONUS = 0.2  # Edge strength by which another mask must be clearer than the network's.
 NETWORK_WEIGHT = 0.25  # Of the network's answer beside the intensities.
+SMOOTHNESS = 1.0  # Of the cuts.
 _CUTS = 4  # After so many, masks hardly change any more.
 _ELLIPSE_WEIGHTS = (1.0, 2.0, 4.0, 16.0)
 
@@ -110,7 +111,7 @@ class _BoxCutter:
         ellipse = ellipse_weight * np.where(self._radius <= 1, 1.0, -1.0)
         for _ in range(_CUTS):
             evidence = intensity_logits(self.scaled, mask, ~mask) + NETWORK_WEIGHT * self._answer + ellipse
-            before, mask = mask, graph_cut(self.scaled, evidence, self._seeds)
+            before, mask = mask, graph_cut(self.scaled, evidence, self._seeds, SMOOTHNESS)
             if not mask.any() or (mask == before).all():
                 break
         return signed(evidence, mask)

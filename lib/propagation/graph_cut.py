@@ -9,7 +9,7 @@ _BINS = 24
 _PSEUDO_COUNT = 0.3  # Of each bin, so that an intensity that occurs on one side only is no proof.
 
 
-def graph_cut(image: np.ndarray, logits: np.ndarray, seeds: np.ndarray, smoothness: float = 1.0) -> np.ndarray:
+def graph_cut(image: np.ndarray, logits: np.ndarray, seeds: np.ndarray, smoothness: float) -> np.ndarray:
     """Return the mask bool (Y, X) of least cost, a minimum cut (Boykov and Jolly, ICCV 2001).
 
     A mask pays the size of each logit that it contradicts, and `smoothness` for each pair of neighbours of equal intensity that it divides.
@@ -24,7 +24,8 @@ def graph_cut(image: np.ndarray, logits: np.ndarray, seeds: np.ndarray, smoothne
     probabilities = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))]).astype(np.float32)
     steps = np.concatenate([np.abs(np.diff(image, axis=axis)).ravel() for axis in (0, 1)])
     edge_scale = max(1.5 * float(np.median(steps)), 0.02) if steps.size else 1.0
-    return numpymaxflow.maxflow(np.ascontiguousarray(image[None], np.float32), probabilities, smoothness, edge_scale, 4)[0] > 0
+    cut = numpymaxflow.maxflow(np.ascontiguousarray(image[None], np.float32), probabilities, smoothness, edge_scale, 4)[0] > 0
+    return np.where(seeds != 0, seeds > 0, cut)
 
 
 def scale_intensities(image: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ MARGIN = 12  # Pixels round masks and clicks in which the image is looked at.
 ADAPTED_MARGIN = 0.5  # The same for the answer to a first click, as a share of its longer side if that is more than `MARGIN`.
 DEPTH_WEIGHT, DEPTH_LIMIT = 0.5, 2.0  # Logits for each pixel of depth in the answer to a first click, beside the intensities.
 MISUNDERSTOOD_DEPTH = 0.65  # Share of the greatest depth of a mask from which a click outside says that the mask as a whole is wrong.
+SMOOTHNESS = 4.0  # Of the cuts.
 _CUTS = 3  # Of the adaptation to the intensities; after so many, masks hardly change any more.
 
 
@@ -51,18 +52,18 @@ def obey_clicks(
         return logits
     window = surroundings(prompt, [logits > 0, logits[:0] if earlier is None else earlier > 0], logits.shape)
     scaled, seeds, evidence = scale_intensities(image[window]), seeds[window], limited(logits[window])
-    answer = evidence > 0
+    answer, fixed = evidence > 0, seeds
     if earlier is not None and not is_tracked and obeys(seeds, answer) and was_misunderstood(prompt, earlier > 0):
         evidence = evidence + INTENSITY_WEIGHT * intensity_logits(scaled, answer | (seeds > 0), ~answer | (seeds < 0))
     elif earlier is not None:
         last = SlicePrompt(prompt.points[-1:], prompt.labels[-1:])
         at_click = click_seeds(last, logits.shape)[window]
         is_first_click = is_tracked and len(prompt.labels) == 1
-        evidence = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]), is_first_click)
+        evidence, fixed = _evidence_within_reach(scaled, seeds, at_click, evidence, limited(earlier[window]), is_first_click)
     elif not (evidence > 0).any():  # The network finds nothing where the user has clicked.
         near = ndimage.binary_dilation(seeds > 0)
         evidence = intensity_logits(scaled, near, ~near)
-    mask = graph_cut(scaled, evidence, seeds)
+    mask = graph_cut(scaled, evidence, fixed, SMOOTHNESS)
     if earlier is not None:
         clicks_say_all = not is_tracked and (prompt.labels < 2).all() and (prompt.labels == 1).any()
         mask = keep_asked_for(mask, seeds, np.zeros_like(mask) if clicks_say_all else earlier[window] > 0)
@@ -90,7 +91,7 @@ def adapt_to_intensities(image: np.ndarray, prompt: SlicePrompt, logits: np.ndar
     depth = np.clip(DEPTH_WEIGHT * signed_depth(mask), -DEPTH_LIMIT, DEPTH_LIMIT)
     for _ in range(_CUTS):
         evidence = intensity_logits(scaled, mask | (seeds > 0), ~mask) + depth
-        before, mask = mask, graph_cut(scaled, evidence, seeds)
+        before, mask = mask, graph_cut(scaled, evidence, seeds, SMOOTHNESS)
         if (mask == before).all():
             break
     components, _ = ndimage.label(mask)
@@ -170,8 +171,9 @@ def surroundings(
 
 def _evidence_within_reach(
     scaled: np.ndarray, seeds: np.ndarray, at_click: np.ndarray, answer: np.ndarray, earlier: np.ndarray, is_first_click: bool
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the evidence for a mask after a further click: the answer to it within its reach, what was displayed before beyond that.
+    Also return the seeds together with all pixels beyond twice the reach, which stay on the side where they were displayed: int8 (Y, X).
 
     All arrays are (Y, X). Limited logits: `answer` and `earlier`.
 
@@ -198,4 +200,5 @@ def _evidence_within_reach(
         changed = intensity_logits(scaled, inside, outside) + sign
     if is_tracked:
         changed = changed + sign * CLICK_LOGIT * np.clip(1 - distance / radius, 0, 1)
-    return weight * changed + (1 - weight) * earlier
+    fixed = np.where((weight == 0) & (seeds == 0), np.sign(earlier), seeds).astype(np.int8)
+    return weight * changed + (1 - weight) * earlier, fixed

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lib.imaging.metrics import dice
 from lib.prompts.simulated_annotator import corrective_click
 from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
-from lib.propagation.obedience import REACH, click_seeds, obey_clicks, obeys
+from lib.propagation.obedience import REACH, SMOOTHNESS, click_seeds, obey_clicks, obeys
 from tests.propagation.drawn_shapes import CLEAR, SHAPES, WEAK, clicks_at, draw_shape, draw_slice
 
 NOTHING = np.full((96, 96), -5.0, np.float32)
@@ -177,7 +177,7 @@ def test_a_cut_follows_the_edge_of_the_image():
     shape = disc(48, 48, 20)
     image = scale_intensities(draw_slice(shape, CLEAR))
     evidence = np.where(disc(48, 48, 17), 1.0, np.where(disc(48, 48, 23), 0.0, -1.0))
-    assert dice(graph_cut(image, evidence, np.zeros(shape.shape, np.int8)), shape) > 0.95
+    assert dice(graph_cut(image, evidence, np.zeros(shape.shape, np.int8), SMOOTHNESS), shape) > 0.95
 
 
 def test_a_cut_without_smoothness_is_the_sign_of_the_evidence():
