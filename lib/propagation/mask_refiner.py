@@ -20,7 +20,7 @@ from lib.propagation.mask_grid import grid_intensities, grid_size
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
-CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside. Up to it, the appearance alone decides where the object ends; beyond it, the older rule may end it as well.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
@@ -43,8 +43,9 @@ class PassRefiner:
         ends: Index and logits (h, w) of the annotated slices at the ends of the pass, first the one where it begins.
 
     Attributes:
-        is_active: Whether the structure can be told from its surroundings by intensities.
-        is_clear: Whether it can be told so well that this decides where the object ends.
+        is_active: Whether the structure can be told from its surroundings by intensities, so that masks are refined.
+        decides_end: Whether intensities decide where the object ends; False where they say nothing at all.
+        is_doubtful: Whether the network's object score may end it, too: masks are refined though much of the surroundings looks like the inside.
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
@@ -52,16 +53,19 @@ class PassRefiner:
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
-        self.is_active, self.is_clear = self._classifier.confusion <= MOST_CONFUSION, self._classifier.leak <= CLEAR_LEAK
+        self.is_active, self.decides_end = self._classifier.confusion <= MOST_CONFUSION, self._classifier.confusion < 1
+        self.is_doubtful = self.is_active and self._classifier.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
         self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
-        """Return refined logits (h, w) of slice `t`."""
+        """Return refined logits (h, w) of slice `t`; those of passes that are not active stay as they are."""
         image, answer = self._image(t, logits.shape[-1]), self._shrink(logits)
-        self._evidence = self._classifier.logits(image)
+        self._evidence, self._candidate = self._classifier.logits(image), answer > 0
+        if not self.is_active:
+            return logits.float()
         total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + np.clip(self._evidence, -INTENSITY_LIMIT, INTENSITY_LIMIT)
         total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
         refined = smooth_within_edges(total, self._classifier.scale(image))
@@ -121,29 +125,28 @@ class MaskRefiner:
         return MaskRefiner([self._passes[row] for row in rows])
 
     def refine(self, slices: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
-        """Return refined logits (B, h, w) of one slice of each pass; those of passes that are not active stay as they are."""
-        rows = zip(self._passes, slices, logits, strict=True)
-        return torch.stack([p.refine(t, x) if p.is_active else x.float() for p, t, x in rows])
+        """Return refined logits (B, h, w) of one slice of each pass."""
+        return torch.stack([p.refine(t, x) for p, t, x in zip(self._passes, slices, logits, strict=True)])
 
     def decide_presence(self, scores: torch.Tensor, network_scores: torch.Tensor) -> torch.Tensor:
         """Return object scores (B,) whose sign tells whether the object is there.
 
         Args:
-            scores: What counts for passes that are not active, and may end those that are not clear.
-            network_scores: The network's own scores, whose size is kept for active ones.
+            scores: What counts where intensities do not decide, and may end passes that are doubtful.
+            network_scores: The network's own scores, whose size is kept elsewhere.
         """
         decided = scores.clone()
         for row, refining in enumerate(self._passes):
-            if refining.is_active or refining.is_between:
+            if refining.decides_end or refining.is_between:
                 size = network_scores[row].abs().clamp_min(1.0)
-                is_present = refining.is_between or (refining.is_present() and (refining.is_clear or bool(scores[row] > 0)))
+                is_present = refining.is_between or (refining.is_present() and not (refining.is_doubtful and bool(scores[row] <= 0)))
                 decided[row] = size if is_present else -size
         return decided
 
     def accept(self, is_present: Sequence[bool]) -> None:
         """Take the masks of the last slices as the previous ones, where the object was there."""
         for refining, present in zip(self._passes, is_present, strict=True):
-            if refining.is_active and present:
+            if present:
                 refining.accept()
 
 

@@ -98,6 +98,22 @@ def test_masks_do_not_spread_into_what_looks_the_same():
     assert torch.equal(refiner.decide_presence(scores, torch.tensor([2.0])), scores), "the older rule decides"
 
 
+def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
+    """A bright structure with a dark stripe in patches as bright and as dark: its mask is the network's until only patches are left."""
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    patches = np.where((rows // 8 + columns // 8) % 2, 130.0, 100.0)
+    shape = disc(32, 32, 12)
+    structure = np.where(shape, np.where(abs(columns - 32) < 3, 100.0, 130.0), patches)
+    refining = PassRefiner(Features(Frames(np.array([structure] * 5 + [patches] * 5))), [(0, logits_of(shape))])
+    refiner, scores, answer, presence = MaskRefiner([refining]), torch.tensor([3.0]), logits_of(shape)[None], []
+    assert not refining.is_active and refining.decides_end
+    for t in range(1, 10):
+        assert torch.equal(refiner.refine([t], answer), answer)
+        presence.append(bool(refiner.decide_presence(scores, scores) > 0))
+        refiner.accept(presence[-1:])
+    assert presence == [True] * 4 + [False] * 5
+
+
 def test_each_row_of_a_batch_is_refined_alone():
     shapes = [disc(32, 32, 10)] * 4
     features = features_of(shapes)
