@@ -119,8 +119,8 @@ def keep_asked_for(mask: np.ndarray, seeds: np.ndarray, displayed: np.ndarray) -
         displayed: What stays without a click inside, bool (Y, X).
     """
     parts, count = ndimage.label(mask, np.ones((3, 3)))
-    size, shown = (np.bincount(parts[m], minlength=count + 1) for m in (mask, mask & displayed))
-    is_kept = 2 * shown > size
+    sizes, displayed_sizes = (np.bincount(parts[m], minlength=count + 1) for m in (mask, mask & displayed))
+    is_kept = 2 * displayed_sizes > sizes
     is_kept[parts[mask & (seeds > 0)]] = True
     is_kept[0] = False
     return is_kept[parts]
