@@ -53,7 +53,7 @@ def obey_clicks(
     window = surroundings(prompt, [logits > 0, logits[:0] if earlier is None else earlier > 0], logits.shape)
     scaled, seeds, evidence = scale_intensities(image[window]), seeds[window], limited(logits[window])
     answer, fixed = evidence > 0, seeds
-    if earlier is not None and not is_tracked and obeys(seeds, answer) and was_misunderstood(prompt, earlier > 0):
+    if earlier is not None and not is_tracked and obeys(seeds, answer) and was_misunderstood(prompt.cropped(*window), earlier[window] > 0):
         evidence = evidence + INTENSITY_WEIGHT * intensity_logits(scaled, answer | (seeds > 0), ~answer | (seeds < 0))
     elif earlier is not None:
         last = SlicePrompt(prompt.points[-1:], prompt.labels[-1:])
