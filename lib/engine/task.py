@@ -18,6 +18,7 @@ from lib.imaging.frames import Frames
 from lib.model.features import SliceFeatures
 from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import Prompts, SlicePrompt
+from lib.propagation.gap_filling import fill_empty_slices
 from lib.propagation.tracks import Annotation, Tracks
 from lib.quality.slice_estimates import SliceEstimates, estimate_slices
 
@@ -93,6 +94,8 @@ def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Pr
         _threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])
     for t, painted in prompts.masks.items():  # The painting itself, not its copy at the network's resolution.
         stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
+    if tasks[0].options.refine and tasks[0].options.propagate:
+        fill_empty_slices(stack, {t for task in tasks for t in task.annotated})
     mask = frames.to_volume(stack)
     if prompts.roi is not None:
         in_region = np.zeros_like(mask)
