@@ -25,7 +25,8 @@ class Options:
         propagate: False leaves all slices but the annotated ones empty.
         stop_mm: Beyond the outermost annotated slices, tracking ends when the object has been absent for that distance; 0: never.
         obey: Whether masks are made to obey clicks and boxes, see `lib.propagation.obedience`, or are the network's own answer.
-        refine: Whether tracked masks are adapted to the image before they are remembered, see `lib.propagation.mask_refiner`.
+        refine: Whether tracked masks are adapted to the image before they are remembered, see `lib.propagation.mask_refiner`, and
+            slices left empty between annotated ones are filled, see `lib.propagation.gap_filling`.
         focus: Whether networks for small images track a small structure in its surroundings only, enlarged.
         stride: Track every so many slices and interpolate the others; 0 chooses by the slice distance (networks for small images only).
         batch: Largest number of slices or passes that a GPU computes at once; 0 chooses it by the device.
