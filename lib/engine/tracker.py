@@ -10,12 +10,13 @@ from lib.imaging.frames import Frames
 from lib.model import device
 from lib.model.features import SliceFeatures
 from lib.model.worker_pool import run_all
+from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.prompt_decoder import MOST_CLICKS_IN_ORDER
 from lib.propagation.propagator import PropagationTask
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import ABSENT_LOGIT, Annotation, Tracks
 from lib.propagation.volume_smoothing import smooth_tracks
-from lib.propagation.zoom import Crop, tracking_crops
+from lib.propagation.zoom import Crop, DisplayedSlice, tracking_crops
 
 
 class Tracker:
@@ -57,8 +58,8 @@ class Tracker:
             alone = replace(request, prompts_by_slice={t: first_click})
             first_logits = request.displayed_logits(self._annotate_alone(alone, [t])[t])
         nothing = torch.zeros(request.frames.size)
-        displayed = {t: (p, (logits.get(t, nothing) > 0).cpu().numpy()) for t, p in request.prompts_by_slice.items()}
-        first = first_click, (first_logits > 0).cpu().numpy()
+        displayed = {t: _displayed(p, logits.get(t, nothing)) for t, p in request.prompts_by_slice.items()}
+        first = _displayed(first_click, first_logits)
         ranges = tracking_crops(request.frames, first, displayed, list(logits), request.low, request.high)
         return [self._crop_task(request, low, high, crop, logits) for low, high, crop in ranges]
 
@@ -150,3 +151,8 @@ class Tracker:
             annotation = make()
             self._result_cache.put(key, annotation, annotation.nbytes)
         return annotation
+
+
+def _displayed(prompt: SlicePrompt, logits: torch.Tensor) -> DisplayedSlice:
+    """Return a prompt with the mask that its slice shows: the painting itself, which may be finer than its logits (Y, X), or that of these."""
+    return prompt, (logits > 0).cpu().numpy() if prompt.mask is None else prompt.mask
