@@ -139,7 +139,7 @@ class Segmenter:
             for task, tracks in zip(tasks, all_tracks, strict=True):
                 task.tracks = tracks
             with stopwatch("finish"):
-                mask = combine_masks(tasks, frames, prompts)
+                mask = combine_masks(tasks, frames, prompts, prompts_by_slice)
         self._feature_cache.trim()
         with stopwatch("estimate"):
             has_mask = masks.slice_areas(frames.from_volume(mask)) > 0

@@ -19,6 +19,7 @@ from lib.model.features import SliceFeatures
 from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import Prompts, SlicePrompt
 from lib.propagation.gap_filling import fill_empty_slices
+from lib.propagation.random_walk import adapt_to_prompts
 from lib.propagation.tracks import Annotation, Tracks
 from lib.quality.slice_estimates import SliceEstimates, estimate_slices
 
@@ -82,11 +83,14 @@ class SegmentationTask:
         return self.features.to_slices(annotation.logits[0])[0]
 
 
-def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Prompts) -> np.ndarray:
+def combine_masks(
+    tasks: Sequence[SegmentationTask], frames: Frames, prompts: Prompts, prompts_by_slice: dict[int, SlicePrompt]
+) -> np.ndarray:
     """Return the mask bool (I, J, K) of a request: thresholded at full resolution, with the wanted components, obeying clicks and region.
 
     Args:
         frames: The whole frames.
+        prompts_by_slice: The same prompts, sorted by slice, in whole frames.
     """
     stack = np.zeros((len(frames), *frames.size), bool)
     for task in tasks:
@@ -96,6 +100,7 @@ def combine_masks(tasks: Sequence[SegmentationTask], frames: Frames, prompts: Pr
         stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
     if tasks[0].options.refine and tasks[0].options.propagate:
         fill_empty_slices(stack, {t for task in tasks for t in task.annotated})
+        adapt_to_prompts(stack, frames, prompts_by_slice, tasks[0].followed[0], tasks[-1].followed[1])
     mask = frames.to_volume(stack)
     if prompts.roi is not None:
         in_region = np.zeros_like(mask)
