@@ -95,7 +95,7 @@ def combine_masks(
     stack = np.zeros((len(frames), *frames.size), bool)
     for task in tasks:
         crop = task.frames.crop
-        _threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])
+        threshold(task, stack if crop is None else stack[:, crop[0], crop[1]])
     for t, painted in prompts.masks.items():  # The painting itself, not its copy at the network's resolution.
         stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
     if tasks[0].options.refine and tasks[0].options.propagate:
@@ -117,7 +117,7 @@ def combine_masks(
     return mask
 
 
-def _threshold(task: SegmentationTask, stack: np.ndarray) -> None:
+def threshold(task: SegmentationTask, stack: np.ndarray) -> None:
     """Write where a task's tracks are positive into bool (T, Y, X) of its frames."""
     tracks, features = task.tracks, task.features
     positive = torch.nonzero(tracks.logits.amax((1, 2)) > 0)[:, 0].tolist()

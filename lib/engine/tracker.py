@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from lib.engine.task import SegmentationTask
+from lib.engine.task import SegmentationTask, threshold
 from lib.imaging.frames import Frames
 from lib.model import device
 from lib.model.features import SliceFeatures
@@ -13,6 +14,7 @@ from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.prompt_decoder import MOST_CLICKS_IN_ORDER
 from lib.propagation.propagator import PropagationTask
+from lib.propagation.random_walk import adapt_to_prompts
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import ABSENT_LOGIT, Annotation, Tracks
 from lib.propagation.zoom import Crop, DisplayedSlice, tracking_crops
@@ -92,7 +94,9 @@ class Tracker:
         key = "corrected", t, prompts[t].key, ends, tracking
 
         def correct() -> Annotation:
-            tracks = self.propagate([task])[0]
+            task.tracks = tracks = self.propagate([task])[0]
+            if options.refine:
+                self._adapt(task, t)
             may_be_alone, clicks = prompts[t].defines_structure, len(prompts[t].labels)
             if may_be_alone and (clicks > MOST_CLICKS_IN_ORDER or not (tracks.logits[t] > 0).any()):
                 return self._annotate_alone(request, [t])[t]
@@ -111,6 +115,20 @@ class Tracker:
                 return decoder.adopt(request.features, t, prompts[t], corrected, logits)
 
         return self._cached((*request.scope, key), correct)
+
+    @torch.inference_mode()
+    def _adapt(self, task: SegmentationTask, t: int) -> None:
+        """Make the track of slice `t`, which is not annotated, what is displayed there: adapted to the prompts on both ends of its gap."""
+        stack = np.zeros((len(task.frames), *task.frames.size), bool)
+        threshold(task, stack)
+        before = stack[t].copy()
+        ends = {s: p for s, p in task.prompts_by_slice.items() if s in task.annotated}
+        adapt_to_prompts(stack, task.frames, ends, *task.followed)
+        if (stack[t] != before).any():
+            logits, changed = task.features.to_slices(task.tracks.logits[t][None])[0], torch.from_numpy(stack[t] != before)
+            side = torch.from_numpy(np.where(stack[t], 1.0, -1.0).astype(np.float32)).to(logits)
+            adapted = torch.where(changed.to(logits.device), side, logits)
+            task.tracks.logits[t] = task.features.from_slices(adapted[None], task.tracks.logits.shape[-1])[0, 0]
 
     def _crop_task(self, request: SegmentationTask, low: int, high: int, crop: Crop | None, logits: dict) -> SegmentationTask:
         """Return the task for the slices low..high of a request within a crop of the frames.

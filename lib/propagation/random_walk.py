@@ -25,7 +25,7 @@ MARGIN, LEAST_MARGIN = 0.5, 8  # Surroundings on each side, as a share of the st
 PRIOR_WEIGHT = 0.4  # Of the mask, if no prompt contradicts it; a step between cells of equal intensity has 1.
 EDGE_WEIGHT = 6.0  # Of the squared difference of two intensities, in standard deviations of the image, that makes a step less likely.
 FAR = 0.5  # If no prompt is outside (or none inside), the nearest is thought to be so many sides of the grid away.
-KEPT_CLICKS = 2  # So many clicks on a slice have made its mask what it is; a single one may have been made anywhere.
+SURE_CLICKS = 2  # So many clicks on a slice have made its whole mask right; a single one speaks for its surroundings only.
 INSIDE, OUTSIDE = 1, -1
 _TOLERANCE, _MOST_STEPS = 1e-2, 300  # Of the conjugate gradients.
 
@@ -97,40 +97,40 @@ class _Grid:
 def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, SlicePrompt], low: int, high: int) -> None:
     """Adapt masks, bool (T, Y, X), to the prompts by slice, in place.
 
-    Slices with a box, a painting or several clicks stay as they are, and so does a slice that is the only one with prompts. Slices outside
-    of low..high stay, too. Elsewhere only voxels whose side changes on the grid of the walk change, so that fine details stay.
+    Slices with prompts and slices outside of low..high stay as they are. Elsewhere only voxels whose side changes on the grid of the walk
+    change, so that fine details stay.
     """
     if not stack.any():
         return
     points = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(points, float).reshape(-1, 4)
     grid = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high)
-    kept = [t for t, p in prompts.items() if len(prompts) == 1 or p.mask is not None or (p.labels > 1).any() or len(p.labels) >= KEPT_CLICKS]
+    sure = [t for t, p in prompts.items() if len(prompts) == 1 or p.mask is not None or (p.labels > 1).any() or len(p.labels) >= SURE_CLICKS]
     prior = grid.shrink(stack, 0, 1)
-    seeds = _seeds(grid, clicks, prior, kept)
+    seeds = _seeds(grid, clicks, prior, sure)
     probability = _walk(_scaled(grid.shrink(frames.stack, *frames.bounds)), prior, seeds, PRIOR_WEIGHT * _trust(grid, prior, seeds))
     first = grid.window[0].start
     for t in range(first, grid.window[0].stop):
-        if t not in kept:
+        if t not in prompts:
             before, after = (grid.enlarge(cells, t - first) > 0.5 for cells in (prior, probability))
             part = stack[t][grid.window[1:]]
             part[before != after] = after[before != after]
 
 
-def _seeds(grid: _Grid, clicks: np.ndarray, prior: np.ndarray, kept: list[int]) -> np.ndarray:
+def _seeds(grid: _Grid, clicks: np.ndarray, prior: np.ndarray, sure: list[int]) -> np.ndarray:
     """Return the cells that prompts decide, int8 in the shape of the grid: `INSIDE`, `OUTSIDE`, else 0.
 
     Args:
         clicks: float (P, 4), slice, row, column and label of each. It decides the 3 x 3 x 3 cells round it.
         prior: The mask, in the shape of the grid.
-        kept: Slices that stay as they are.
+        sure: Slices whose masks decide all of their cells.
     """
     seeds = np.zeros(grid.shape, np.int8)
     cells = [(grid.cell(*click[:3]), INSIDE if click[3] else OUTSIDE) for click in clicks]
     for cell, side in cells:
         near = seeds[tuple(slice(max(c - 1, 0), c + 2) for c in cell)]
         near[near == 0] = side
-    for t in kept:
+    for t in sure:
         plane = grid.cell(t, 0, 0)[0]
         seeds[plane] = np.where(prior[plane] > 0.5, INSIDE, OUTSIDE)
     for cell, side in cells:
