@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage, sparse
-from scipy.sparse.linalg import cg
+from scipy import ndimage
+from scipy.sparse.linalg import LinearOperator, cg
 
 from lib.imaging.frames import Frames
 from lib.imaging.masks import bounding_box
@@ -74,22 +74,26 @@ class _Grid:
 
     def shrink(self, array: np.ndarray, low: float, high: float) -> np.ndarray:
         """Return the means in each cell of an array (T, Y, X) whose values are limited to low..high, float32 in the shape of the grid."""
-        part, depth = array[self.window], self.shape[0]
-        total = len(part)
-        cells = np.empty(self.shape, np.float32)
-        for n in range(depth):  # A float32 copy of a whole volume could be large.
-            slices = part[n * total // depth : -(-(n + 1) * total // depth)]
-            copy = torch.from_numpy(np.clip(slices.astype(np.float32), low, high))
-            cells[n] = F.adaptive_avg_pool3d(copy[None], (1, *self.shape[1:]))[0, 0].numpy()
-        return cells
+        part = array[self.window]
+        order = np.argsort([-abs(s) for s in part.strides])  # As the array lies in memory, because other orders take several times as long.
+        part, (count, *plane) = part.transpose(order), (self.shape[axis] for axis in order)
+        total, cells = len(part), np.empty([self.shape[axis] for axis in order], np.float32)
+        for n in range(count):  # A float32 copy of a whole volume could be large.
+            layers = part[n * total // count : -(-(n + 1) * total // count)]
+            copy = torch.from_numpy(np.clip(layers.astype(np.float32), low, high))
+            cells[n] = F.adaptive_avg_pool3d(copy[None], (1, *plane))[0, 0].numpy()
+        return np.ascontiguousarray(cells.transpose(np.argsort(order)))
+
+    def planes(self, t: int) -> tuple[int, int, float]:
+        """Return the two planes of cells between which slice `t` of the window lies, and how far it is from the first, in [0, 1]."""
+        total, depth = self.window[0].stop - self.window[0].start, self.shape[0]
+        position = float(np.clip((t + 0.5) * depth / total - 0.5, 0, depth - 1))
+        return int(position), min(int(position) + 1, depth - 1), position - int(position)
 
     def enlarge(self, cells: np.ndarray, t: int) -> np.ndarray:
         """Return values of the voxels of slice `t` of the window, float32 (y, x), interpolated between cells."""
-        total, depth = self.window[0].stop - self.window[0].start, self.shape[0]
-        position = np.clip((t + 0.5) * depth / total - 0.5, 0, depth - 1)
-        first = int(position)
-        share = position - first
-        plane = (1 - share) * cells[first] + share * cells[min(first + 1, depth - 1)]
+        first, second, share = self.planes(t)
+        plane = (1 - share) * cells[first] + share * cells[second]
         size = tuple(w.stop - w.start for w in self.window[1:])
         return F.interpolate(torch.from_numpy(plane)[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -109,9 +113,10 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
     prior = grid.shrink(stack, 0, 1)
     seeds = _seeds(grid, clicks, prior, sure)
     probability = _walk(_scaled(grid.shrink(frames.stack, *frames.bounds)), prior, seeds, PRIOR_WEIGHT * _trust(grid, prior, seeds))
-    first = grid.window[0].start
+    changes, first = ((prior > 0.5) != (probability > 0.5)).any((1, 2)), grid.window[0].start
     for t in range(first, grid.window[0].stop):
-        if t not in prompts:
+        planes = grid.planes(t - first)[:2]
+        if t not in prompts and changes[list(planes)].any():
             before, after = (grid.enlarge(cells, t - first) > 0.5 for cells in (prior, probability))
             part = stack[t][grid.window[1:]]
             part[before != after] = after[before != after]
@@ -147,8 +152,8 @@ def _trust(grid: _Grid, prior: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     def distance(side: int) -> np.ndarray:
         is_there = seeds == side
         if not is_there.any():
-            return np.full(grid.shape, FAR * grid.side)
-        return ndimage.distance_transform_edt(~is_there, sampling=grid.spacing)
+            return np.full(grid.shape, FAR * grid.side, np.float32)
+        return ndimage.distance_transform_edt(~is_there, sampling=grid.spacing).astype(np.float32)
 
     inside, outside = distance(INSIDE), distance(OUTSIDE)
     return (np.where(prior > 0.5, outside, inside) / np.maximum(inside + outside, 1e-6)) ** 2
@@ -165,22 +170,39 @@ def _walk(image: np.ndarray, prior: np.ndarray, seeds: np.ndarray, prior_weight:
 
     The probabilities p are those with the least sum of w (p - p')² over pairs of neighbours and of prior_weight (p - prior)² over cells.
     """
-    index = np.arange(image.size).reshape(image.shape)
-    first, second, weights = [], [], []
-    for axis, n in enumerate(image.shape):
-        first.append(index.take(range(n - 1), axis).ravel())
-        second.append(index.take(range(1, n), axis).ravel())
-        weights.append(np.exp(-EDGE_WEIGHT * np.diff(image, axis=axis).ravel() ** 2) + 1e-6)
-    first, second, weights = map(np.concatenate, (first, second, weights))
-    ends = np.concatenate([first, second]), np.concatenate([second, first])
-    neighbours = sparse.coo_matrix((np.concatenate([weights, weights]), ends), (image.size, image.size)).tocsr()
-    laplacian = sparse.diags(neighbours @ np.ones(image.size)) - neighbours
-    free, probability = np.flatnonzero(seeds == 0), np.where(seeds.ravel() == INSIDE, 1.0, 0.0)
-    if not len(free):
-        return probability.reshape(image.shape).astype(np.float32)
-    weight, start = prior_weight.ravel()[free] + 1e-9, prior.ravel()[free].astype(float)
-    matrix = laplacian[free][:, free] + sparse.diags(weight)
-    wanted = weight * start - laplacian[free] @ probability
-    solution, _ = cg(matrix, wanted, x0=start, rtol=_TOLERANCE, maxiter=_MOST_STEPS, M=sparse.diags(1 / matrix.diagonal()))
-    probability[free] = solution
-    return probability.reshape(image.shape).astype(np.float32)
+    weights = [np.exp(-EDGE_WEIGHT * np.diff(image, axis=axis) ** 2) + 1e-6 for axis in range(3)]
+    total, is_free = prior_weight + 1e-6, seeds == 0
+    for axis, weight in enumerate(weights):
+        _after(total, axis)[...] += weight
+        _before(total, axis)[...] += weight
+
+    def from_neighbours(values: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(values)
+        for axis, weight in enumerate(weights):
+            _after(result, axis)[...] += weight * _before(values, axis)
+            _before(result, axis)[...] += weight * _after(values, axis)
+        return result
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        values = vector.reshape(image.shape)
+        return np.where(is_free, total * values - from_neighbours(values), values).ravel()
+
+    decided = (seeds == INSIDE).astype(np.float32)
+    wanted = np.where(is_free, prior_weight * prior + from_neighbours(decided), 0).ravel()
+    start, scale = np.where(is_free, prior, 0).ravel(), np.where(is_free, 1 / total, 1).ravel()
+    shape, kind = (image.size, image.size), np.float32
+    solution, _ = cg(
+        LinearOperator(shape, apply, dtype=kind), wanted, x0=start, rtol=_TOLERANCE, maxiter=_MOST_STEPS,
+        M=LinearOperator(shape, lambda vector: scale * vector, dtype=kind),
+    )  # fmt: skip
+    return np.where(is_free, solution.reshape(image.shape), decided)
+
+
+def _before(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return the view of a 3D array without the last cells along an axis."""
+    return array[tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))]
+
+
+def _after(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return the view of a 3D array without the first cells along an axis."""
+    return array[tuple(slice(1, None) if a == axis else slice(None) for a in range(3))]
