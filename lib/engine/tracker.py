@@ -17,6 +17,7 @@ from lib.propagation.propagator import PropagationTask
 from lib.propagation.random_walk import adapt_to_prompts
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import ABSENT_LOGIT, Annotation, Tracks
+from lib.propagation.volume_smoothing import smooth_tracks
 from lib.propagation.zoom import Crop, DisplayedSlice, tracking_crops
 
 
@@ -68,12 +69,15 @@ class Tracker:
         """Return the model outputs for all slices of each task of a request."""
         task, options = tasks[0], tasks[0].options
         with task.stopwatch("propagate"):
-            return task.network.propagator.propagate_all(
+            all_tracks = task.network.propagator.propagate_all(
                 [PropagationTask(t.features, t.annotated, t.low, t.high, t.scope, t.ensure_encoded) for t in tasks],
                 forward=options.direction != "backward", backward=options.direction != "forward", stop_mm=options.stop_mm,
                 stride=task.network.stride(options, task.frames), batch=options.batch or device.passes_at_once(task.features.device),
                 refines=options.refine, cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
             )  # fmt: skip
+            if not options.refine:
+                return all_tracks
+            return [smooth_tracks(tracks, t.features, t.annotated, *t.followed) for t, tracks in zip(tasks, all_tracks, strict=True)]
 
     def _annotate_alone(self, task: SegmentationTask, slices: list[int]) -> dict[int, Annotation]:
         """Return annotations of slices whose prompts say what the structure is."""

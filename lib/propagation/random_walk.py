@@ -8,6 +8,7 @@ less likely the nearer a prompt that contradicts the mask is, in comparison with
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -101,25 +102,31 @@ class _Grid:
 def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, SlicePrompt], low: int, high: int) -> None:
     """Adapt masks, bool (T, Y, X), to the prompts by slice, in place.
 
-    Slices with prompts and slices outside of low..high stay as they are. Elsewhere only voxels whose side changes on the grid of the walk
-    change, so that fine details stay.
+    Slices with prompts stay as they are, and so do slices outside of low..high and those between two sure ones, because tracking knows both
+    ends of such a gap. Elsewhere only voxels whose side changes on the grid of the walk change, so that fine details stay.
     """
-    if not stack.any():
+    sure = [t for t, p in prompts.items() if _is_sure(p, len(prompts))]
+    stays = set(prompts).union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
+    if not stack.any() or stays.issuperset(range(low, high + 1)):
         return
     points = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(points, float).reshape(-1, 4)
     grid = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high)
-    sure = [t for t, p in prompts.items() if len(prompts) == 1 or p.mask is not None or (p.labels > 1).any() or len(p.labels) >= SURE_CLICKS]
     prior = grid.shrink(stack, 0, 1)
     seeds = _seeds(grid, clicks, prior, sure)
     probability = _walk(_scaled(grid.shrink(frames.stack, *frames.bounds)), prior, seeds, PRIOR_WEIGHT * _trust(grid, prior, seeds))
     changes, first = ((prior > 0.5) != (probability > 0.5)).any((1, 2)), grid.window[0].start
     for t in range(first, grid.window[0].stop):
         planes = grid.planes(t - first)[:2]
-        if t not in prompts and changes[list(planes)].any():
+        if t not in stays and changes[list(planes)].any():
             before, after = (grid.enlarge(cells, t - first) > 0.5 for cells in (prior, probability))
             part = stack[t][grid.window[1:]]
             part[before != after] = after[before != after]
+
+
+def _is_sure(prompt: SlicePrompt, count: int) -> bool:
+    """Return whether the mask of a slice is thought to be right as a whole, if `count` slices have prompts."""
+    return count == 1 or prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
 
 
 def _seeds(grid: _Grid, clicks: np.ndarray, prior: np.ndarray, sure: list[int]) -> np.ndarray:

@@ -92,6 +92,14 @@ def test_slices_with_prompts_stay(frames, prompt):
     assert (result[6] == mask[6]).all()
 
 
+def test_slices_between_two_sure_ones_stay(frames):
+    mask = repeated(ORGAN)
+    mask[5] = mask[9] = disc(16, 22, 5)
+    painted = SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), ORGAN)
+    result = adapted(mask, frames, {3: painted, 7: painted})
+    assert (result[3:8] == mask[3:8]).all() and dice(result[9], ORGAN) > 0.9
+
+
 def test_slices_outside_of_the_range_stay(frames):
     mask = repeated(ORGAN | NEIGHBOUR)
     result = adapted(mask, frames, {3: INSIDE_CLICK, 4: OUTSIDE_CLICK, 6: OUTSIDE_CLICK}, low=3, high=7)
