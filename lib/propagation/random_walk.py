@@ -102,8 +102,9 @@ class _Grid:
 def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, SlicePrompt], low: int, high: int) -> None:
     """Adapt masks, bool (T, Y, X), to the prompts by slice, in place.
 
-    Slices with prompts stay as they are, and so do slices outside of low..high and those between two sure ones, because tracking knows both
-    ends of such a gap. Elsewhere only voxels whose side changes on the grid of the walk change, so that fine details stay.
+    Slices with prompts stay as they are, and so do slices outside of low..high, empty ones, because tracking has found where the structure
+    ends, and those between two sure ones, because tracking knows both ends of such a gap. Elsewhere only voxels whose side changes on the
+    grid of the walk change, so that fine details stay.
     """
     sure = [t for t, p in prompts.items() if _is_sure(p, len(prompts))]
     stays = set(prompts).union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
@@ -118,7 +119,7 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
     changes, first = ((prior > 0.5) != (probability > 0.5)).any((1, 2)), grid.window[0].start
     for t in range(first, grid.window[0].stop):
         planes = grid.planes(t - first)[:2]
-        if t not in stays and changes[list(planes)].any():
+        if t not in stays and stack[t].any() and changes[list(planes)].any():
             before, after = (grid.enlarge(cells, t - first) > 0.5 for cells in (prior, probability))
             part = stack[t][grid.window[1:]]
             part[before != after] = after[before != after]

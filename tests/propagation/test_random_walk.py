@@ -56,9 +56,16 @@ def test_clicks_outside_take_a_neighbour_away_between_them(frames):
 
 def test_clicks_inside_add_what_is_missing_between_them(frames):
     mask = repeated(ORGAN)
-    mask[[5, 6, 8, 9]] = False
+    mask[[5, 6, 8]] = disc(16, 12, 3)
     result = adapted(mask, frames, {2: INSIDE_CLICK, 3: OUTSIDE_CLICK, 7: INSIDE_CLICK})
     assert all(dice(m, ORGAN) > 0.9 for m in result[[5, 6, 8]])
+
+
+def test_the_structure_ends_where_tracking_has_ended(frames):
+    mask = repeated(ORGAN)
+    mask[:3] = mask[8:] = False
+    result = adapted(mask, frames, {4: INSIDE_CLICK, 6: INSIDE_CLICK})
+    assert not result[:3].any() and not result[8:].any() and result[3:8].any((1, 2)).all()
 
 
 def test_a_mask_that_agrees_with_image_and_prompts_stays(frames):
