@@ -104,11 +104,11 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
 
     Slices with prompts stay as they are, and so do slices outside of low..high, empty ones, because tracking has found where the structure
     ends, and those between two sure ones, because tracking knows both ends of such a gap. Elsewhere only voxels whose side changes on the
-    grid of the walk change, so that fine details stay.
+    grid of the walk change, so that fine details stay. With prompts on one slice nothing changes: tracking has used them already.
     """
-    sure = [t for t, p in prompts.items() if _is_sure(p, len(prompts))]
+    sure = [t for t, p in prompts.items() if _is_sure(p)]
     stays = set(prompts).union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
-    if not stack.any() or stays.issuperset(range(low, high + 1)):
+    if len(prompts) < 2 or not stack.any() or stays.issuperset(range(low, high + 1)):
         return
     points = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(points, float).reshape(-1, 4)
@@ -125,9 +125,9 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
             part[before != after] = after[before != after]
 
 
-def _is_sure(prompt: SlicePrompt, count: int) -> bool:
-    """Return whether the mask of a slice is thought to be right as a whole, if `count` slices have prompts."""
-    return count == 1 or prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
+def _is_sure(prompt: SlicePrompt) -> bool:
+    """Return whether the mask of a slice is thought to be right as a whole."""
+    return prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
 
 
 def _seeds(grid: _Grid, clicks: np.ndarray, prior: np.ndarray, sure: list[int]) -> np.ndarray:
