@@ -81,13 +81,14 @@ def test_a_small_structure_is_tracked_in_its_surroundings(segmenter, volume, mon
 def test_a_larger_cross_section_elsewhere_leaves_what_was_tracked_in_the_small_crop(volume, monkeypatch):
     segmenter, small, large = Segmenter(), np.zeros((64, 64), bool), np.ones((64, 64), bool)
     small[25:36, 30:40] = True
-    first = run(segmenter, volume, Options(components="all"), masks={8: small})
+    options = Options(components="all", refine=False)  # The random walk, which knows all prompts, may change voxels everywhere.
+    first = run(segmenter, volume, options, masks={8: small})
     steps = count_steps(monkeypatch)
-    both = run(segmenter, volume, Options(components="all"), masks={8: small, 4: large})
+    both = run(segmenter, volume, options, masks={8: small, 4: large})
     assert max(steps) <= 8 and {5, 6, 7} < set(steps), "what lies beyond the small one is not followed again"
-    assert np.count_nonzero(both.mask[..., 9:] != first.mask[..., 9:]) < 10, "only the random walk, which knows all prompts, may change voxels"
+    np.testing.assert_array_equal(both.mask[..., 9:], first.mask[..., 9:])
     np.testing.assert_array_equal(both.mask[..., 4], large)
-    again = run(Segmenter(), volume, Options(components="all"), masks={8: small, 4: large})
+    again = run(Segmenter(), volume, options, masks={8: small, 4: large})
     np.testing.assert_array_equal(both.mask, again.mask)
     np.testing.assert_array_equal(both.estimates.expected_iou, again.estimates.expected_iou)
     assert both.estimates.expected_iou.shape == (12,) and both.estimates.expected_iou[[4, 8]].tolist() == [1, 1]
