@@ -122,7 +122,12 @@ class Tracker:
 
     @torch.inference_mode()
     def _adapt(self, task: SegmentationTask, t: int) -> None:
-        """Make the track of slice `t`, which is not annotated, what is displayed there: adapted to the prompts on both ends of its gap."""
+        """Adapt the track of slice `t`, which is not annotated, to the prompts on both ends of its gap.
+
+        What was displayed there was adapted to the prompts of all slices; those beside the gap matter most. Logits (h, w) change in place.
+        """
+        if len(task.annotated) < 2:  # Prompts on one slice change nothing.
+            return
         stack = np.zeros((len(task.frames), *task.frames.size), bool)
         threshold(task, stack)
         before = stack[t].copy()

@@ -105,6 +105,11 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
     Slices with prompts stay as they are, and so do slices outside of low..high, empty ones, because tracking has found where the structure
     ends, and those between two sure ones, because tracking knows both ends of such a gap. Elsewhere only voxels whose side changes on the
     grid of the walk change, so that fine details stay. With prompts on one slice nothing changes: tracking has used them already.
+
+    Args:
+        frames: The slices, T frames of Y x X pixels.
+        prompts: Prompts of slices within low..high, in pixels of `frames`.
+        low, high: First and last slice that may change.
     """
     sure = [t for t, p in prompts.items() if _is_sure(p)]
     stays = set(prompts).union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
