@@ -1,15 +1,51 @@
-"""Decide where a tracked object ends, by the network's object score and the appearance of what is tracked."""
+"""Decide where a tracked object ends: where intensities tell it from its surroundings by these and by how its masks change (`presence_logit`),
+elsewhere by the network's object score and the appearance of what is tracked (`ObjectEndDetector`)."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from lib.model.features import SliceFeatures
 from lib.propagation.appearance import inside_outside_contrast, intensity_likelihood, shrink_masks
 
 SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
+
+LEAST_AREA_SHARE, FARTHEST = 0.05, 1.5  # Smaller shares of the largest area, and larger distances, change nothing any more.
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known about one step of a pass.
+
+    Attributes:
+        contrast: How much more the inside of the new mask looks like the structure than what lies around it does, in [-1, 1].
+        contrast_before: The same at the place of the previous mask.
+        area_share: Area of the new mask as a share of the largest one so far; more than 1 counts as 1.
+        distance_share: Distance from the annotated slice as a share of the diameter of the structure on that slice.
+        kept_share: Share of the previous mask that the new one covers, in [0, 1]. A mask that is only dragged along covers it all.
+    """
+
+    contrast: float
+    contrast_before: float
+    area_share: float
+    distance_share: float
+    kept_share: float
+
+
+def presence_logit(step: Step) -> float:
+    """Return a number that is positive where the object is still there.
+
+    It is a logistic regression, fitted on structures of the training data and generated ones; docs/architecture.md has the figures. The
+    object counts as ended already where its probability is below 0.73, because a mask beyond the end often goes on to the end of the volume.
+    """
+    return float(
+        3.64 + 0.83 * step.contrast + 1.77 * step.contrast_before + 1.44 * np.log(np.clip(step.area_share, LEAST_AREA_SHARE, 1))
+        - 1.1 * min(step.distance_share, FARTHEST) - 2.69 * step.kept_share
+    )  # fmt: skip
 
 
 class ObjectEndDetector:
