@@ -38,6 +38,7 @@ class PassRefiner:
     Args:
         features: Encoded slices of the frames in which the object is tracked.
         ends: Index and logits (h, w) of the annotated slices at the ends of the pass, first the one where it begins.
+        largest: Index and logits (h, w) of the annotated slice with the largest mask, or None if only one slice is annotated.
 
     Attributes:
         is_active: Whether the structure can be told from its surroundings by intensities, so that masks are refined.
@@ -45,7 +46,7 @@ class PassRefiner:
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
-    def __init__(self, features: SliceFeatures, ends: PassEnds):
+    def __init__(self, features: SliceFeatures, ends: PassEnds, largest: tuple[int, torch.Tensor] | None = None):
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
@@ -53,8 +54,9 @@ class PassRefiner:
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
-        self._start, self._t = ends[0][0], ends[0][0]
-        self._first_area = self._largest_area = int(masks[0].sum())
+        self._t, (self._largest_t, logits) = ends[0][0], largest or ends[0]
+        self._largest_area = self._annotated_area = int((self._shrink(logits) > 0).sum())
+        self._may_grow = largest is None
         self._has_ended = False
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
@@ -79,7 +81,8 @@ class PassRefiner:
             contrast=inside_outside_difference(probability, self._candidate),
             contrast_before=inside_outside_difference(probability, self._previous),
             area_share=(area + FEW_PIXELS) / (self._largest_area + FEW_PIXELS),
-            distance_share=abs(self._t - self._start) * self._features.frames.slice_mm / self._first_diameter_mm(),
+            growth=1.0 if self._may_grow else (area + FEW_PIXELS) / (self._annotated_area + FEW_PIXELS),
+            distance_share=abs(self._t - self._largest_t) * self._features.frames.slice_mm / self._diameter_mm(),
             kept_share=float((self._candidate & self._previous).sum()) / max(int(self._previous.sum()), 1),
         )
         self._largest_area = max(self._largest_area, area)
@@ -91,11 +94,11 @@ class PassRefiner:
         if self._candidate.any():
             self._previous = self._candidate
 
-    def _first_diameter_mm(self) -> float:
-        """Return the diameter in mm of a disc as large as the mask of the annotated slice."""
+    def _diameter_mm(self) -> float:
+        """Return the diameter in mm of a disc as large as the largest mask of an annotated slice."""
         frames, (height, width) = self._features.frames, self._previous.shape
         pixel_mm = max(n * mm / cells for n, mm, cells in zip(frames.size, frames.pixel_mm, (height, width), strict=True))
-        return 2 * (max(self._first_area, 1) / np.pi) ** 0.5 * pixel_mm
+        return 2 * (max(self._annotated_area, 1) / np.pi) ** 0.5 * pixel_mm
 
     def _image(self, t: int, side: int) -> np.ndarray:
         """Return the original intensities of a slice, float32 (h, w), at the resolution of masks of this side."""

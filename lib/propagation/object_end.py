@@ -24,14 +24,17 @@ class Step:
     Attributes:
         contrast: How much more the inside of the new mask looks like the structure than what lies around it does, in [-1, 1].
         contrast_before: The same at the place of the previous mask.
-        area_share: Area of the new mask as a share of the largest one so far; more than 1 counts as 1.
-        distance_share: Distance from the annotated slice as a share of the diameter of the structure on that slice.
+        area_share: Area of the new mask as a share of the largest one so far, also on annotated slices; more than 1 counts as 1.
+        growth: Factor by which the new mask is larger than the largest of several annotated ones; less than 1 counts as 1. Where only one
+            slice is annotated, the structure may be larger elsewhere: always 1.
+        distance_share: Distance from the annotated slice with the largest mask as a share of the diameter of the structure there.
         kept_share: Share of the previous mask that the new one covers, in [0, 1]. A mask that is only dragged along covers it all.
     """
 
     contrast: float
     contrast_before: float
     area_share: float
+    growth: float
     distance_share: float
     kept_share: float
 
@@ -43,8 +46,8 @@ def presence_logit(step: Step) -> float:
     object counts as ended already where its probability is below 0.73, because a mask beyond the end often goes on to the end of the volume.
     """
     return float(
-        3.64 + 0.83 * step.contrast + 1.77 * step.contrast_before + 1.44 * np.log(np.clip(step.area_share, LEAST_AREA_SHARE, 1))
-        - 1.1 * min(step.distance_share, FARTHEST) - 2.69 * step.kept_share
+        3.87 + 0.56 * step.contrast + 2.48 * step.contrast_before + 1.6 * np.log(np.clip(step.area_share, LEAST_AREA_SHARE, 1))
+        - 1.16 * np.log(max(step.growth, 1)) - 1.08 * min(step.distance_share, FARTHEST) - 3.07 * step.kept_share
     )  # fmt: skip
 
 

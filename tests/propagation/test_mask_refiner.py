@@ -22,9 +22,15 @@ SIDE = 64
 
 @dataclass
 class Frames:
-    """Slices of a volume, (T, Y, X)."""
+    """Slices of a volume, (T, Y, X), of pixels and slices of 1 mm."""
 
     stack: np.ndarray
+    slice_mm: float = 1.0
+    pixel_mm: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def size(self):
+        return self.stack.shape[1:]
 
 
 @dataclass
