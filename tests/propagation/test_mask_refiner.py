@@ -53,8 +53,8 @@ def logits_of(mask):
     return torch.from_numpy(np.clip(signed_depth(mask), -5, 5).astype(np.float32))
 
 
-def features_of(masks, difference=CLEAR):
-    return Features(Frames(np.stack([draw_slice(m, difference, seed) for seed, m in enumerate(masks)])))
+def features_of(masks, difference=CLEAR, slice_mm=1.0):
+    return Features(Frames(np.stack([draw_slice(m, difference, seed) for seed, m in enumerate(masks)]), slice_mm))
 
 
 def follow(features, start, steps):
@@ -77,7 +77,7 @@ def test_a_mask_follows_what_the_network_does_not_see():
 
 def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_back():
     shapes = [disc(32, 32, 10)] * 4 + [np.zeros((SIDE, SIDE), bool)] * 4 + [disc(32, 32, 10)] * 2
-    _, presence = follow(features_of(shapes), shapes[0], 9)
+    _, presence = follow(features_of(shapes, slice_mm=5.0), shapes[0], 9)
     assert presence == [True] * 3 + [False] * 6
 
 
@@ -85,7 +85,8 @@ def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_
 def test_the_object_is_there_between_two_slices_that_show_it_in_the_same_place(place):
     empty = np.zeros((SIDE, SIDE), bool)
     shapes = [disc(32, 32, 8), empty, empty, empty, empty, disc(32, place, 6)]
-    refiner = MaskRefiner([PassRefiner(features_of(shapes), [(0, logits_of(shapes[0])), (5, logits_of(shapes[5]))])])
+    ends = [(0, logits_of(shapes[0])), (5, logits_of(shapes[5]))]
+    refiner = MaskRefiner([PassRefiner(features_of(shapes, slice_mm=5.0), ends)])
     presence, scores = [], torch.tensor([1.0])
     for t in range(1, 5):
         refiner.refine([t], logits_of(shapes[0])[None])
@@ -110,7 +111,7 @@ def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
     patches = np.where((rows // 8 + columns // 8) % 2, 130.0, 100.0)
     shape = disc(32, 32, 12)
     structure = np.where(shape, np.where(abs(columns - 32) < 3, 100.0, 130.0), patches)
-    refining = PassRefiner(Features(Frames(np.array([structure] * 5 + [patches] * 5))), [(0, logits_of(shape))])
+    refining = PassRefiner(Features(Frames(np.array([structure] * 5 + [patches] * 5), slice_mm=6.0)), [(0, logits_of(shape))])
     refiner, scores, answer, presence = MaskRefiner([refining]), torch.tensor([3.0]), logits_of(shape)[None], []
     assert not refining.is_active and refining.decides_end
     for t in range(1, 10):
@@ -118,6 +119,17 @@ def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
         presence.append(bool(refiner.decide_presence(scores, scores) > 0))
         refiner.accept(presence[-1:])
     assert presence == [True] * 4 + [False] * 5
+
+
+@pytest.mark.parametrize(("largest_radius", "is_there"), [(None, True), (20, True), (6, False)])
+def test_a_mask_may_outgrow_one_annotated_slice_but_hardly_the_largest_of_several(largest_radius, is_there):
+    """A pass begins on a disc of 6 pixels, and the mask on the next slices is three times as wide."""
+    largest = None if largest_radius is None else (-4, logits_of(disc(32, 32, largest_radius)))
+    refining = PassRefiner(features_of([disc(32, 32, 6)] + [disc(32, 32, 18)] * 3), [(0, logits_of(disc(32, 32, 6)))], largest)
+    refining.refine(1, logits_of(disc(32, 32, 18)))
+    refining.accept()
+    refining.refine(2, logits_of(disc(32, 32, 18)))
+    assert refining.is_present() == is_there
 
 
 def test_each_row_of_a_batch_is_refined_alone():

@@ -1,11 +1,13 @@
-"""Scores of two passes, step by step: one whose image stays as it was, one whose object is gone from slice 3 on."""
+"""Scores of two passes, step by step: one whose image stays as it was, one whose object is gone from slice 3 on. And single steps."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from lib.model.features import THUMBNAIL_SIDE
-from lib.propagation.object_end import ObjectEndDetector
+from lib.propagation.object_end import ObjectEndDetector, Step, presence_logit
 
 LOGITS = torch.full((THUMBNAIL_SIDE, THUMBNAIL_SIDE), -5.0)
 LOGITS[20:40, 20:40] = 5
@@ -51,3 +53,29 @@ def test_passes_that_ended_are_left_out():
         detector.observe(step, torch.tensor([8.0, 4.0]))
     detector = detector.select([1])
     assert detector.score_adjustment(3, [4])(torch.tensor([3.0]), LOGITS[None]).tolist() == [1.0]
+
+
+# --- by intensities and shapes ---------------------------------------------------------------------------------------
+NEXT_TO_IT = Step(contrast=0.8, contrast_before=0.8, area_share=1.0, growth=1.0, distance_share=0.1, kept_share=0.95)
+
+
+@pytest.mark.parametrize(("step", "is_there"), [
+    (NEXT_TO_IT, True),
+    (replace(NEXT_TO_IT, distance_share=5.0), True),  # A long tube.
+    (replace(NEXT_TO_IT, area_share=0.3, distance_share=0.5, kept_share=0.8), True),  # It tapers off.
+    (Step(0.5, 0.5, 0.08, 1.0, 0.6, 0.5), False),  # Little is left.
+    (Step(0.0, 0.0, 1.0, 1.0, 0.9, 1.0), False),  # The mask is only dragged along.
+    (Step(0.1, 0.1, 1.0, 8.0, 0.5, 1.0), False),  # It leaks into what looks alike.
+])  # fmt: skip
+def test_a_structure_is_there_while_it_looks_like_itself(step, is_there):
+    assert (presence_logit(step) > 0) == is_there
+
+
+@pytest.mark.parametrize(("name", "lower", "higher", "sign"), [
+    ("contrast", 0.2, 0.9, 1), ("contrast_before", 0.2, 0.9, 1), ("area_share", 0.2, 0.9, 1), ("area_share", 1.0, 1.5, 0),
+    ("growth", 1.0, 2.0, -1), ("growth", 0.5, 1.0, 0), ("distance_share", 0.2, 0.9, -1), ("distance_share", 2.0, 9.0, 0),
+    ("kept_share", 0.2, 0.9, -1),
+])  # fmt: skip
+def test_what_speaks_for_a_structure(name, lower, higher, sign):
+    difference = presence_logit(replace(NEXT_TO_IT, **{name: higher})) - presence_logit(replace(NEXT_TO_IT, **{name: lower}))
+    assert difference * sign > 0 or difference == sign == 0

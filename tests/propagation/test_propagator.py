@@ -91,15 +91,16 @@ def official_logits(network, features, prompts, monkeypatch, *, start, reverse=F
 def rounding_bound(network, features):
     """By how much logits may differ from those of the official predictor.
 
-    That is what the official predictor itself differs by on this machine when only the number of threads or the batch of its encoder changes,
-    and at least SMALLEST_BOUND, at most LARGEST_BOUND.
+    That is what the official predictor itself differs by on this machine, in either direction, when only the number of threads or the batch of
+    its encoder changes, and at least SMALLEST_BOUND, at most LARGEST_BOUND.
     """
     clicks, differences = {0: (120, 100), SLICES - 1: (118, 103)}, []
     with pytest.MonkeyPatch.context() as patch:
-        expected = official_logits(network, features, clicks, patch, start=0)
-        for variant in ({"threads": 1}, {"threads": 2}, {"encode_at_once": True}):
-            logits = official_logits(network, features, clicks, patch, start=0, **variant)
-            differences += [float((logits[t] - expected[t]).abs().max()) for t in expected]
+        for direction in ({"start": 0}, {"start": SLICES - 1, "reverse": True}):
+            expected = official_logits(network, features, clicks, patch, **direction)
+            for variant in ({"threads": 1}, {"threads": 2}, {"encode_at_once": True}):
+                logits = official_logits(network, features, clicks, patch, **direction, **variant)
+                differences += [float((logits[t] - expected[t]).abs().max()) for t in expected]
     return min(max(*differences, SMALLEST_BOUND), LARGEST_BOUND)
 
 
