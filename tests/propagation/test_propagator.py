@@ -129,7 +129,7 @@ def test_features_are_those_of_the_official_encoder(network, features):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_one_annotation_equals_the_official_pass(network, decoder, propagator, features, rounding_bound, monkeypatch, reverse):
     tracks = propagator.propagate(features, {3: decoder.annotate(features, 3, click(120, 100))}, low=0, high=SLICES - 1)
-    expected = official_logits(network, features, {3: (120, 100)}, monkeypatch, start=3, reverse=reverse)
+    expected = official_logits(network, features, {3: (120, 100)}, monkeypatch, start=3, reverse=reverse, threads=features.threads_each)
     assert set(expected) == (set(range(0, 4)) if reverse else set(range(3, SLICES)))
     assert_equal_but_for_rounding(tracks.logits, expected, expected, rounding_bound)
 
@@ -139,7 +139,8 @@ def test_a_gap_equals_the_official_pass_between_its_ends(network, decoder, propa
     clicks = {0: (120, 100), SLICES - 1: (118, 103)}
     annotated = {t: decoder.annotate(features, t, click(*xy)) for t, xy in clicks.items()}
     tracks = propagator.propagate(features, annotated, low=0, high=SLICES - 1, forward=not reverse, backward=reverse)
-    expected = official_logits(network, features, clicks, monkeypatch, start=SLICES - 1 if reverse else 0, reverse=reverse)
+    start = SLICES - 1 if reverse else 0
+    expected = official_logits(network, features, clicks, monkeypatch, start=start, reverse=reverse, threads=features.threads_each)
     assert_equal_but_for_rounding(tracks.logits, expected, range(1, SLICES - 1), rounding_bound)
 
 
