@@ -16,7 +16,7 @@ from scipy import ndimage
 from lib.model.features import PADDING_LOGIT, SliceFeatures
 from lib.propagation.intensity_classifier import IntensityClassifier
 from lib.propagation.mask_grid import grid_intensities, grid_size
-from lib.propagation.object_end import Step, presence_logit
+from lib.propagation.object_end import SURE_STEPS, Step, is_still_there
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
@@ -57,6 +57,7 @@ class PassRefiner:
         self._t, (self._largest_t, logits) = ends[0][0], largest or ends[0]
         self._largest_area = self._annotated_area = int((self._shrink(logits) > 0).sum())
         self._may_grow = largest is None
+        self._first_contrasts: list[float] = []
         self._has_ended = False
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
@@ -77,16 +78,20 @@ class PassRefiner:
     def is_present(self) -> bool:
         """Return whether the object is still there on the slice that was refined last. Once it has ended, it does not come back."""
         probability, area = 1 / (1 + np.exp(-self._evidence)), int(self._candidate.sum())
+        contrast_before = inside_outside_difference(probability, self._previous)
+        if len(self._first_contrasts) < SURE_STEPS:
+            self._first_contrasts.append(contrast_before)
         step = Step(
             contrast=inside_outside_difference(probability, self._candidate),
-            contrast_before=inside_outside_difference(probability, self._previous),
+            contrast_before=contrast_before,
+            first_contrast=float(np.mean(self._first_contrasts)),
             area_share=(area + FEW_PIXELS) / (self._largest_area + FEW_PIXELS),
             growth=1.0 if self._may_grow else (area + FEW_PIXELS) / (self._annotated_area + FEW_PIXELS),
             distance_share=abs(self._t - self._largest_t) * self._features.frames.slice_mm / self._diameter_mm(),
             kept_share=float((self._candidate & self._previous).sum()) / max(int(self._previous.sum()), 1),
         )
         self._largest_area = max(self._largest_area, area)
-        self._has_ended = self._has_ended or presence_logit(step) <= 0
+        self._has_ended = self._has_ended or not is_still_there(step)
         return not self._has_ended
 
     def accept(self) -> None:

@@ -14,6 +14,9 @@ from lib.propagation.appearance import inside_outside_contrast, intensity_likeli
 
 SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
 
+UNSURE = 0.5  # Where the logit is nearer to 0, only the contrast counts.
+END_RATIO = 0.6  # Share of the first contrast below which the object has ended then.
+LEAST_CONTRAST = 0.15  # Smaller first contrasts count as this.
 LEAST_AREA_SHARE, FARTHEST = 0.05, 1.5  # Smaller shares of the largest area, and larger distances, change nothing any more.
 
 
@@ -24,6 +27,7 @@ class Step:
     Attributes:
         contrast: How much more the inside of the new mask looks like the structure than what lies around it does, in [-1, 1].
         contrast_before: The same at the place of the previous mask.
+        first_contrast: Mean of `contrast_before` in the first steps of the pass.
         area_share: Area of the new mask as a share of the largest one so far, also on annotated slices; more than 1 counts as 1.
         growth: Factor by which the new mask is larger than the largest of several annotated ones; less than 1 counts as 1. Where only one
             slice is annotated, the structure may be larger elsewhere: always 1.
@@ -33,14 +37,23 @@ class Step:
 
     contrast: float
     contrast_before: float
+    first_contrast: float
     area_share: float
     growth: float
     distance_share: float
     kept_share: float
 
 
+def is_still_there(step: Step) -> bool:
+    """Return whether the object is still there: by `presence_logit` where that is sure, else by how much of its contrast is left."""
+    logit = presence_logit(step)
+    if abs(logit) >= UNSURE:
+        return logit > 0
+    return step.contrast_before >= END_RATIO * max(step.first_contrast, LEAST_CONTRAST)
+
+
 def presence_logit(step: Step) -> float:
-    """Return a number that is positive where the object is still there.
+    """Return a number that is positive where the object is probably still there.
 
     It is a logistic regression, fitted on structures of the training data and generated ones; docs/architecture.md has the figures. The
     object counts as ended already where its probability is below 0.73, because a mask beyond the end often goes on to the end of the volume.

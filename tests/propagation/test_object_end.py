@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.model.features import THUMBNAIL_SIDE
-from lib.propagation.object_end import ObjectEndDetector, Step, presence_logit
+from lib.propagation.object_end import ObjectEndDetector, Step, is_still_there, presence_logit
 
 LOGITS = torch.full((THUMBNAIL_SIDE, THUMBNAIL_SIDE), -5.0)
 LOGITS[20:40, 20:40] = 5
@@ -56,19 +56,21 @@ def test_passes_that_ended_are_left_out():
 
 
 # --- by intensities and shapes ---------------------------------------------------------------------------------------
-NEXT_TO_IT = Step(contrast=0.8, contrast_before=0.8, area_share=1.0, growth=1.0, distance_share=0.1, kept_share=0.95)
+NEXT_TO_IT = Step(contrast=0.8, contrast_before=0.8, first_contrast=0.8, area_share=1.0, growth=1.0, distance_share=0.1, kept_share=0.95)
 
 
 @pytest.mark.parametrize(("step", "is_there"), [
     (NEXT_TO_IT, True),
     (replace(NEXT_TO_IT, distance_share=5.0), True),  # A long tube.
     (replace(NEXT_TO_IT, area_share=0.3, distance_share=0.5, kept_share=0.8), True),  # It tapers off.
-    (Step(0.5, 0.5, 0.08, 1.0, 0.6, 0.5), False),  # Little is left.
-    (Step(0.0, 0.0, 1.0, 1.0, 0.9, 1.0), False),  # The mask is only dragged along.
-    (Step(0.1, 0.1, 1.0, 8.0, 0.5, 1.0), False),  # It leaks into what looks alike.
+    (Step(0.5, 0.5, 0.8, 0.08, 1.0, 0.6, 0.5), False),  # Little is left.
+    (Step(0.0, 0.0, 0.8, 1.0, 1.0, 0.9, 1.0), False),  # The mask is only dragged along.
+    (Step(0.1, 0.1, 0.8, 1.0, 1.0, 0.3, 1.0), False),  # The structure ends as sharply as a pole of a kidney: little of its contrast is left.
+    (Step(0.1, 0.1, 0.12, 1.0, 1.0, 0.3, 1.0), True),  # It has never had much.
+    (Step(0.1, 0.1, 0.8, 1.0, 8.0, 0.5, 1.0), False),  # It leaks into what looks alike.
 ])  # fmt: skip
 def test_a_structure_is_there_while_it_looks_like_itself(step, is_there):
-    assert (presence_logit(step) > 0) == is_there
+    assert is_still_there(step) == is_there
 
 
 @pytest.mark.parametrize(("name", "lower", "higher", "sign"), [
