@@ -56,7 +56,7 @@ class PassRefiner:
         self._evidence = np.zeros(masks[0].shape)
         self._t, (self._largest_t, logits) = ends[0][0], largest or ends[0]
         self._largest_area = self._annotated_area = int((self._shrink(logits) > 0).sum())
-        self._may_grow = largest is None
+        self._is_only_slice = largest is None
         self._first_contrasts: list[float] = []
         self._has_ended = False
 
@@ -86,9 +86,10 @@ class PassRefiner:
             contrast_before=contrast_before,
             first_contrast=float(np.mean(self._first_contrasts)),
             area_share=(area + FEW_PIXELS) / (self._largest_area + FEW_PIXELS),
-            growth=1.0 if self._may_grow else (area + FEW_PIXELS) / (self._annotated_area + FEW_PIXELS),
+            growth=1.0 if self._is_only_slice else (area + FEW_PIXELS) / (self._annotated_area + FEW_PIXELS),
             distance_share=abs(self._t - self._largest_t) * self._features.frames.slice_mm / self._diameter_mm(),
             kept_share=float((self._candidate & self._previous).sum()) / max(int(self._previous.sum()), 1),
+            is_only_slice=self._is_only_slice,
         )
         self._largest_area = max(self._largest_area, area)
         self._has_ended = self._has_ended or not is_still_there(step)

@@ -14,8 +14,8 @@ from lib.propagation.appearance import inside_outside_contrast, intensity_likeli
 
 SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
 
-UNSURE = 0.5  # Where the logit is nearer to 0, only the contrast counts.
-END_RATIO = 0.6  # Share of the first contrast below which the object has ended then.
+SURE_LOGIT = 0.5
+END_RATIO = 0.6  # Share of the first contrast below which the object has ended.
 LEAST_CONTRAST = 0.15  # Smaller first contrasts count as this.
 LEAST_AREA_SHARE, FARTHEST = 0.05, 1.5  # Smaller shares of the largest area, and larger distances, change nothing any more.
 
@@ -33,6 +33,7 @@ class Step:
             slice is annotated, the structure may be larger elsewhere: always 1.
         distance_share: Distance from the annotated slice with the largest mask as a share of the diameter of the structure there.
         kept_share: Share of the previous mask that the new one covers, in [0, 1]. A mask that is only dragged along covers it all.
+        is_only_slice: Whether only one slice is annotated.
     """
 
     contrast: float
@@ -42,12 +43,17 @@ class Step:
     growth: float
     distance_share: float
     kept_share: float
+    is_only_slice: bool
 
 
 def is_still_there(step: Step) -> bool:
-    """Return whether the object is still there: by `presence_logit` where that is sure, else by how much of its contrast is left."""
+    """Return whether the object is still there.
+
+    It is not where `presence_logit` surely says so, and not where little of its contrast is left. From a single annotated slice, which may
+    be a small one that says little about the structure's intensities, the pass goes on all the same where `presence_logit` is sure.
+    """
     logit = presence_logit(step)
-    if abs(logit) >= UNSURE:
+    if logit <= -SURE_LOGIT or (step.is_only_slice and logit >= SURE_LOGIT):
         return logit > 0
     return step.contrast_before >= END_RATIO * max(step.first_contrast, LEAST_CONTRAST)
 

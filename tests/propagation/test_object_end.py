@@ -56,18 +56,23 @@ def test_passes_that_ended_are_left_out():
 
 
 # --- by intensities and shapes ---------------------------------------------------------------------------------------
-NEXT_TO_IT = Step(contrast=0.8, contrast_before=0.8, first_contrast=0.8, area_share=1.0, growth=1.0, distance_share=0.1, kept_share=0.95)
+NEXT_TO_IT = Step(
+    contrast=0.8, contrast_before=0.8, first_contrast=0.8, area_share=1.0, growth=1.0, distance_share=0.1, kept_share=0.95, is_only_slice=False,
+)  # fmt: skip
+DRAGGED = replace(NEXT_TO_IT, contrast=0.0, contrast_before=0.0, kept_share=1.0)  # The structure has ended, and its mask goes on.
 
 
 @pytest.mark.parametrize(("step", "is_there"), [
     (NEXT_TO_IT, True),
     (replace(NEXT_TO_IT, distance_share=5.0), True),  # A long tube.
     (replace(NEXT_TO_IT, area_share=0.3, distance_share=0.5, kept_share=0.8), True),  # It tapers off.
-    (Step(0.5, 0.5, 0.8, 0.08, 1.0, 0.6, 0.5), False),  # Little is left.
-    (Step(0.0, 0.0, 0.8, 1.0, 1.0, 0.9, 1.0), False),  # The mask is only dragged along.
-    (Step(0.1, 0.1, 0.8, 1.0, 1.0, 0.3, 1.0), False),  # The structure ends as sharply as a pole of a kidney: little of its contrast is left.
-    (Step(0.1, 0.1, 0.12, 1.0, 1.0, 0.3, 1.0), True),  # It has never had much.
-    (Step(0.1, 0.1, 0.8, 1.0, 8.0, 0.5, 1.0), False),  # It leaks into what looks alike.
+    (replace(NEXT_TO_IT, contrast=0.5, contrast_before=0.5, area_share=0.05, distance_share=0.6, kept_share=0.6), False),  # Little is left.
+    (DRAGGED, False),  # As sharp an end as the pole of a kidney.
+    (replace(DRAGGED, distance_share=1.5, is_only_slice=True), False),
+    (replace(DRAGGED, contrast_before=0.1, first_contrast=0.12), True),  # It never had much contrast.
+    (replace(NEXT_TO_IT, contrast_before=0.4), False),  # Half of the contrast is gone.
+    (replace(NEXT_TO_IT, contrast_before=0.4, kept_share=0.9, is_only_slice=True), True),  # The only annotated slice may say little.
+    (replace(NEXT_TO_IT, contrast=0.3, contrast_before=0.3, first_contrast=0.3, growth=8.0, distance_share=0.9), False),  # A leak.
 ])  # fmt: skip
 def test_a_structure_is_there_while_it_looks_like_itself(step, is_there):
     assert is_still_there(step) == is_there
