@@ -14,7 +14,7 @@ from lib.propagation.appearance import inside_outside_contrast, intensity_likeli
 
 SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
 
-SURE_LOGIT = 0.5
+SURELY_ENDED, SURELY_THERE = -0.5, 1.0  # Of `presence_logit`.
 END_RATIO = 0.6  # Share of the first contrast below which the object has ended.
 LEAST_CONTRAST = 0.15  # Smaller first contrasts count as this.
 LEAST_AREA_SHARE, FARTHEST = 0.05, 1.5  # Smaller shares of the largest area, and larger distances, change nothing any more.
@@ -53,7 +53,7 @@ def is_still_there(step: Step) -> bool:
     be a small one that says little about the structure's intensities, the pass goes on all the same where `presence_logit` is sure.
     """
     logit = presence_logit(step)
-    if logit <= -SURE_LOGIT or (step.is_only_slice and logit >= SURE_LOGIT):
+    if logit <= SURELY_ENDED or (step.is_only_slice and logit >= SURELY_THERE):
         return logit > 0
     return step.contrast_before >= END_RATIO * max(step.first_contrast, LEAST_CONTRAST)
 
