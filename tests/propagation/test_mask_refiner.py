@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib.imaging.metrics import dice
+from lib.propagation import mask_refiner
 from lib.propagation.mask_refiner import (
     PRIOR_LIMIT,
     MaskRefiner,
@@ -121,15 +122,18 @@ def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
     assert presence == [True] * 4 + [False] * 5
 
 
-@pytest.mark.parametrize(("largest_radius", "is_there"), [(None, True), (6, False)])
-def test_a_mask_may_outgrow_one_annotated_slice_but_hardly_the_largest_of_several(largest_radius, is_there):
-    """A pass begins on a disc of 6 pixels, and the mask on the next slices is three times as wide."""
-    largest = None if largest_radius is None else (-4, logits_of(disc(32, 32, largest_radius)))
-    refining = PassRefiner(features_of([disc(32, 32, 6)] + [disc(32, 32, 18)] * 3), [(0, logits_of(disc(32, 32, 6)))], largest)
-    refining.refine(1, logits_of(disc(32, 32, 18)))
-    refining.accept()
-    refining.refine(2, logits_of(disc(32, 32, 18)))
-    assert refining.is_present() == is_there
+@pytest.mark.parametrize(("largest", "growth", "distance_share"), [(None, 1.0, 1 / 12), ((-4, 9), 4.0, 5 / 18), ((-4, 24), 0.5625, 5 / 48)])
+def test_the_largest_annotated_slice_tells_how_large_the_structure_is(largest, growth, distance_share, monkeypatch):
+    """A pass begins on a disc of 6 pixels at slice 0, and slice 1 has a disc of 18 pixels; perhaps a further slice is annotated."""
+    steps = []
+    monkeypatch.setattr(mask_refiner, "is_still_there", lambda step: steps.append(step) or True)
+    small, wide = disc(32, 32, 6), disc(32, 32, 18)
+    largest = largest and (largest[0], logits_of(disc(32, 32, largest[1])))
+    refining = PassRefiner(features_of([small, wide]), [(0, logits_of(small))], largest)
+    refining.refine(1, logits_of(wide))
+    assert refining.is_present()
+    assert steps[0].growth == pytest.approx(growth, rel=0.1) and steps[0].distance_share == pytest.approx(distance_share, rel=0.1)
+    assert steps[0].kept_share == 1 and steps[0].is_only_slice == (largest is None)
 
 
 def test_each_row_of_a_batch_is_refined_alone():
