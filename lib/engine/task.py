@@ -38,7 +38,6 @@ class SegmentationTask:
         features: Encoded slices of `frames`.
         prompts_by_slice: Prompts of the annotated slices.
         annotated: Model outputs for those slices.
-        known: Model outputs for annotated slices outside of low..high, which only tell how large the structure is.
         tracks: Model outputs for all slices.
         encoded_counts: How many slices were encoded each time; shared by all tasks of a request, and several threads append to it.
     """
@@ -53,7 +52,6 @@ class SegmentationTask:
     features: SliceFeatures | None = None
     prompts_by_slice: dict[int, SlicePrompt] = field(default_factory=dict)
     annotated: dict[int, Annotation] = field(default_factory=dict)
-    known: dict[int, Annotation] = field(default_factory=dict)
     tracks: Tracks | None = None
     encoded_counts: list[int] = field(default_factory=list)
 
@@ -72,7 +70,7 @@ class SegmentationTask:
         """Return the task for the slices between the annotated ones next to slice `t`, which is not annotated itself."""
         ends = [*sorted(s for s in self.annotated if s < t)[-1:], *sorted(s for s in self.annotated if s > t)[:1]]
         low, high = (ends[0] if ends[0] < t else self.low), (ends[-1] if ends[-1] > t else self.high)
-        return replace(self, low=low, high=high, annotated={s: self.annotated[s] for s in ends}, known=self.annotated)
+        return replace(self, low=low, high=high, annotated={s: self.annotated[s] for s in ends})
 
     def ensure_encoded(self, slices: Iterable[int]) -> None:
         """Encode those of the slices that are missing, and add their number to `encoded_counts`."""

@@ -70,7 +70,7 @@ class Tracker:
         task, options = tasks[0], tasks[0].options
         with task.stopwatch("propagate"):
             all_tracks = task.network.propagator.propagate_all(
-                [_propagation_task(t) for t in tasks],
+                [PropagationTask(t.features, t.annotated, t.low, t.high, t.scope, t.ensure_encoded) for t in tasks],
                 forward=options.direction != "backward", backward=options.direction != "forward", stop_mm=options.stop_mm,
                 stride=task.network.stride(options, task.frames), batch=options.batch or device.passes_at_once(task.features.device),
                 refines=options.refine, cache=self._result_cache, progress=lambda x: task.progress(x, desc="Propagating"),
@@ -94,9 +94,6 @@ class Tracker:
         known = replace(request, annotated=annotated, prompts_by_slice={s: prompts[s] for s in annotated})
         task = next(task for task in self.split_by_crop(known) if task.low <= t <= task.high).gap_around(t)
         ends = tuple((s, a.key) for s, a in task.annotated.items())
-        if len(ends) == 1:  # Beyond the outermost annotated slices, the largest one counts, too.
-            largest = _propagation_task(task).largest
-            ends = *ends, (largest, annotated[largest].key)
         tracking = task.frames.key, task.low, task.high, options.direction, options.stop_mm, options.stride, options.refine
         key = "corrected", t, prompts[t].key, ends, tracking
 
@@ -177,10 +174,6 @@ class Tracker:
             annotation = make()
             self._result_cache.put(key, annotation, annotation.nbytes)
         return annotation
-
-
-def _propagation_task(task: SegmentationTask) -> PropagationTask:
-    return PropagationTask(task.features, task.annotated, task.low, task.high, task.scope, task.ensure_encoded, task.known)
 
 
 def _displayed(prompt: SlicePrompt, logits: torch.Tensor) -> DisplayedSlice:

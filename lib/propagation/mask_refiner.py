@@ -3,7 +3,7 @@
 Three kinds of evidence are added up for each pixel: the network's logit, that of a classifier which has learned the intensities of the
 annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the image, and only
 what touches the previous mask stays. Where intensities cannot tell the structure from its surroundings, and where the mask would grow
-by leaps, the network's logits stay as they are. What the classifier sees and how the masks change decide where the object ends.
+by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,21 @@ from scipy import ndimage
 from lib.model.features import PADDING_LOGIT, SliceFeatures
 from lib.propagation.intensity_classifier import IntensityClassifier
 from lib.propagation.mask_grid import grid_intensities, grid_size
-from lib.propagation.object_end import SURE_STEPS, Step, is_still_there
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
 BAND = 8  # Pixels round the previous mask and the network's in which the mask may lie.
 SMOOTHNESS, SWEEPS = 6.0, 20
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that halves the smoothing about once.
-FEW_PIXELS = 3  # Added to areas that are compared.
+END_RATIO = 0.6  # The object has ended where inside and outside differ by less than this share of what they did at first.
+SURE_STEPS = 2  # Steps from an annotated slice in which the object is surely there.
+LEAST_DIFFERENCE = 0.15  # Smaller differences at first count as this.
+LOST_STEPS = 2  # After so many steps without the object, it does not come back.
 
 PassEnds = Sequence[tuple[int, torch.Tensor]]
 
@@ -38,31 +41,28 @@ class PassRefiner:
     Args:
         features: Encoded slices of the frames in which the object is tracked.
         ends: Index and logits (h, w) of the annotated slices at the ends of the pass, first the one where it begins.
-        largest: Index and logits (h, w) of the annotated slice with the largest mask, or None if only one slice is annotated.
 
     Attributes:
         is_active: Whether the structure can be told from its surroundings by intensities, so that masks are refined.
-        decides_end: Whether intensities say anything, so that they and the masks decide where the object ends.
+        decides_end: Whether intensities decide where the object ends; False where they say nothing at all.
+        is_doubtful: Whether the network's object score may end it, too: masks are refined though much of the surroundings looks like the inside.
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
-    def __init__(self, features: SliceFeatures, ends: PassEnds, largest: tuple[int, torch.Tensor] | None = None):
+    def __init__(self, features: SliceFeatures, ends: PassEnds):
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
         self.is_active, self.decides_end = self._classifier.confusion <= MOST_CONFUSION, self._classifier.confusion < 1
+        self.is_doubtful = self.is_active and self._classifier.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
-        self._t, (self._largest_t, logits) = ends[0][0], largest or ends[0]
-        self._largest_area = self._annotated_area = int((self._shrink(logits) > 0).sum())
-        self._is_only_slice = largest is None
-        self._first_contrasts: list[float] = []
-        self._has_ended = False
+        self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
         """Return refined logits (h, w) of slice `t`; those of passes that are not active stay as they are."""
-        self._t, image, answer = t, self._image(t, logits.shape[-1]), self._shrink(logits)
+        image, answer = self._image(t, logits.shape[-1]), self._shrink(logits)
         self._evidence, self._candidate = self._classifier.logits(image), answer > 0
         if not self.is_active:
             return logits.float()
@@ -76,35 +76,21 @@ class PassRefiner:
         return logits.float() if grows_by_leaps else self._enlarge(refined, logits)
 
     def is_present(self) -> bool:
-        """Return whether the object is still there on the slice that was refined last. Once it has ended, it does not come back."""
-        probability, area = 1 / (1 + np.exp(-self._evidence)), int(self._candidate.sum())
-        contrast_before = inside_outside_difference(probability, self._previous)
-        if len(self._first_contrasts) < SURE_STEPS:
-            self._first_contrasts.append(contrast_before)
-        step = Step(
-            contrast=inside_outside_difference(probability, self._candidate),
-            contrast_before=contrast_before,
-            first_contrast=float(np.mean(self._first_contrasts)),
-            area_share=(area + FEW_PIXELS) / (self._largest_area + FEW_PIXELS),
-            growth=1.0 if self._is_only_slice else (area + FEW_PIXELS) / (self._annotated_area + FEW_PIXELS),
-            distance_share=abs(self._t - self._largest_t) * self._features.frames.slice_mm / self._diameter_mm(),
-            kept_share=float((self._candidate & self._previous).sum()) / max(int(self._previous.sum()), 1),
-            is_only_slice=self._is_only_slice,
-        )
-        self._largest_area = max(self._largest_area, area)
-        self._has_ended = self._has_ended or not is_still_there(step)
-        return not self._has_ended
+        """Return whether the object is still there on the slice that was refined last; each slice must be asked about once."""
+        self._step += 1
+        difference = inside_outside_difference(1 / (1 + np.exp(-self._evidence)), self._previous)
+        if self._step <= SURE_STEPS:
+            self._first_difference += difference / SURE_STEPS
+            return True
+        is_lost = difference < END_RATIO * max(self._first_difference, LEAST_DIFFERENCE)
+        if self._lost_steps < LOST_STEPS:
+            self._lost_steps = self._lost_steps + 1 if is_lost else 0
+        return not is_lost and self._lost_steps < LOST_STEPS
 
     def accept(self) -> None:
         """Take the mask that was refined last as the previous one of the next step."""
         if self._candidate.any():
             self._previous = self._candidate
-
-    def _diameter_mm(self) -> float:
-        """Return the diameter in mm of a disc as large as the largest mask of an annotated slice."""
-        frames, (height, width) = self._features.frames, self._previous.shape
-        pixel_mm = max(n * mm / cells for n, mm, cells in zip(frames.size, frames.pixel_mm, (height, width), strict=True))
-        return 2 * (max(self._annotated_area, 1) / np.pi) ** 0.5 * pixel_mm
 
     def _image(self, t: int, side: int) -> np.ndarray:
         """Return the original intensities of a slice, float32 (h, w), at the resolution of masks of this side."""
@@ -146,14 +132,14 @@ class MaskRefiner:
         """Return object scores (B,) whose sign tells whether the object is there.
 
         Args:
-            scores: What counts where intensities do not decide.
+            scores: What counts where intensities do not decide, and may end passes that are doubtful.
             network_scores: The network's own scores, whose size is kept elsewhere.
         """
         decided = scores.clone()
         for row, refining in enumerate(self._passes):
             if refining.decides_end or refining.is_between:
                 size = network_scores[row].abs().clamp_min(1.0)
-                is_present = refining.is_between or refining.is_present()
+                is_present = refining.is_between or (refining.is_present() and not (refining.is_doubtful and bool(scores[row] <= 0)))
                 decided[row] = size if is_present else -size
         return decided
 

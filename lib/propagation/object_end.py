@@ -1,73 +1,15 @@
-"""Decide where a tracked object ends: where intensities tell it from its surroundings by these and by how its masks change (`presence_logit`),
-elsewhere by the network's object score and the appearance of what is tracked (`ObjectEndDetector`)."""
+"""Decide where a tracked object ends, by the network's object score and the appearance of what is tracked."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 
 from lib.model.features import SliceFeatures
 from lib.propagation.appearance import inside_outside_contrast, intensity_likelihood, shrink_masks
 
 SURE_STEPS = 2  # The object is surely there in the first steps from an annotated slice; later scores are compared with their mean.
-
-SURELY_ENDED, SURELY_THERE = -0.5, 1.0  # Of `presence_logit`.
-END_RATIO = 0.6  # Share of the first contrast below which the object has ended.
-LEAST_CONTRAST = 0.15  # Smaller first contrasts count as this.
-LEAST_AREA_SHARE, FARTHEST = 0.05, 1.5  # Smaller shares of the largest area, and larger distances, change nothing any more.
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is known about one step of a pass.
-
-    Attributes:
-        contrast: How much more the inside of the new mask looks like the structure than what lies around it does, in [-1, 1].
-        contrast_before: The same at the place of the previous mask.
-        first_contrast: Mean of `contrast_before` in the first steps of the pass.
-        area_share: Area of the new mask as a share of the largest one so far, also on annotated slices; more than 1 counts as 1.
-        growth: Factor by which the new mask is larger than the largest of several annotated ones; less than 1 counts as 1. Where only one
-            slice is annotated, the structure may be larger elsewhere: always 1.
-        distance_share: Distance from the annotated slice with the largest mask as a share of the diameter of the structure there.
-        kept_share: Share of the previous mask that the new one covers, in [0, 1]. A mask that is only dragged along covers it all.
-        is_only_slice: Whether only one slice is annotated.
-    """
-
-    contrast: float
-    contrast_before: float
-    first_contrast: float
-    area_share: float
-    growth: float
-    distance_share: float
-    kept_share: float
-    is_only_slice: bool
-
-
-def is_still_there(step: Step) -> bool:
-    """Return whether the object is still there.
-
-    It is not where `presence_logit` surely says so, and not where little of its contrast is left. From a single annotated slice, which may
-    be a small one that says little about the structure's intensities, the pass goes on all the same where `presence_logit` is sure.
-    """
-    logit = presence_logit(step)
-    if logit <= SURELY_ENDED or (step.is_only_slice and logit >= SURELY_THERE):
-        return logit > 0
-    return step.contrast_before >= END_RATIO * max(step.first_contrast, LEAST_CONTRAST)
-
-
-def presence_logit(step: Step) -> float:
-    """Return a number that is positive where the object is probably still there.
-
-    It is a logistic regression, fitted on structures of the training data and generated ones; docs/architecture.md has the figures. The
-    object counts as ended already where its probability is below 0.73, because a mask beyond the end often goes on to the end of the volume.
-    """
-    return float(
-        3.87 + 0.56 * step.contrast + 2.48 * step.contrast_before + 1.6 * np.log(np.clip(step.area_share, LEAST_AREA_SHARE, 1))
-        - 1.16 * np.log(max(step.growth, 1)) - 1.08 * min(step.distance_share, FARTHEST) - 3.07 * step.kept_share
-    )  # fmt: skip
 
 
 class ObjectEndDetector:

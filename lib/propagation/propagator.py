@@ -8,8 +8,8 @@ near end in virtual time 1, 2, ...; gaps between two annotated slices are passed
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -38,7 +38,6 @@ class PropagationTask:
         annotated: At least one annotation by slice, all within low..high. A slice annotated as empty stops tracking there.
         scope: Everything that results depend on besides annotations (volume, crop, network); needed only with a result cache.
         ensure_encoded: Encodes slices of given indices shortly before they are needed; None means `features.ensure`.
-        known: Annotations of other slices, which only tell how large the structure is.
     """
 
     features: SliceFeatures
@@ -47,17 +46,6 @@ class PropagationTask:
     high: int
     scope: tuple = ()
     ensure_encoded: Callable | None = None
-    known: Mapping[int, Annotation] = field(default_factory=dict)
-
-    @property
-    def largest(self) -> int:
-        """Index of the annotated slice with the largest mask; among equals, of the first."""
-        annotated = {**self.known, **self.annotated}
-        return max(sorted(annotated), key=lambda t: int((annotated[t].logits > 0).sum()))
-
-    def annotation(self, t: int) -> Annotation:
-        """Return the annotation of a slice, here or among those that are only known."""
-        return self.annotated[t] if t in self.annotated else self.known[t]
 
 
 TaskPass = tuple[PropagationTask, GapPass]
@@ -132,7 +120,7 @@ class Propagator:
         memories = {"cond_frame_outputs": ends, "non_cond_frame_outputs": {}}
         first = [(p.near, a.logits[0, 0]) for (_, p), a in zip(batch, starts, strict=True)]
         detector = ObjectEndDetector(features, self.score_drop, self.appearance_gain, first)
-        refiner = MaskRefiner([PassRefiner(features, _ends(*task_pass), _largest(task_pass[0])) for task_pass in batch]) if refines else None
+        refiner = MaskRefiner([PassRefiner(features, _ends(*task_pass)) for task_pass in batch]) if refines else None
         steps: list[list] = [[] for _ in batch]
         absent_steps = [0] * len(batch)
         running, time = list(range(len(batch))), 0
@@ -190,18 +178,10 @@ def _ends(task: PropagationTask, gap_pass: GapPass) -> list[tuple[int, torch.Ten
     return [(t, task.annotated[t].logits[0, 0]) for t in ends]
 
 
-def _largest(task: PropagationTask) -> tuple[int, torch.Tensor] | None:
-    """Return the index and logits (h, w) of the annotated slice with the largest mask, or None if only one slice is annotated."""
-    return (task.largest, task.annotation(task.largest).logits[0, 0]) if len({*task.known, *task.annotated}) > 1 else None
-
-
 def _cache_key(task: PropagationTask, gap_pass: GapPass, patience: int) -> tuple:
     """Return everything that the outputs of a pass depend on."""
-    near = task.annotated[gap_pass.near].key
-    if gap_pass.far is None:
-        is_only = len({*task.known, *task.annotated}) == 1
-        return *task.scope, gap_pass, near, task.largest, task.annotation(task.largest).key, is_only, patience
-    return *task.scope, gap_pass, near, task.annotated[gap_pass.far].key
+    far = None if gap_pass.far is None else task.annotated[gap_pass.far].key
+    return (*task.scope, gap_pass, task.annotated[gap_pass.near].key, far, patience if gap_pass.far is None else 0)
 
 
 def _batches(passes: Sequence[TaskPass], size: int) -> Iterator[list[TaskPass]]:

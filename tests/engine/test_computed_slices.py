@@ -53,14 +53,6 @@ def test_a_correction_runs_its_own_gaps_only(segmenter, volume, monkeypatch):
     np.testing.assert_array_equal(corrected.mask, run(Segmenter(), volume, whole, **two).mask)
 
 
-def test_what_lies_beyond_the_outermost_slices_depends_on_the_largest_one(segmenter, volume):
-    small, large = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
-    small[30:34, 32:36], large[22:42, 24:44] = True, True
-    run(segmenter, volume, masks={3: small, 5: small, 7: small})
-    with_large = run(segmenter, volume, masks={3: small, 5: large, 7: small}).mask
-    np.testing.assert_array_equal(with_large, run(Segmenter(), volume, masks={3: small, 5: large, 7: small}).mask)
-
-
 def test_a_small_structure_is_tracked_in_its_surroundings(segmenter, volume, monkeypatch):
     from lib.model.features import SliceFeatures
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lib.imaging.metrics import dice
-from lib.propagation import mask_refiner
 from lib.propagation.mask_refiner import (
     PRIOR_LIMIT,
     MaskRefiner,
@@ -23,15 +22,9 @@ SIDE = 64
 
 @dataclass
 class Frames:
-    """Slices of a volume, (T, Y, X), of pixels and slices of 1 mm."""
+    """Slices of a volume, (T, Y, X)."""
 
     stack: np.ndarray
-    slice_mm: float = 1.0
-    pixel_mm: tuple[float, float] = (1.0, 1.0)
-
-    @property
-    def size(self):
-        return self.stack.shape[1:]
 
 
 @dataclass
@@ -54,8 +47,8 @@ def logits_of(mask):
     return torch.from_numpy(np.clip(signed_depth(mask), -5, 5).astype(np.float32))
 
 
-def features_of(masks, difference=CLEAR, slice_mm=1.0):
-    return Features(Frames(np.stack([draw_slice(m, difference, seed) for seed, m in enumerate(masks)]), slice_mm))
+def features_of(masks, difference=CLEAR):
+    return Features(Frames(np.stack([draw_slice(m, difference, seed) for seed, m in enumerate(masks)])))
 
 
 def follow(features, start, steps):
@@ -78,7 +71,7 @@ def test_a_mask_follows_what_the_network_does_not_see():
 
 def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_back():
     shapes = [disc(32, 32, 10)] * 4 + [np.zeros((SIDE, SIDE), bool)] * 4 + [disc(32, 32, 10)] * 2
-    _, presence = follow(features_of(shapes, slice_mm=5.0), shapes[0], 9)
+    _, presence = follow(features_of(shapes), shapes[0], 9)
     assert presence == [True] * 3 + [False] * 6
 
 
@@ -86,8 +79,7 @@ def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_
 def test_the_object_is_there_between_two_slices_that_show_it_in_the_same_place(place):
     empty = np.zeros((SIDE, SIDE), bool)
     shapes = [disc(32, 32, 8), empty, empty, empty, empty, disc(32, place, 6)]
-    ends = [(0, logits_of(shapes[0])), (5, logits_of(shapes[5]))]
-    refiner = MaskRefiner([PassRefiner(features_of(shapes, slice_mm=5.0), ends)])
+    refiner = MaskRefiner([PassRefiner(features_of(shapes), [(0, logits_of(shapes[0])), (5, logits_of(shapes[5]))])])
     presence, scores = [], torch.tensor([1.0])
     for t in range(1, 5):
         refiner.refine([t], logits_of(shapes[0])[None])
@@ -112,7 +104,7 @@ def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
     patches = np.where((rows // 8 + columns // 8) % 2, 130.0, 100.0)
     shape = disc(32, 32, 12)
     structure = np.where(shape, np.where(abs(columns - 32) < 3, 100.0, 130.0), patches)
-    refining = PassRefiner(Features(Frames(np.array([structure] * 5 + [patches] * 5), slice_mm=6.0)), [(0, logits_of(shape))])
+    refining = PassRefiner(Features(Frames(np.array([structure] * 5 + [patches] * 5))), [(0, logits_of(shape))])
     refiner, scores, answer, presence = MaskRefiner([refining]), torch.tensor([3.0]), logits_of(shape)[None], []
     assert not refining.is_active and refining.decides_end
     for t in range(1, 10):
@@ -120,21 +112,6 @@ def test_intensities_tell_the_end_also_of_what_they_cannot_refine():
         presence.append(bool(refiner.decide_presence(scores, scores) > 0))
         refiner.accept(presence[-1:])
     assert presence == [True] * 4 + [False] * 5
-
-
-@pytest.mark.parametrize(("largest", "growth", "distance_share"), [(None, 1.0, 1 / 12), ((-4, 9), 4.0, 5 / 18), ((-4, 24), 0.5625, 5 / 48)])
-def test_the_largest_annotated_slice_tells_how_large_the_structure_is(largest, growth, distance_share, monkeypatch):
-    """A pass begins on a disc of 6 pixels at slice 0, and slice 1 has a disc of 18 pixels; perhaps a further slice is annotated."""
-    steps = []
-    monkeypatch.setattr(mask_refiner, "is_still_there", lambda step: steps.append(step) or True)
-    small, wide = disc(32, 32, 6), disc(32, 32, 18)
-    largest = largest and (largest[0], logits_of(disc(32, 32, largest[1])))
-    featureless = Features(Frames(np.full((2, SIDE, SIDE), 100.0)))  # Masks are the answers themselves.
-    refining = PassRefiner(featureless, [(0, logits_of(small))], largest)
-    refining.refine(1, logits_of(wide))
-    assert refining.is_present()
-    assert steps[0].growth == pytest.approx(growth, rel=0.1) and steps[0].distance_share == pytest.approx(distance_share, rel=0.1)
-    assert steps[0].kept_share == 1 and steps[0].is_only_slice == (largest is None)
 
 
 def test_each_row_of_a_batch_is_refined_alone():
