@@ -1,10 +1,9 @@
 """Adapt each tracked mask to its slice before it is remembered: SAM 2's memory carries shape and place but hardly looks at the image.
 
 Three kinds of evidence are added up for each pixel: the network's logit, that of a classifier which has learned the intensities of the
-annotated slices, and how deep the pixel lies in the previous mask, which is carried to the slice by matching patches. The sum is smoothed,
-but not across edges of the image, and only what touches the previous mask stays. Where intensities cannot tell the structure from its
-surroundings, and where the mask would grow by leaps, the network's logits stay as they are. The same classifier decides where the object
-ends.
+annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the image, and only
+what touches the previous mask stays. Where intensities cannot tell the structure from its surroundings, and where the mask would grow
+by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from scipy import ndimage
 from lib.model.features import PADDING_LOGIT, SliceFeatures
 from lib.propagation.intensity_classifier import IntensityClassifier
 from lib.propagation.mask_grid import grid_intensities, grid_size
-from lib.propagation.mask_matching import carry_mask
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
@@ -25,7 +23,7 @@ MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise wit
 CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
-PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the mask that is carried over.
+PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
 BAND = 8  # Pixels round the previous mask and the network's in which the mask may lie.
 SMOOTHNESS, SWEEPS = 6.0, 20
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that halves the smoothing about once.
@@ -59,7 +57,6 @@ class PassRefiner:
         self.is_doubtful = self.is_active and self._classifier.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
-        self._previous_scaled = self._scaled = self._classifier.scale(images[0])
         self._evidence = np.zeros(masks[0].shape)
         self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
 
@@ -70,10 +67,8 @@ class PassRefiner:
         if not self.is_active:
             return logits.float()
         total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + np.clip(self._evidence, -INTENSITY_LIMIT, INTENSITY_LIMIT)
-        self._scaled = self._classifier.scale(image)
-        carried = carry_mask(self._previous, self._previous_scaled, self._scaled)
-        total += np.clip(PRIOR_PER_PIXEL * signed_depth(carried), -PRIOR_LIMIT, PRIOR_LIMIT)
-        refined = smooth_within_edges(total, self._scaled)
+        total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
+        refined = smooth_within_edges(total, self._classifier.scale(image))
         near = ndimage.distance_transform_edt(~(self._previous | (answer > 0))) <= BAND
         refined = keep_touching(np.where(near, refined, np.minimum(answer, -4.0)), self._previous)
         grows_by_leaps = (refined > 0).sum() > MOST_GROWTH * max((answer > 0).sum(), self._previous.sum())
@@ -95,7 +90,7 @@ class PassRefiner:
     def accept(self) -> None:
         """Take the mask that was refined last as the previous one of the next step."""
         if self._candidate.any():
-            self._previous, self._previous_scaled = self._candidate, self._scaled
+            self._previous = self._candidate
 
     def _image(self, t: int, side: int) -> np.ndarray:
         """Return the original intensities of a slice, float32 (h, w), at the resolution of masks of this side."""
