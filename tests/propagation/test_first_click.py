@@ -12,7 +12,7 @@ from lib.model import checkpoints
 from lib.model.features import SliceFeatures
 from lib.model.sam2_network import Sam2Network
 from lib.prompts.volume_prompts import SlicePrompt
-from lib.propagation.first_click import choose_alternative, decode_first_click, share_on_frame_edge
+from lib.propagation.first_click import choose_alternative, clearest_mask, decode_first_click, share_on_frame_edge, shrink
 
 CLICK = SlicePrompt(np.array([[32.0, 32.0]]), np.array([1], np.int32))
 
@@ -28,14 +28,14 @@ IMAGE = np.where(square(20, 44), 150, 60).astype(np.uint8)
 
 def test_the_alternative_with_the_clearest_outline_is_taken():
     masks = [square(26, 38), square(20, 44), square(14, 50)]
-    assert choose_alternative(IMAGE, CLICK, masks) == 1
+    assert clearest_mask(IMAGE, CLICK, masks) == 1
 
 
 def test_of_equally_clear_outlines_the_one_that_others_resemble_is_taken():
     one, other = np.roll(square(26, 38), -12, 1), np.roll(square(26, 38), 12, 1)
     image = np.where(one | other, 150, 60).astype(np.uint8)
-    assert choose_alternative(image, CLICK, [one, other, one]) == 0
-    assert choose_alternative(image, CLICK, [one, other, other]) == 1
+    assert clearest_mask(image, CLICK, [one, other, one]) == 0
+    assert clearest_mask(image, CLICK, [one, other, other]) == 1
 
 
 def test_the_edge_of_the_frame_is_no_edge_of_the_image():
@@ -43,7 +43,7 @@ def test_the_edge_of_the_frame_is_no_edge_of_the_image():
     half[:, :36] = 150
     background = half == 150  # Three of its four sides lie on the edge of the frame.
     half[26:38, 26:36] = 60
-    assert choose_alternative(half, CLICK, [background, square(26, 38)]) == 1
+    assert clearest_mask(half, CLICK, [background, square(26, 38)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,19 @@ def test_the_edge_of_the_frame_is_no_edge_of_the_image():
 )
 def test_share_on_frame_edge(mask, share):
     assert share_on_frame_edge(mask) == pytest.approx(share)
+
+
+def test_shrinking_averages_blocks():
+    assert shrink(np.array([[1, 3, 5], [5, 7, 9], [2, 4, 8]], np.int16), 2).tolist() == [[4, 7], [3, 8]]
+    assert shrink(IMAGE, 1).tolist() == IMAGE.tolist()
+
+
+@pytest.mark.parametrize("scale", [1, 3])  # Three times as large, alternatives are compared in a shrunken copy.
+def test_the_choice_does_not_depend_on_the_size_of_the_image(scale):
+    enlarge = lambda x: np.kron(x, np.ones((scale, scale), x.dtype))  # noqa: E731
+    logits = [enlarge(np.where(square(*s), 4.0, -4.0).astype(np.float32)) for s in ((30, 36), (19, 43), (2, 62))]
+    click = SlicePrompt(CLICK.points * scale, CLICK.labels)
+    assert choose_alternative(enlarge(IMAGE).astype(np.int16), enlarge(IMAGE), click, logits) == 1
 
 
 @pytest.fixture(scope="module")
