@@ -10,7 +10,6 @@ from lib.model.sam2_network import Sam2Network
 from lib.prompts.click_order import infer_click_order
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.box_filling import fill_box
-from lib.propagation.first_click import decode_first_click
 from lib.propagation.obedience import obey_clicks
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
@@ -123,24 +122,15 @@ class PromptDecoder:
         result = self._recent.get(key)
         if result is None:
             in_order = self._in_order(features, t, prompt)
-            output, refined = self._decode_best(features, t, in_order), None
-            if self.zooms and self.obeys and in_order.labels.tolist() == [1]:
-                first = [features.to_slices(x)[0] for x in (output["pred_masks"][0], *output["candidates"][0][:, None])]
-                refined = decode_first_click(self.network, features, t, in_order, first)
-            if refined is None:
-                refined = self._decode_zoomed(features, t, in_order, output)
+            output = self._decode_best(features, t, in_order)
+            refined = refine_zoomed(self, features, t, in_order, output["pred_masks"]) if self.zooms else None
             if self.obeys:
+                answer = features.to_slices(output["pred_masks"][0])[0] if refined is None else refined
+                refined = self._obeying(features, t, in_order, answer)
                 output["object_score_logits"] = output["object_score_logits"].clamp_min(PRESENT_SCORE)
             result = output, refined
             self._recent.put(key, result, _size_bytes(output) + (0 if refined is None else refined.nbytes))
         return dict(result[0]), result[1]
-
-    def _decode_zoomed(self, features: SliceFeatures, t: int, prompt: SlicePrompt, output: dict) -> torch.Tensor | None:
-        """Return the logits (Y, X) of the slice after zooming and obeying, None if there is nothing better than the `output`."""
-        refined = refine_zoomed(self, features, t, prompt, output["pred_masks"]) if self.zooms else None
-        if not self.obeys:
-            return refined
-        return self._obeying(features, t, prompt, features.to_slices(output["pred_masks"][0])[0] if refined is None else refined)
 
     def _in_order(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> SlicePrompt:
         """Return the prompt with its clicks in the order in which they were probably made."""

@@ -66,7 +66,7 @@ def refine_zoomed(decoder, features: SliceFeatures, t: int, prompt: SlicePrompt,
     crop = surrounding_crop(features.frames, [(prompt, (first > 0).cpu().numpy())], REFINING)
     if crop is None:
         return None
-    zoomed = SliceFeatures(decoder.network.model, crop_frames(features.frames, crop), features.device, features.autocast, 1)
+    zoomed = SliceFeatures(decoder.network.model, _crop_frames(features.frames, crop), features.device, features.autocast, 1)
     cropped_prompt, before = prompt.cropped(*crop), first[crop]
 
     def decode_from(start: torch.Tensor) -> dict:
@@ -152,7 +152,7 @@ def surrounding_crop(frames: Frames, displayed: Sequence[DisplayedSlice], size: 
     return slice(int(start[0]), int(start[0] + side[0])), slice(int(start[1]), int(start[1] + side[1]))
 
 
-def crop_frames(frames: Frames, crop: Crop) -> Frames:
+def _crop_frames(frames: Frames, crop: Crop) -> Frames:
     """Return a crop of frames that may be cropped already."""
     down, right = (frames.crop[0].start, frames.crop[1].start) if frames.crop else (0, 0)
     rows, columns = crop
