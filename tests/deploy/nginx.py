@@ -1,17 +1,23 @@
 """Runs nginx with the shipped configurations, in which only addresses and paths are replaced."""
 
+import base64
 import datetime
+import hashlib
 import ipaddress
 import os
 import shutil
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.serving.processes import running
+from tests.serving.processes import free_port, running
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PROGRAM = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
@@ -54,6 +60,33 @@ def run(folder: Path, servers: dict[str, str], plain: int, tls: int):
     address = f"http://127.0.0.1:{plain}"
     with running(command(write_configuration(folder, servers, plain, tls)), f"{address}/health", 20):
         yield address
+
+
+@contextmanager
+def run_under_a_path(folder: Path, server: str, ready: str):
+    """Run nginx in front of a server, http://127.0.0.1:PORT, that answers at the path `ready`; yield its address, https://127.0.0.1:PORT/monai."""
+    tls = free_port()
+    conf = write_configuration(folder, {"127.0.0.1:8000": server.removeprefix("http://")}, None, tls, "nginx-path.conf")
+    address = f"https://127.0.0.1:{tls}/monai"
+    with running(command(conf), f"{server}{ready}", 20):
+        wait_until_open(f"{address}{ready}", folder / "server.crt")
+        yield address
+
+
+def wait_until_open(address: str, certificate: Path) -> None:
+    for _ in range(100):
+        try:
+            return requests.get(address, verify=str(certificate), timeout=5).raise_for_status()
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    pytest.fail("nginx does not answer")
+
+
+def key_hash(folder: Path) -> str:
+    """Return the SHA-256 of the public key of the certificate in `folder`, in base64, as Chromium wants it."""
+    certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    key = certificate.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(key).digest()).decode()
 
 
 def write_certificate(folder: Path) -> None:

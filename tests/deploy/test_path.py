@@ -1,7 +1,5 @@
 """A server under a path of an address with TLS, behind the real nginx with the shipped configuration, in the real OHIF."""
 
-import time
-
 import nibabel as nib
 import pytest
 import requests
@@ -10,7 +8,6 @@ from lib.samples import phantom
 from tests.deploy import nginx
 from tests.serving import ohif
 from tests.serving.ohif import SCREENSHOTS, Viewer, voxel_in
-from tests.serving.processes import free_port, running
 
 pytestmark = [*ohif.FOLDER_MARKS, pytest.mark.skipif(nginx.PROGRAM is None, reason="nginx is not installed")]
 SEGMENTS = {"kidney_left": 1, "liver": 2}
@@ -29,32 +26,21 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(image):
     """The address of the server behind nginx, https://127.0.0.1:PORT/monai."""
-    folder, tls = image[0], free_port()
-    with ohif.folder_server(folder, SEGMENTS, root_path="/monai") as server:
-        conf = nginx.write_configuration(folder, {"127.0.0.1:8000": server.removeprefix("http://")}, None, tls, "nginx-path.conf")
-        with running(nginx.command(conf), f"{server}/info/", 20):
-            address = f"https://127.0.0.1:{tls}/monai"
-            wait_until_open(address)
-            yield address
+    with (
+        ohif.folder_server(image[0], SEGMENTS, root_path="/monai") as server,
+        nginx.run_under_a_path(image[0], server, "/info/") as address,
+    ):
+        yield address
 
 
-def wait_until_open(address):
-    for _ in range(100):
-        try:
-            return requests.get(f"{address}/info/", verify=False, timeout=5).raise_for_status()
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    pytest.fail("nginx does not answer")
-
-
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 def test_ohif_draws_and_answers_under_a_path(image, address):
-    _, volume, organs = image
-    state = requests.get(f"{address}/sam2/state", params={"image": "ct"}, verify=False, timeout=30).json()
-    found = requests.get(f"{address}/dicomweb/studies", verify=False, timeout=30).json()[0]
+    folder, volume, organs = image
+    certificate = str(folder / "server.crt")
+    state = requests.get(f"{address}/sam2/state", params={"image": "ct"}, verify=certificate, timeout=30).json()
+    found = requests.get(f"{address}/dicomweb/studies", verify=certificate, timeout=30).json()[0]
     assert found["00081190"]["Value"] == [f"{address}/dicomweb/studies/{state['StudyInstanceUID']}"]
-    with ohif.chromium() as browser:
-        page = browser.new_page(viewport={"width": 1500, "height": 900}, ignore_https_errors=True)
+    with ohif.chromium(nginx.key_hash(folder)) as browser:
+        page = browser.new_page(viewport={"width": 1500, "height": 900})
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         ohif.connect(page, address, state["StudyInstanceUID"])

@@ -120,19 +120,34 @@ def folder_server(folder, labels, root_path="", ready="/info/", port=None):
 
 
 @contextmanager
-def chromium():
-    """Run a headless Chromium."""
+def chromium(trusted_key=None):
+    """Run a headless Chromium.
+
+    Args:
+        trusted_key: SHA-256 in base64 of the public key of a certificate to trust. Pages opened with Playwright's `ignore_https_errors` instead
+            ask anew for each connection, and lose files when many are opened at once (net::ERR_TOO_MANY_RETRIES).
+    """
     SCREENSHOTS.mkdir(exist_ok=True)
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        trust = [f"--ignore-certificate-errors-spki-list={trusted_key}"] if trusted_key else []
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS + trust)
         yield browser
         browser.close()
 
 
 def connect(page, address, study):
-    """Open a study in the unmodified OHIF and connect its panel to the server."""
+    """Open a study in the unmodified OHIF and connect its panel to the server; where no image appears, say what the page reported."""
+    reports = []
+    page.on("console", lambda message: reports.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: reports.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: reports.append(f"failed: {request.url} {request.failure}"))
+    page.on("response", lambda response: response.status >= 400 and reports.append(f"{response.status}: {response.url}"))
     page.goto(f"{address}/ohif/monai-label?StudyInstanceUIDs={study}")
-    page.wait_for_selector("canvas", timeout=150_000)
+    try:
+        page.wait_for_selector("canvas", timeout=150_000)
+    except playwright.TimeoutError:
+        page.screenshot(path=SCREENSHOTS / "ohif_without_image.png")
+        pytest.fail("\n".join(["OHIF shows no image; it reported:", *reports, "Its text:", page.inner_text("body")]))
     page.get_by_text("Confirm and Hide").click()
     page.fill("#monailabelServerURL", address + "/")
     page.click(".monaiLabelPanel button.actionButton")

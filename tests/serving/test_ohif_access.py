@@ -1,7 +1,5 @@
 """The bar above OHIF for users who log in, at a server under a path of an address with TLS (the real nginx)."""
 
-import time
-
 import nibabel as nib
 import pytest
 import requests
@@ -11,7 +9,6 @@ from tests.deploy import nginx
 from tests.serving import ohif, ohif_page
 from tests.serving.ohif import SCREENSHOTS, playwright, voxel_in
 from tests.serving.ohif_page import AnnotationPage
-from tests.serving.processes import free_port, running
 from tests.serving.realm import PASSWORD, USER, realm
 
 pytestmark = [*ohif.FOLDER_MARKS, pytest.mark.skipif(nginx.PROGRAM is None, reason="nginx is not installed")]
@@ -31,26 +28,22 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(image):
     """The address of the server behind nginx, https://127.0.0.1:PORT/monai."""
-    folder, tls = image[0], free_port()
+    folder = image[0]
     with realm() as settings, pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        with ohif.folder_server(folder, [ORGAN, "liver"], root_path="/monai", ready="/sam2/login") as server:
-            conf = nginx.write_configuration(folder, {"127.0.0.1:8000": server.removeprefix("http://")}, None, tls, "nginx-path.conf")
-            with running(nginx.command(conf), f"{server}/sam2/login", 20):
-                yield f"https://127.0.0.1:{tls}/monai"
+        with (
+            ohif.folder_server(folder, [ORGAN, "liver"], root_path="/monai", ready="/sam2/login") as server,
+            nginx.run_under_a_path(folder, server, "/sam2/login") as address,
+        ):
+            yield address
 
 
 @pytest.fixture(scope="module")
-def context(address):
+def context(image, address):
     """A browser with cookies of its own, at a server that answers."""
-    with ohif.chromium() as browser:
-        context = browser.new_context(viewport=ohif_page.VIEWPORT, ignore_https_errors=True)
-        for _ in range(100):
-            if context.request.get(f"{address}/sam2/login", fail_on_status_code=False).ok:
-                break
-            time.sleep(0.1)
-        yield context
+    with ohif.chromium(nginx.key_hash(image[0])) as browser:
+        yield browser.new_context(viewport=ohif_page.VIEWPORT)
 
 
 def log_in(page, password=PASSWORD):
@@ -92,7 +85,7 @@ def test_a_user_logs_in_annotates_and_submits_under_a_path(image, address, conte
     assert not elsewhere, "all requests go to the path"
 
 
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_scripts_without_a_token_are_refused(address):
-    answer = requests.get(f"{address}/sam2/ohif/state", params={"image": "ct"}, verify=False, timeout=30)
+def test_scripts_without_a_token_are_refused(image, address):
+    certificate = str(image[0] / "server.crt")
+    answer = requests.get(f"{address}/sam2/ohif/state", params={"image": "ct"}, verify=certificate, timeout=30)
     assert answer.status_code == 401
