@@ -88,13 +88,18 @@ class BorderStrength:
         self._noise = np.abs(self._image - ndimage.uniform_filter(self._image, 3))
         self._min_noise = 1e-3 * np.ptp(self._image) + 1e-12
 
-    def edge_strength(self, mask: np.ndarray) -> float:
+    def edge_strength(self, mask: np.ndarray, part: np.ndarray | None = None) -> float:
         """Return the mean edge strength along the border of bool (Y, X), from 0 (no edge, or no border) to 1 (sharp edge).
 
         At each border pixel, let d be the difference between the mean intensities inside and outside the mask in a window of about
         1/60 of the image's side, and n the mean noise inside the mask. The edge strength there is d / (d + n).
+
+        Args:
+            part: Where the border counts, bool (Y, X); None means everywhere.
         """
         border = mask & ~ndimage.binary_erosion(mask, border_value=1)
+        if part is not None:
+            border &= part
         if not border.any():
             return 0.0
         inside_share = ndimage.uniform_filter(mask.astype(np.float32), self._window)[border]

@@ -2,7 +2,8 @@
 
 Beside the network's mask, masks are cut out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an
 ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one that fills it best and whose border is
-most clearly an edge of the image is taken. If none does, an ellipse is given more and more weight.
+most clearly an edge of the image is taken; where the border lies at the edge of the box, this counts more. If none fills it, an ellipse is
+given more and more weight.
 """
 
 from operator import itemgetter
@@ -18,6 +19,7 @@ from lib.propagation.obedience import limited, signed
 MIN_BOX_IOU = 0.7  # From which a mask counts as filling its box.
 FILLING_WEIGHT = 2.0  # Of the IoU of a mask's bounding box with the box beside the edge strength of its border.
 NETWORK_BONUS = 0.2  # Edge strength by which another mask must be clearer than the network's.
+CUT_OFF_WEIGHT = 0.25  # Of the edge strength at the edge of the box; where there is none, the structure would go on outside.
 NETWORK_WEIGHT = 0.25  # Of the network's answer beside the intensities.
 SMOOTHNESS = 1.0  # Of the cuts.
 _CUTS = 4  # After so many, masks hardly change any more.
@@ -40,10 +42,14 @@ def fill_box(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray) -> np.n
     window = tuple(slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(box, margins, logits.shape, strict=True))
     cutter = _BoxCutter(image[window], in_box[window], limited(answer[window]))
     borders, filling = BorderStrength(cutter.scaled), []
+    rim = in_box[window] & ~ndimage.binary_erosion(in_box[window], border_value=1)
     for candidate, bonus in [(answer[window], NETWORK_BONUS), *((c, 0.0) for c in cutter.cut_from_intensities())]:
-        iou = box_iou(candidate > 0, in_box[window])
+        mask = candidate > 0
+        iou = box_iou(mask, in_box[window])
         if iou >= MIN_BOX_IOU:
-            filling.append((FILLING_WEIGHT * iou + borders.edge_strength(candidate > 0) + bonus, candidate))
+            at_rim = borders.edge_strength(mask, rim) if (mask & rim).any() else 1.0
+            clearness = borders.edge_strength(mask) + CUT_OFF_WEIGHT * at_rim
+            filling.append((FILLING_WEIGHT * iou + clearness + bonus, candidate))
     if filling:
         best = max(filling, key=itemgetter(0))[1]
     else:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from lib.imaging.metrics import dice
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.box_filling import MIN_BOX_IOU, box_iou, box_pixels, fill_box
-from tests.propagation.drawn_shapes import CLEAR, SHAPES, WEAK, box_round, draw_shape, draw_slice
+from tests.propagation.drawn_shapes import CLEAR, NOISE, SHAPES, WEAK, box_round, draw_shape, draw_slice
 
 NOTHING = np.full((96, 96), -1024.0, np.float32)
 
@@ -35,6 +36,16 @@ def test_a_mask_with_clear_borders_is_kept_within_the_box():
     leaking[10:20, 10:20] = 5.0
     mask = fill_box(draw_slice(dot, CLEAR), box_round(dot), leaking) > 0
     assert dice(mask, dot) > 0.9 and not mask[:30, :30].any()
+
+
+def test_what_goes_on_outside_of_the_box_is_not_taken_for_the_structure():
+    y, x = np.mgrid[:96, :96] - 48.0
+    in_rows = abs(y) < 24
+    shape = (abs(x) < 12 + 12 * (y / 24) ** 2) & in_rows
+    dark = (abs(x) < 30) & (abs(y) < 26) & ~shape  # On both sides of the shape, and beyond the box.
+    image = ndimage.gaussian_filter(np.where(shape, CLEAR, np.where(dark, -CLEAR, 0.7 * CLEAR)), 0.8)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=image.shape), 0.7)
+    assert dice(fill_box((image + NOISE * noise).astype(np.float32), box_round(shape), NOTHING) > 0, shape) > 0.8
 
 
 @settings(max_examples=60, deadline=None)
