@@ -7,6 +7,7 @@ ScribblePrompt, arXiv 2312.07381), become PNG mosaics. Volumes of patients who a
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 HELD_BACK_SHARE = 0.17
 # Points (HU, 8-bit value) of the line that compresses CT: soft tissue gets most of the values.
 _CT_KNOTS = (-1000, -200, 300, 1500), (0, 50, 220, 255)
+_THRESHOLDS = 0.04, 0.09  # Difference of means below which neighbouring supervoxels become one region, in two maps.
 _REGION_SIDE, _MOST_REGIONS = 112, 250  # Longest side in voxels of a region map, and number of its regions.
 _MIN_MEGAVOXELS_FOR_REGIONS = 0.2
 
@@ -96,10 +98,9 @@ def _pack_volume(folder: Path, row: dict, out: Path) -> dict:
             raise UserError(f"The label of {name} holds values beyond 0 to 255, which cannot be packed: number its structures anew.")
         entry["maps"].append(_write_map(labels.astype(np.uint8), f"{name}_labels.png", out, "labels"))
     if not small:
-        for n, threshold in enumerate((0.04, 0.09)):
-            path = out / f"{name}_regions{n}.png"
-            regions = np.zeros(0) if path.exists() else find_regions(image, entry["spacing_mm"], threshold)
-            entry["maps"].append(_write_map(regions, path.name, out, "regions"))
+        paths = [out / f"{name}_regions{n}.png" for n in range(len(_THRESHOLDS))]
+        maps = [np.zeros(0)] * len(paths) if all(p.exists() for p in paths) else find_regions(image, entry["spacing_mm"], _THRESHOLDS)
+        entry["maps"] += [_write_map(regions, path.name, out, "regions") for path, regions in zip(paths, maps, strict=True)]
     return entry
 
 
@@ -112,10 +113,15 @@ def to_bytes(array: np.ndarray) -> np.ndarray:
     return (((array - low) / max(high - low, 1e-6)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def find_regions(image: np.ndarray, spacing_mm, threshold: float) -> np.ndarray:
-    """Divide an image, uint8 (K, J, I), into supervoxels and merge neighbours whose means differ by less than `threshold` of the range.
+def find_regions(image: np.ndarray, spacing_mm, thresholds: Sequence[float]) -> list[np.ndarray]:
+    """Divide an image, uint8 (K, J, I), into supervoxels and merge neighbours whose means differ by less than a threshold.
 
-    Return a map of the largest regions, uint8, with a longest side of at most `_REGION_SIDE` voxels; 0 is everything else.
+    Args:
+        spacing_mm: Distances of the voxels along K, J and I.
+        thresholds: Shares of the range of intensities, 0 to 1.
+
+    Returns:
+        For each threshold a map of the largest regions, uint8, with a longest side of at most `_REGION_SIDE` voxels; 0 is everything else.
     """
     spacing = np.array(spacing_mm)
     voxel_mm = max((np.array(image.shape) * spacing).max() / _REGION_SIDE, spacing.min())
@@ -127,8 +133,12 @@ def find_regions(image: np.ndarray, spacing_mm, threshold: float) -> np.ndarray:
         max_num_iter=5, start_label=1,
     )  # fmt: skip
     neighbours = graph.rag_mean_color(smooth[..., None].repeat(3, -1), supervoxels)
-    regions = graph.cut_threshold(supervoxels, neighbours, threshold) + 1
-    regions[smooth < 0.03] = 0
+    merged = (graph.cut_threshold(supervoxels, neighbours, threshold, in_place=False) + 1 for threshold in thresholds)
+    return [_largest_regions(np.where(smooth < 0.03, 0, regions)) for regions in merged]
+
+
+def _largest_regions(regions: np.ndarray) -> np.ndarray:
+    """Return the largest regions of a map, numbered anew by size, uint8; those that cover more than a quarter of it are left out."""
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     sizes[sizes > 0.25 * regions.size] = 0

@@ -155,7 +155,7 @@ def test_regions_follow_the_edges_of_the_image():
     image = np.full((16, 40, 40), 60, np.uint8)
     image[4:12, 8:20, 8:20] = 140
     image[:, 25:35, 25:35] = 220
-    regions = find_regions(image, (1.0, 1.0, 1.0), 0.05)
+    [regions] = find_regions(image, (1.0, 1.0, 1.0), [0.05])
     assert regions.shape == image.shape
     for value in (140, 220):
         region = np.bincount(regions[image == value]).argmax()
