@@ -88,22 +88,23 @@ class BorderStrength:
         self._noise = np.abs(self._image - ndimage.uniform_filter(self._image, 3))
         self._min_noise = 1e-3 * np.ptp(self._image) + 1e-12
 
-    def edge_strength(self, mask: np.ndarray, part: np.ndarray | None = None) -> float:
-        """Return the mean edge strength along the border of bool (Y, X), from 0 (no edge, or no border) to 1 (sharp edge).
+    def edge_strength(self, mask: np.ndarray) -> float:
+        """Return the mean edge strength along the border of a mask bool (Y, X), 0 to 1; 0 if it has no border."""
+        strengths = self.along_border(mask)[1]
+        return float(strengths.mean()) if strengths.size else 0.0
 
-        At each border pixel, let d be the difference between the mean intensities inside and outside the mask in a window of about
-        1/60 of the image's side, and n the mean noise inside the mask. The edge strength there is d / (d + n).
+    def along_border(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the border of a mask bool (Y, X), bool (Y, X), and the edge strengths of its N pixels in row order, (N,).
 
-        Args:
-            part: Where the border counts, bool (Y, X); None means everywhere.
+        Edge strength goes from 0 (no edge) to 1 (sharp edge). At each border pixel, let d be the difference between the mean intensities
+        inside and outside the mask in a window of about 1/60 of the image's side, and n the mean noise inside the mask. The edge
+        strength there is d / (d + n).
         """
         border = mask & ~ndimage.binary_erosion(mask, border_value=1)
-        if part is not None:
-            border &= part
         if not border.any():
-            return 0.0
+            return border, np.zeros(0)
         inside_share = ndimage.uniform_filter(mask.astype(np.float32), self._window)[border]
         inside_sum = ndimage.uniform_filter(self._image * mask, self._window)[border]  # divided by the window's area
         outside_mean = (self._mean[border] - inside_sum) / np.maximum(1 - inside_share, 1e-3)
         difference = np.abs(inside_sum / np.maximum(inside_share, 1e-3) - outside_mean)
-        return float((difference / (difference + self._noise[mask].mean() + self._min_noise)).mean())
+        return border, difference / (difference + self._noise[mask].mean() + self._min_noise)

@@ -47,8 +47,9 @@ def fill_box(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray) -> np.n
         mask = candidate > 0
         iou = box_iou(mask, in_box[window])
         if iou >= MIN_BOX_IOU:
-            at_rim = borders.edge_strength(mask, rim) if (mask & rim).any() else 1.0
-            clearness = borders.edge_strength(mask) + CUT_OFF_WEIGHT * at_rim
+            border, strengths = borders.along_border(mask)
+            at_rim = strengths[rim[border]]
+            clearness = strengths.mean() + CUT_OFF_WEIGHT * (at_rim.mean() if at_rim.size else 1.0)
             filling.append((FILLING_WEIGHT * iou + clearness + bonus, candidate))
     if filling:
         best = max(filling, key=itemgetter(0))[1]

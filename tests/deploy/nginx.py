@@ -6,12 +6,10 @@ import hashlib
 import ipaddress
 import os
 import shutil
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -64,22 +62,17 @@ def run(folder: Path, servers: dict[str, str], plain: int, tls: int):
 
 @contextmanager
 def run_under_a_path(folder: Path, server: str, ready: str):
-    """Run nginx in front of a server, http://127.0.0.1:PORT, that answers at the path `ready`; yield its address, https://127.0.0.1:PORT/monai."""
+    """Run nginx in front of a server, http://127.0.0.1:PORT, and yield its address, https://127.0.0.1:PORT/monai, once it answers at the path `ready`.
+
+    Meanwhile the package `requests` trusts its certificate.
+    """
     tls = free_port()
     conf = write_configuration(folder, {"127.0.0.1:8000": server.removeprefix("http://")}, None, tls, "nginx-path.conf")
     address = f"https://127.0.0.1:{tls}/monai"
-    with running(command(conf), f"{server}{ready}", 20):
-        wait_until_open(f"{address}{ready}", folder / "server.crt")
-        yield address
-
-
-def wait_until_open(address: str, certificate: Path) -> None:
-    for _ in range(100):
-        try:
-            return requests.get(address, verify=str(certificate), timeout=5).raise_for_status()
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    pytest.fail("nginx does not answer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUESTS_CA_BUNDLE", str(folder / "server.crt"))
+        with running(command(conf), f"{address}{ready}", 20):
+            yield address
 
 
 def key_hash(folder: Path) -> str:

@@ -85,7 +85,6 @@ def test_a_user_logs_in_annotates_and_submits_under_a_path(image, address, conte
     assert not elsewhere, "all requests go to the path"
 
 
-def test_scripts_without_a_token_are_refused(image, address):
-    certificate = str(image[0] / "server.crt")
-    answer = requests.get(f"{address}/sam2/ohif/state", params={"image": "ct"}, verify=certificate, timeout=30)
+def test_scripts_without_a_token_are_refused(address):
+    answer = requests.get(f"{address}/sam2/ohif/state", params={"image": "ct"}, timeout=30)
     assert answer.status_code == 401
