@@ -9,8 +9,7 @@ _FILTERS = (0.0, 1.0, 2.0)  # Standard deviations in pixels of the Gaussian filt
 _CENTRES = np.linspace(0, 1, 10)  # Of the bins of the soft histograms.
 _RIDGE = 20.0
 _MOST_WEIGHT = 400.0  # Of all pixels of a slice together, because neighbours are alike.
-_NEWTON_STEPS = 8
-_FEWEST_PIXELS = 5  # Inside and around the structure.
+FEWEST_PIXELS = 5  # Inside and around the structure.
 
 
 class IntensityClassifier:
@@ -23,21 +22,23 @@ class IntensityClassifier:
     Attributes:
         leak: Share of the structure's surroundings that looks like its inside; 1 where nothing could be learned.
         confusion: `leak` plus the share of the inside that looks like the surroundings.
+        histogram_size: Number of values in the soft histograms of a pixel.
     """
+
+    histogram_size = len(_FILTERS) * len(_CENTRES)
 
     def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]):
         self.leak, self.confusion, self._low, self._range = 1.0, 2.0, 0.0, 1.0
-        self._tables, self._bias = np.zeros((len(_FILTERS), len(_CENTRES))), 0.0
+        self._coefficients, self._bias = np.zeros(self.histogram_size), 0.0
         pairs = [(image, mask, surroundings(mask)) for image, mask in zip(images, masks, strict=True)]
-        pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= _FEWEST_PIXELS]
+        pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= FEWEST_PIXELS]
         if not pairs:
             return
         low, high = np.percentile(np.concatenate([image[mask | around] for image, mask, around in pairs]), [2, 98])
         self._low, self._range = low - 0.2 * (high - low), 1.4 * (high - low) + 1e-6
         samples, labels, weights = (np.concatenate(x) for x in zip(*(self._samples(*pair) for pair in pairs), strict=True))
-        coefficients, self._bias = _fit_logistic(samples, labels, weights)
-        self._tables = coefficients.reshape(self._tables.shape)
-        looks_inside = samples @ coefficients + self._bias > 0
+        self._coefficients, self._bias = fit_logistic(samples, labels, weights)
+        looks_inside = samples @ self._coefficients + self._bias > 0
         self.leak = float(looks_inside[~labels].mean())
         self.confusion = self.leak + float((~looks_inside)[labels].mean())
 
@@ -47,21 +48,27 @@ class IntensityClassifier:
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Return the evidence for the inside, float (h, w), at the pixels of a slice, float (h, w) of any intensities."""
-        filtered = zip(self._filter(image), self._tables, strict=True)
-        return self._bias + sum(np.interp(x, _CENTRES, table) for x, table in filtered)
+        return self._bias + self.weigh_histograms(image, self._coefficients)
+
+    def histograms(self, image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Return the soft histograms, float (N, `histogram_size`), of some pixels of a slice, float (h, w), given by their flat indices (N,)."""
+        width = _CENTRES[1] - _CENTRES[0]
+        return np.concatenate([np.clip(1 - abs(x.ravel()[pixels, None] - _CENTRES) / width, 0, None) for x in self._filter(image)], 1)
+
+    def weigh_histograms(self, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the sums, float (h, w), of the soft histograms of all pixels of a slice, float (h, w), with `histogram_size` weights."""
+        tables = weights.reshape(len(_FILTERS), len(_CENTRES))
+        return sum(np.interp(x, _CENTRES, table) for x, table in zip(self._filter(image), tables, strict=True))
 
     def _filter(self, image: np.ndarray) -> list[np.ndarray]:
         scaled = self.scale(image)
         return [ndimage.gaussian_filter(scaled, s, mode="nearest", truncate=2.5) if s else scaled for s in _FILTERS]
 
     def _samples(self, image: np.ndarray, mask: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return soft histograms (N, filters * bins), whether each pixel is inside (N,), and its weight (N,)."""
-        region = mask | around
-        width = _CENTRES[1] - _CENTRES[0]
-        histograms = [np.clip(1 - abs(x[region][:, None] - _CENTRES) / width, 0, None) for x in self._filter(image)]
-        labels = mask[region]
-        half = min(len(labels), _MOST_WEIGHT) / 2
-        return np.concatenate(histograms, 1), labels, np.where(labels, half / labels.sum(), half / (~labels).sum())
+        """Return soft histograms (N, `histogram_size`), whether each pixel is inside (N,), and its weight (N,)."""
+        pixels = np.flatnonzero(mask | around)
+        labels = mask.ravel()[pixels]
+        return self.histograms(image, pixels), labels, balanced_weights(labels, len(pixels))
 
 
 def surroundings(mask: np.ndarray) -> np.ndarray:
@@ -72,14 +79,26 @@ def surroundings(mask: np.ndarray) -> np.ndarray:
     return (distance > 1) & (distance <= max(4.0, 0.6 * float(mask.sum()) ** 0.5))
 
 
-def _fit_logistic(samples: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+def balanced_weights(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the weight of each pixel of a slice, float (N,), so that inside and outside count the same.
+
+    Args:
+        labels: Whether each pixel is inside, bool (N,), True for some and False for others.
+        count: Number of pixels of the structure and its surroundings on the slice. Because neighbours are alike, many weigh no more than
+            `_MOST_WEIGHT`.
+    """
+    half = min(count, _MOST_WEIGHT) / 2
+    return np.where(labels, half / labels.sum(), half / (~labels).sum())
+
+
+def fit_logistic(samples: np.ndarray, labels: np.ndarray, weights: np.ndarray, steps: int = 8) -> tuple[np.ndarray, float]:
     """Return coefficients and bias of a ridge logistic regression on standardized samples (N, F), by Newton's method."""
     mean = weights @ samples / weights.sum()
     deviation = np.sqrt(weights @ (samples - mean) ** 2 / weights.sum()) + 1e-2
     x = np.concatenate([(samples - mean) / deviation, np.ones((len(samples), 1))], 1)
     ridge = np.append(np.full(samples.shape[1], _RIDGE), 1e-3)  # The bias is free.
     solution = np.zeros(x.shape[1])
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(steps):
         probability = 1 / (1 + np.exp(-x @ solution))
         gradient = x.T @ (weights * (probability - labels)) + ridge * solution
         curvature = weights * np.maximum(probability * (1 - probability), 1e-4)
