@@ -1,9 +1,9 @@
 """Adapt each tracked mask to its slice before it is remembered: SAM 2's memory carries shape and place but hardly looks at the image.
 
-Three kinds of evidence are added up for each pixel: the network's logit, that of a classifier which has learned from the intensities and the
-encoder's features of the annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the
-image, and only what touches the previous mask stays. Where the mask would grow by leaps, the network's logits stay as they are. A second
-classifier, of the intensities alone, decides where the object ends.
+Several kinds of evidence are added up for each pixel: the network's logit, those of two classifiers which have learned from the annotated slices,
+one of them from intensities alone and one from the encoder's features, too, and how deep the pixel lies in the previous mask. The sum is smoothed,
+but not across edges of the image, and only what touches the previous mask stays. Where the mask would grow by leaps, the network's logits
+stay as they are. The intensities alone decide where the object ends.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from lib.propagation.mask_grid import grid_intensities, grid_size
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the intensities on the annotated slices; in noise without a structure it is about 0.65.
-CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
-NETWORK_LIMIT, LEARNED_LIMIT = 6.0, 4.0  # Of the logits.
+NETWORK_LIMIT, LEARNED_LIMIT = 6.0, 2.0  # Of the logits; each of the two classifiers has the latter.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
 BAND = 8  # Pixels round the previous mask and the network's in which the mask may lie.
 SMOOTHNESS, SWEEPS = 6.0, 20
@@ -46,7 +46,7 @@ class PassRefiner:
     Attributes:
         is_active: Whether an annotated slice shows both the structure and its surroundings, so that masks are refined.
         decides_end: Whether intensities decide where the object ends; False where they say nothing at all.
-        is_doubtful: Whether the network's object score may end it, too: masks are refined though much of the surroundings looks like the inside.
+        is_doubtful: Whether the network's object score may end it, too: intensities tell the structure though much of its surroundings looks like it.
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
@@ -70,7 +70,9 @@ class PassRefiner:
         self._evidence, self._candidate = self._intensities.logits(image), answer > 0
         if not self.is_active:
             return logits.float()
-        total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + np.clip(self._learned.logits(t, image), -LEARNED_LIMIT, LEARNED_LIMIT)
+        total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT)
+        for evidence in (self._evidence, self._learned.logits(t, image)):
+            total += np.clip(evidence, -LEARNED_LIMIT, LEARNED_LIMIT)
         total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
         refined = smooth_within_edges(total, self._intensities.scale(image))
         near = ndimage.distance_transform_edt(~(self._previous | (answer > 0))) <= BAND
