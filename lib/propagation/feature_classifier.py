@@ -1,10 +1,10 @@
-"""Tell the inside of a structure from its surroundings by what the image encoder makes of its annotated slices.
+"""Tell the inside of a structure from its surroundings by what the image encoder sees on its annotated slices.
 
-The encoder's features know textures, borders and places that single intensities do not show, and they are there already: each slice is
-encoded once. As with intensities, a linear classifier learns from the few annotated slices of this one structure.
+Features know textures, borders and places that single intensities do not show, and they are there already: each slice is encoded once. As
+with intensities, a linear classifier learns from the few annotated slices of this one structure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from lib.model.features import SliceFeatures
 from lib.propagation.intensity_classifier import (
     FEWEST_PIXELS,
-    IntensityClassifier,
     balanced_weights,
     fit_logistic,
     surroundings,
@@ -25,40 +24,36 @@ _NEWTON_STEPS = 4  # After so many, masks hardly change any more.
 
 
 class FeatureClassifier:
-    """Ridge logistic regression on the encoder's features and on soft histograms of the intensities.
+    """Ridge logistic regression on the encoder's features of pixels, from all of its levels.
 
     Args:
         features: Encoded slices.
-        intensities: What has learned the intensities of the same annotated slices.
-        annotated: Index, intensities float (h, w) and mask bool (h, w) of each annotated slice, all of one size, which is that of the
-            network's masks without padding.
+        masks: The structure on each annotated slice, by its index: bool (h, w), the size of the network's masks without padding.
         side: Side of the square of these masks with its padding, in pixels.
 
     Attributes:
         has_learned: Whether any slice shows both the structure and its surroundings; if not, all evidence is 0.
     """
 
-    def __init__(self, features: SliceFeatures, intensities: IntensityClassifier, annotated: Sequence[tuple], side: int):
-        self._features, self._intensities, self._side = features, intensities, side
-        self._size = grid_size(features, side)
-        samples = [s for t, image, mask in annotated if (s := self._samples(t, image, mask)) is not None]
+    def __init__(self, features: SliceFeatures, masks: Mapping[int, np.ndarray], side: int):
+        self._features, self._side, self._size = features, side, grid_size(features, side)
+        samples = [s for t, mask in masks.items() if (s := self._samples(t, mask)) is not None]
         self.has_learned = bool(samples)
         if self.has_learned:
             self._coefficients, self._bias = fit_logistic(*(np.concatenate(x) for x in zip(*samples, strict=True)), _NEWTON_STEPS)
 
-    def logits(self, t: int, image: np.ndarray) -> np.ndarray:
-        """Return the evidence for the inside, float (h, w), at the pixels of slice `t` with intensities `image` (h, w)."""
+    def logits(self, t: int) -> np.ndarray:
+        """Return the evidence for the inside, float (h, w), at the pixels of slice `t`."""
+        total, count = np.zeros(self._size), 0
         if not self.has_learned:
-            return np.zeros(image.shape)
-        count = self._intensities.histogram_size
-        total = self._bias + self._intensities.weigh_histograms(image, self._coefficients[:count])
+            return total
         for level in self._levels(t):  # Features are weighed before they are enlarged, because both are linear.
             weights = torch.from_numpy(self._coefficients[count : count + len(level)]).to(level)
             count += len(level)
-            total = total + self._enlarge(torch.einsum("c,chw->hw", weights, level)[None])[0].cpu().numpy()
-        return total
+            total += self._enlarge(torch.einsum("c,chw->hw", weights, level)[None])[0].cpu().numpy()
+        return total + self._bias
 
-    def _samples(self, t: int, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def _samples(self, t: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return samples (N, F), whether each is inside (N,), and its weight (N,); None if the slice shows one side only."""
         pixels = np.flatnonzero(mask | surroundings(mask))
         count = len(pixels)
@@ -68,9 +63,8 @@ class FeatureClassifier:
         if min(labels.sum(), (~labels).sum()) < FEWEST_PIXELS:
             return None
         index = torch.from_numpy(pixels)
-        learned = [self._enlarge(level).flatten(1)[:, index.to(level.device)].T.cpu().numpy() for level in self._levels(t)]
-        samples = np.concatenate([self._intensities.histograms(image, pixels), *learned], 1)
-        return samples, labels, balanced_weights(labels, count)
+        samples = [self._enlarge(level).flatten(1)[:, index.to(level.device)].T.cpu().numpy() for level in self._levels(t)]
+        return np.concatenate(samples, 1), labels, balanced_weights(labels, count)
 
     def _levels(self, t: int) -> list[torch.Tensor]:
         """Return the encoder's maps of a slice, float (C, H, W), from fine to coarse."""

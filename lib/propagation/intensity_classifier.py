@@ -22,14 +22,11 @@ class IntensityClassifier:
     Attributes:
         leak: Share of the structure's surroundings that looks like its inside; 1 where nothing could be learned.
         confusion: `leak` plus the share of the inside that looks like the surroundings.
-        histogram_size: Number of values in the soft histograms of a pixel.
     """
-
-    histogram_size = len(_FILTERS) * len(_CENTRES)
 
     def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]):
         self.leak, self.confusion, self._low, self._range = 1.0, 2.0, 0.0, 1.0
-        self._coefficients, self._bias = np.zeros(self.histogram_size), 0.0
+        self._tables, self._bias = np.zeros((len(_FILTERS), len(_CENTRES))), 0.0
         pairs = [(image, mask, surroundings(mask)) for image, mask in zip(images, masks, strict=True)]
         pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= FEWEST_PIXELS]
         if not pairs:
@@ -37,8 +34,9 @@ class IntensityClassifier:
         low, high = np.percentile(np.concatenate([image[mask | around] for image, mask, around in pairs]), [2, 98])
         self._low, self._range = low - 0.2 * (high - low), 1.4 * (high - low) + 1e-6
         samples, labels, weights = (np.concatenate(x) for x in zip(*(self._samples(*pair) for pair in pairs), strict=True))
-        self._coefficients, self._bias = fit_logistic(samples, labels, weights)
-        looks_inside = samples @ self._coefficients + self._bias > 0
+        coefficients, self._bias = fit_logistic(samples, labels, weights)
+        self._tables = coefficients.reshape(self._tables.shape)
+        looks_inside = samples @ coefficients + self._bias > 0
         self.leak = float(looks_inside[~labels].mean())
         self.confusion = self.leak + float((~looks_inside)[labels].mean())
 
@@ -48,27 +46,19 @@ class IntensityClassifier:
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Return the evidence for the inside, float (h, w), at the pixels of a slice, float (h, w) of any intensities."""
-        return self._bias + self.weigh_histograms(image, self._coefficients)
-
-    def histograms(self, image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Return the soft histograms, float (N, `histogram_size`), of some pixels of a slice, float (h, w), given by their flat indices (N,)."""
-        width = _CENTRES[1] - _CENTRES[0]
-        return np.concatenate([np.clip(1 - abs(x.ravel()[pixels, None] - _CENTRES) / width, 0, None) for x in self._filter(image)], 1)
-
-    def weigh_histograms(self, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return the sums, float (h, w), of the soft histograms of all pixels of a slice, float (h, w), with `histogram_size` weights."""
-        tables = weights.reshape(len(_FILTERS), len(_CENTRES))
-        return sum(np.interp(x, _CENTRES, table) for x, table in zip(self._filter(image), tables, strict=True))
+        filtered = zip(self._filter(image), self._tables, strict=True)
+        return self._bias + sum(np.interp(x, _CENTRES, table) for x, table in filtered)
 
     def _filter(self, image: np.ndarray) -> list[np.ndarray]:
         scaled = self.scale(image)
         return [ndimage.gaussian_filter(scaled, s, mode="nearest", truncate=2.5) if s else scaled for s in _FILTERS]
 
     def _samples(self, image: np.ndarray, mask: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return soft histograms (N, `histogram_size`), whether each pixel is inside (N,), and its weight (N,)."""
-        pixels = np.flatnonzero(mask | around)
-        labels = mask.ravel()[pixels]
-        return self.histograms(image, pixels), labels, balanced_weights(labels, len(pixels))
+        """Return soft histograms (N, filters * bins), whether each pixel is inside (N,), and its weight (N,)."""
+        region = mask | around
+        width = _CENTRES[1] - _CENTRES[0]
+        histograms = [np.clip(1 - abs(x[region][:, None] - _CENTRES) / width, 0, None) for x in self._filter(image)]
+        return np.concatenate(histograms, 1), mask[region], balanced_weights(mask[region], region.sum())
 
 
 def surroundings(mask: np.ndarray) -> np.ndarray:
@@ -84,8 +74,8 @@ def balanced_weights(labels: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         labels: Whether each pixel is inside, bool (N,), True for some and False for others.
-        count: Number of pixels of the structure and its surroundings on the slice. Because neighbours are alike, many weigh no more than
-            `_MOST_WEIGHT`.
+        count: Number of pixels of the structure and its surroundings, of which these may be a sample. Because neighbours are alike, many
+            weigh no more than `_MOST_WEIGHT`.
     """
     half = min(count, _MOST_WEIGHT) / 2
     return np.where(labels, half / labels.sum(), half / (~labels).sum())

@@ -1,9 +1,9 @@
 """Adapt each tracked mask to its slice before it is remembered: SAM 2's memory carries shape and place but hardly looks at the image.
 
 Several kinds of evidence are added up for each pixel: the network's logit, those of two classifiers which have learned from the annotated slices,
-one of them from intensities alone and one from the encoder's features, too, and how deep the pixel lies in the previous mask. The sum is smoothed,
+one of them the intensities and one the encoder's features, and how deep the pixel lies in the previous mask. The sum is smoothed,
 but not across edges of the image, and only what touches the previous mask stays. Where the mask would grow by leaps, the network's logits
-stay as they are. The intensities alone decide where the object ends.
+stay as they are. The intensities decide where the object ends.
 """
 
 from collections.abc import Sequence
@@ -55,9 +55,8 @@ class PassRefiner:
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._intensities = IntensityClassifier(images, masks)
         side = min(ends[0][1].shape[-1], LARGEST_SIDE)
-        annotated = [(t, image, mask) for (t, _), image, mask in zip(ends, images, masks, strict=True)]
-        self._learned = FeatureClassifier(features, self._intensities, annotated, side)
-        self.is_active, self.decides_end = self._learned.has_learned, self._intensities.confusion < 1
+        self._encoder = FeatureClassifier(features, {t: mask for (t, _), mask in zip(ends, masks, strict=True)}, side)
+        self.is_active, self.decides_end = self._encoder.has_learned, self._intensities.confusion < 1
         self.is_doubtful = self._intensities.confusion <= MOST_CONFUSION and self._intensities.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
@@ -71,7 +70,7 @@ class PassRefiner:
         if not self.is_active:
             return logits.float()
         total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT)
-        for evidence in (self._evidence, self._learned.logits(t, image)):
+        for evidence in (self._evidence, self._encoder.logits(t)):
             total += np.clip(evidence, -LEARNED_LIMIT, LEARNED_LIMIT)
         total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
         refined = smooth_within_edges(total, self._intensities.scale(image))

