@@ -2,8 +2,8 @@
 
 Several kinds of evidence are added up for each pixel: the network's logit, those of two classifiers which have learned from the annotated slices,
 one of them the intensities and one the encoder's features, and how deep the pixel lies in the previous mask. The sum is smoothed,
-but not across edges of the image, and only what touches the previous mask stays. Where the mask would grow by leaps, the network's logits
-stay as they are. The intensities decide where the object ends.
+but not across edges of the image, and only what touches the previous mask stays. Where intensities cannot tell the structure from its
+surroundings, and where the mask would grow by leaps, the network's logits stay as they are. The intensities decide where the object ends.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from lib.propagation.mask_grid import grid_intensities, grid_size
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the intensities on the annotated slices; in noise without a structure it is about 0.65.
-CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass as well.
+CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
 NETWORK_LIMIT, LEARNED_LIMIT = 6.0, 2.0  # Of the logits; each of the two classifiers has the latter.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
@@ -44,9 +44,9 @@ class PassRefiner:
         ends: Index and logits (h, w) of the annotated slices at the ends of the pass, first the one where it begins.
 
     Attributes:
-        is_active: Whether an annotated slice shows both the structure and its surroundings, so that masks are refined.
+        is_active: Whether the structure can be told from its surroundings by intensities, so that masks are refined.
         decides_end: Whether intensities decide where the object ends; False where they say nothing at all.
-        is_doubtful: Whether the network's object score may end it, too: intensities tell the structure though much of its surroundings looks like it.
+        is_doubtful: Whether the network's object score may end it, too: masks are refined though much of the surroundings looks like the inside.
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
@@ -56,8 +56,8 @@ class PassRefiner:
         self._intensities = IntensityClassifier(images, masks)
         side = min(ends[0][1].shape[-1], LARGEST_SIDE)
         self._encoder = FeatureClassifier(features, {t: mask for (t, _), mask in zip(ends, masks, strict=True)}, side)
-        self.is_active, self.decides_end = self._encoder.has_learned, self._intensities.confusion < 1
-        self.is_doubtful = self._intensities.confusion <= MOST_CONFUSION and self._intensities.leak > CLEAR_LEAK
+        self.is_active, self.decides_end = self._intensities.confusion <= MOST_CONFUSION, self._intensities.confusion < 1
+        self.is_doubtful = self.is_active and self._intensities.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
