@@ -9,7 +9,8 @@ _FILTERS = (0.0, 1.0, 2.0)  # Standard deviations in pixels of the Gaussian filt
 _CENTRES = np.linspace(0, 1, 10)  # Of the bins of the soft histograms.
 _RIDGE = 20.0
 _MOST_WEIGHT = 400.0  # Of all pixels of a slice together, because neighbours are alike.
-FEWEST_PIXELS = 5  # Inside and around the structure.
+_NEWTON_STEPS = 8
+_FEWEST_PIXELS = 5  # Inside and around the structure.
 
 
 class IntensityClassifier:
@@ -28,13 +29,13 @@ class IntensityClassifier:
         self.leak, self.confusion, self._low, self._range = 1.0, 2.0, 0.0, 1.0
         self._tables, self._bias = np.zeros((len(_FILTERS), len(_CENTRES))), 0.0
         pairs = [(image, mask, surroundings(mask)) for image, mask in zip(images, masks, strict=True)]
-        pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= FEWEST_PIXELS]
+        pairs = [(i, mask, around) for i, mask, around in pairs if min(mask.sum(), around.sum()) >= _FEWEST_PIXELS]
         if not pairs:
             return
         low, high = np.percentile(np.concatenate([image[mask | around] for image, mask, around in pairs]), [2, 98])
         self._low, self._range = low - 0.2 * (high - low), 1.4 * (high - low) + 1e-6
         samples, labels, weights = (np.concatenate(x) for x in zip(*(self._samples(*pair) for pair in pairs), strict=True))
-        coefficients, self._bias = fit_logistic(samples, labels, weights)
+        coefficients, self._bias = _fit_logistic(samples, labels, weights)
         self._tables = coefficients.reshape(self._tables.shape)
         looks_inside = samples @ coefficients + self._bias > 0
         self.leak = float(looks_inside[~labels].mean())
@@ -58,7 +59,9 @@ class IntensityClassifier:
         region = mask | around
         width = _CENTRES[1] - _CENTRES[0]
         histograms = [np.clip(1 - abs(x[region][:, None] - _CENTRES) / width, 0, None) for x in self._filter(image)]
-        return np.concatenate(histograms, 1), mask[region], balanced_weights(mask[region], region.sum())
+        labels = mask[region]
+        half = min(len(labels), _MOST_WEIGHT) / 2
+        return np.concatenate(histograms, 1), labels, np.where(labels, half / labels.sum(), half / (~labels).sum())
 
 
 def surroundings(mask: np.ndarray) -> np.ndarray:
@@ -69,26 +72,14 @@ def surroundings(mask: np.ndarray) -> np.ndarray:
     return (distance > 1) & (distance <= max(4.0, 0.6 * float(mask.sum()) ** 0.5))
 
 
-def balanced_weights(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the weight of each pixel of a slice, float (N,), so that inside and outside count the same.
-
-    Args:
-        labels: Whether each pixel is inside, bool (N,), True for some and False for others.
-        count: Number of pixels of the structure and its surroundings, of which these may be a sample. Because neighbours are alike, many
-            weigh no more than `_MOST_WEIGHT`.
-    """
-    half = min(count, _MOST_WEIGHT) / 2
-    return np.where(labels, half / labels.sum(), half / (~labels).sum())
-
-
-def fit_logistic(samples: np.ndarray, labels: np.ndarray, weights: np.ndarray, steps: int = 8) -> tuple[np.ndarray, float]:
+def _fit_logistic(samples: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Return coefficients and bias of a ridge logistic regression on standardized samples (N, F), by Newton's method."""
     mean = weights @ samples / weights.sum()
     deviation = np.sqrt(weights @ (samples - mean) ** 2 / weights.sum()) + 1e-2
     x = np.concatenate([(samples - mean) / deviation, np.ones((len(samples), 1))], 1)
     ridge = np.append(np.full(samples.shape[1], _RIDGE), 1e-3)  # The bias is free.
     solution = np.zeros(x.shape[1])
-    for _ in range(steps):
+    for _ in range(_NEWTON_STEPS):
         probability = 1 / (1 + np.exp(-x @ solution))
         gradient = x.T @ (weights * (probability - labels)) + ridge * solution
         curvature = weights * np.maximum(probability * (1 - probability), 1e-4)

@@ -1,9 +1,9 @@
 """Adapt each tracked mask to its slice before it is remembered: SAM 2's memory carries shape and place but hardly looks at the image.
 
-Several kinds of evidence are added up for each pixel: the network's logit, those of two classifiers which have learned from the annotated slices,
-one of them the intensities and one the encoder's features, and how deep the pixel lies in the previous mask. The sum is smoothed,
-but not across edges of the image, and only what touches the previous mask stays. Where intensities cannot tell the structure from its
-surroundings, and where the mask would grow by leaps, the network's logits stay as they are. The intensities decide where the object ends.
+Three kinds of evidence are added up for each pixel: the network's logit, that of a classifier which has learned the intensities of the
+annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the image, and only
+what touches the previous mask stays. Where intensities cannot tell the structure from its surroundings, and where the mask would grow
+by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from lib.model.features import PADDING_LOGIT, SliceFeatures
-from lib.propagation.feature_classifier import FeatureClassifier
 from lib.propagation.intensity_classifier import IntensityClassifier
 from lib.propagation.mask_grid import grid_intensities, grid_size
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
-MOST_CONFUSION = 0.55  # Of the intensities on the annotated slices; in noise without a structure it is about 0.65.
+MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
 CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.
 MOST_GROWTH = 1.3  # Factor by which the area may exceed that of the previous mask and of the network's.
-NETWORK_LIMIT, LEARNED_LIMIT = 6.0, 2.0  # Of the logits; each of the two classifiers has the latter.
+NETWORK_LIMIT, INTENSITY_LIMIT = 6.0, 2.0  # Of the logits.
 PRIOR_PER_PIXEL, PRIOR_LIMIT = 1.0, 8.0  # Logits for the depth in the previous mask.
 BAND = 8  # Pixels round the previous mask and the network's in which the mask may lie.
 SMOOTHNESS, SWEEPS = 6.0, 20
@@ -53,11 +52,9 @@ class PassRefiner:
     def __init__(self, features: SliceFeatures, ends: PassEnds):
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
-        self._intensities = IntensityClassifier(images, masks)
-        side = min(ends[0][1].shape[-1], LARGEST_SIDE)
-        self._encoder = FeatureClassifier(features, {t: mask for (t, _), mask in zip(ends, masks, strict=True)}, side)
-        self.is_active, self.decides_end = self._intensities.confusion <= MOST_CONFUSION, self._intensities.confusion < 1
-        self.is_doubtful = self.is_active and self._intensities.leak > CLEAR_LEAK
+        self._classifier = IntensityClassifier(images, masks)
+        self.is_active, self.decides_end = self._classifier.confusion <= MOST_CONFUSION, self._classifier.confusion < 1
+        self.is_doubtful = self.is_active and self._classifier.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
@@ -66,14 +63,12 @@ class PassRefiner:
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
         """Return refined logits (h, w) of slice `t`; those of passes that are not active stay as they are."""
         image, answer = self._image(t, logits.shape[-1]), self._shrink(logits)
-        self._evidence, self._candidate = self._intensities.logits(image), answer > 0
+        self._evidence, self._candidate = self._classifier.logits(image), answer > 0
         if not self.is_active:
             return logits.float()
-        total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT)
-        for evidence in (self._evidence, self._encoder.logits(t)):
-            total += np.clip(evidence, -LEARNED_LIMIT, LEARNED_LIMIT)
+        total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + np.clip(self._evidence, -INTENSITY_LIMIT, INTENSITY_LIMIT)
         total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
-        refined = smooth_within_edges(total, self._intensities.scale(image))
+        refined = smooth_within_edges(total, self._classifier.scale(image))
         near = ndimage.distance_transform_edt(~(self._previous | (answer > 0))) <= BAND
         refined = keep_touching(np.where(near, refined, np.minimum(answer, -4.0)), self._previous)
         grows_by_leaps = (refined > 0).sum() > MOST_GROWTH * max((answer > 0).sum(), self._previous.sum())

@@ -15,7 +15,7 @@ from lib.propagation.mask_refiner import (
     signed_depth,
     smooth_within_edges,
 )
-from tests.propagation.drawn_shapes import CLEAR, WEAK, draw_slice
+from tests.propagation.drawn_shapes import CLEAR, draw_slice
 
 SIDE = 64
 
@@ -29,18 +29,12 @@ class Frames:
 
 @dataclass
 class Features:
-    """The part of `SliceFeatures` that a refiner needs: slices that fill a square of four times the masks' side, and maps of one channel."""
+    """The part of `SliceFeatures` that a refiner needs: slices that fill a square of four times the masks' side."""
 
     frames: Frames
     side: int = 4 * SIDE
     height: int = 4 * SIDE
     width: int = 4 * SIDE
-    maps: np.ndarray | None = None  # (T, H, W) at half the masks' side; None means that the encoder sees nothing.
-
-    def gather(self, indices):
-        """Return one level of maps (H * W, B, 1)."""
-        maps = np.zeros((len(indices), SIDE // 2, SIDE // 2), np.float32) if self.maps is None else self.maps[indices]
-        return [torch.from_numpy(maps).flatten(1).T[..., None]], [], [maps.shape[1:]]
 
 
 def disc(y, x, radius):
@@ -73,13 +67,6 @@ def test_a_mask_follows_what_the_network_does_not_see():
     masks, presence = follow(features_of(shapes), shapes[0], 4)
     assert dice(masks[-1], shapes[-1]) > max(0.9, dice(shapes[0], shapes[-1]) + 0.1)
     assert all(presence)
-
-
-def test_what_the_encoder_sees_helps_where_intensities_hardly_tell():
-    shapes = [disc(32, 32 + t, 10) for t in range(5)]
-    weak, maps = features_of(shapes, WEAK), np.stack([m[::2, ::2] for m in shapes]).astype(np.float32)
-    alone, both = (follow(f, shapes[0], 4)[0][-1] for f in (weak, Features(weak.frames, maps=maps)))
-    assert dice(both, shapes[-1]) > dice(alone, shapes[-1]) + 0.05
 
 
 def test_the_object_ends_where_it_no_longer_looks_like_itself_and_does_not_come_back():
