@@ -33,6 +33,9 @@ NOT_RUN = {
     f"{_MAIN} train --data runs/packed --minutes 1200 --out runs/next": _TRAINING,
     f"{_MAIN} train --data runs/packed --minutes 9 --device cuda --compile --out runs/gpu": "needs a GPU",
     ".venv/bin/torchrun --nproc-per-node=4 main.py train --data runs/packed --minutes 60 --device cuda --out runs/four_gpus": "needs GPUs",
+    f"{_MAIN} train-corrections --labelled LABELLED --unlabelled IMAGES --minutes 240 --out runs/corrections": "takes hours; "
+    "tests/training/test_correction_training.py runs a short training",
+    f"{_MAIN} train-corrections --generated 4 --minutes 0.2 --out runs/corrections_try": "tests/training/test_correction_training.py runs it",
     f"{_MAIN} calibrate --checkpoint runs/next/model.safetensors --ends": "needs the training before",
     f"{_MAIN} evaluate --protocol he --mode described --data sample-data --labels liver --out runs/he": _EVALUATION,
     f"{_MAIN} evaluate --protocol dong --mode published --data DIR --labels liver --limit 5 --out runs/dong": _EVALUATION,

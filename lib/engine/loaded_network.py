@@ -2,15 +2,17 @@
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from lib.engine.options import Options
 from lib.imaging.frames import Frames
-from lib.model import checkpoints, device
+from lib.model import checkpoints, correction_network, device
 from lib.model.checkpoints import Checkpoint
 from lib.model.features import encoder_digest
 from lib.model.sam2_network import Sam2Network
+from lib.propagation.click_correction import correct_displayed
 from lib.propagation.prompt_decoder import PromptDecoder
 from lib.propagation.propagator import Propagator
 from lib.quality.estimator import QualityEstimator
@@ -63,7 +65,9 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     metadata = checkpoints.metadata(checkpoint)
     score_drop, appearance_gain = (float(metadata.get(name, 0)) for name in ("presence_drop", "presence_gain"))
     network = Sam2Network(model, device.autocast_factory(target))
-    decoder, plain_decoder = (PromptDecoder(network, checkpoint.image_size <= ZOOM_UP_TO, obeys) for obeys in (True, False))
+    is_small = checkpoint.image_size <= ZOOM_UP_TO
+    correct = partial(correct_displayed, correction_network.load_embedded()) if is_small else None
+    decoder, plain_decoder = PromptDecoder(network, is_small, obeys=True, correct=correct), PromptDecoder(network, is_small)
     propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=decoder.zooms)
     return LoadedNetwork(
         (checkpoint, target), decoder, plain_decoder, propagator, encoder_digest(model),

@@ -6,9 +6,11 @@ the intensities decide where the network has understood the click, else the inte
 counts more, because no other click vouches for that mask. Where one click inside was misunderstood, so that a click outside hits the middle of
 what is displayed, the network's answer to all clicks replaces it. In the end, a graph cut draws the border along the edges of the image, and
 parts that no click has asked for go. The answer to a first click on a slice without a mask is adapted to the intensities as a whole.
+
+For networks for small images, the result of a further click is averaged with what a small correction network makes of all clicks on the slice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -30,12 +32,17 @@ ADAPTED_MARGIN = 0.5  # The same for the answer to a first click, as a share of 
 DEPTH_WEIGHT, DEPTH_LIMIT = 0.5, 2.0  # Logits for each pixel of depth in the answer to a first click, beside the intensities.
 MISUNDERSTOOD_DEPTH = 0.65  # Share of the greatest depth of a mask from which a click outside says that the mask as a whole is wrong.
 SMOOTHNESS = 4.0  # Of the cuts.
+CORRECTED_SMOOTHNESS = 2.0  # Of the cut of the average with the correction network's answer.
 _CUTS = 3  # Of the adaptation to the intensities; after so many, masks hardly change any more.
+
+# Takes an image (Y, X), a prompt of clicks, and the logits (Y, X) displayed before the last of them; returns logits (Y, X).
+Correction = Callable[[np.ndarray, SlicePrompt, np.ndarray], np.ndarray]
 
 
 def obey_clicks(
-    image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None, is_tracked: bool = False
-) -> np.ndarray:
+    image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None = None, is_tracked: bool = False,
+    correct: Correction | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return logits of a mask that obeys the clicks of a prompt, float32 (Y, X).
 
     Args:
@@ -44,7 +51,25 @@ def obey_clicks(
         logits: The network's answer to all of them, float (Y, X).
         earlier: Logits (Y, X) that were displayed before the last click, or None if it is the first one.
         is_tracked: Whether a mask from tracking was displayed before the first click.
+        correct: What else answers to further clicks, see `lib.propagation.click_correction`; None: nothing.
     """
+    own = _obey_by_image(image, prompt, logits, earlier, is_tracked)
+    is_further_click = earlier is not None and not (is_tracked and len(prompt.labels) == 1)
+    if correct is None or not is_further_click or (prompt.labels > 1).any():
+        return own
+    average = (np.clip(own, -LOGIT_LIMIT, LOGIT_LIMIT) + np.clip(correct(image, prompt, earlier), -LOGIT_LIMIT, LOGIT_LIMIT)) / 2
+    window = surroundings(prompt, [average > 0, earlier > 0], average.shape)
+    seeds = click_seeds(prompt, average.shape)[window]
+    mask = graph_cut(scale_intensities(image[window]), average[window], seeds, CORRECTED_SMOOTHNESS)
+    result = np.minimum(average, -1.0).astype(np.float32)
+    result[window] = signed(average[window], mask)
+    return result
+
+
+def _obey_by_image(
+    image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, earlier: np.ndarray | None, is_tracked: bool
+) -> np.ndarray:
+    """Return logits (Y, X) that obey the clicks by the network's answer and the image; the arguments are those of `obey_clicks`."""
     seeds = click_seeds(prompt, logits.shape)
     if earlier is None and len(prompt.labels) == 1 and (logits > 0).any():
         return adapt_to_intensities(image, prompt, logits)

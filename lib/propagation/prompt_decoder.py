@@ -10,7 +10,7 @@ from lib.model.sam2_network import Sam2Network
 from lib.prompts.click_order import infer_click_order
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.box_filling import fill_box
-from lib.propagation.obedience import obey_clicks
+from lib.propagation.obedience import Correction, obey_clicks
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import Annotation, Tracks
 from lib.propagation.zoom import START_LOGIT_LIMIT, click_agreement, refine_zoomed
@@ -27,10 +27,11 @@ class PromptDecoder:
         network: The network.
         zooms: Whether the surroundings of a small structure are decoded again, enlarged; networks for large images need not.
         obeys: Whether masks are made to obey the clicks and boxes (see `lib.propagation.obedience`), or are the network's own.
+        correct: What else answers to further clicks on a slice; networks for large images need not have it.
     """
 
-    def __init__(self, network: Sam2Network, zooms: bool = False, obeys: bool = False):
-        self.network, self.zooms, self.obeys = network, zooms, obeys
+    def __init__(self, network: Sam2Network, zooms: bool = False, obeys: bool = False, correct: Correction | None = None):
+        self.network, self.zooms, self.obeys, self._correct_clicks = network, zooms, obeys, correct
         self._recent = ResultCache(RECENT_BYTES)
 
     @torch.inference_mode()
@@ -152,7 +153,7 @@ class PromptDecoder:
     ) -> torch.Tensor:
         """Call `obey_clicks` with tensors (Y, X)."""
         earlier = None if earlier is None else earlier.cpu().numpy()
-        logits = obey_clicks(features.frames.stack[t], prompt, answer.cpu().numpy(), earlier, is_tracked)
+        logits = obey_clicks(features.frames.stack[t], prompt, answer.cpu().numpy(), earlier, is_tracked, self._correct_clicks)
         return torch.from_numpy(logits).to(answer.device)
 
     def _decode_best(self, features: SliceFeatures, t: int, prompt: SlicePrompt) -> dict:

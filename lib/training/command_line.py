@@ -1,4 +1,4 @@
-"""The commands `pack`, `train` and `calibrate`, and the arguments of `finetune`. What they need is imported when they run."""
+"""The commands `pack`, `train`, `train-corrections` and `calibrate`, and the arguments of `finetune`. What they need is imported when they run."""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -15,6 +15,10 @@ TRAIN_EXAMPLES = (
     "python main.py train --data runs/packed --minutes 9 --device cuda --compile --out runs/gpu",
     "python main.py train --data runs/packed --sheet sheet.png",
     "torchrun --nproc-per-node=4 main.py train --data runs/packed --minutes 60 --device cuda --out runs/four_gpus",
+)
+CORRECTION_EXAMPLES = (
+    "python main.py train-corrections --generated 20 --minutes 2 --out runs/corrections",
+    "python main.py train-corrections --labelled /data/Task04_Hippocampus --unlabelled /data/images --minutes 240 --out runs/corrections",
 )
 FINETUNE_EXAMPLES = (
     "python main.py finetune --data sample-data --epochs 2",
@@ -51,6 +55,18 @@ def add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--validate", metavar="DIR", help=validate_help)
     parser.add_argument("--check-every", type=int, default=0, metavar="STEPS", help="validate every STEPS steps, not only at the end")
     parser.add_argument("--sheet", metavar="PNG", help="do not train: only save a picture of training clips")
+
+
+def add_correction_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command `train-corrections`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for crops, weights and log; an interrupted run in it is resumed")
+    layout = "folders in the layout of the Medical Segmentation Decathlon"
+    parser.add_argument("--labelled", nargs="+", type=Path, default=[], metavar="DIR", help=layout)
+    parser.add_argument("--unlabelled", nargs="+", type=Path, default=[], metavar="DIR", help=f"{layout}, of which only the images are used")
+    parser.add_argument("--generated", type=int, default=400, help="number of generated volumes (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration of the run, with what was done before an interruption")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="weights to start from (default: new ones)")
+    parser.add_argument("--seed", type=int, default=1)
 
 
 def add_finetune_arguments(parser: ArgumentParser, versions: Path) -> None:
@@ -124,6 +140,16 @@ def run_train(options: Namespace) -> None:
         start_share=options.start_share, compiled=options.compile, check_every=options.check_every,
     )  # fmt: skip
     logging.info("Wrote %s.", Training(settings, clips, check=check).run())
+
+
+def run_train_corrections(options: Namespace) -> None:
+    """Run the command `train-corrections`."""
+    from lib.training.correction_training import CorrectionSettings, CorrectionTraining
+
+    settings = CorrectionSettings(
+        options.out, tuple(options.labelled), tuple(options.unlabelled), options.generated, options.minutes, options.start, options.seed
+    )
+    logging.info("Wrote %s.", CorrectionTraining(settings).run())
 
 
 def run_calibrate(options: Namespace) -> None:

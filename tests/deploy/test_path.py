@@ -1,10 +1,8 @@
 """A server under a path of an address with TLS, behind the real nginx with the shipped configuration, in the real OHIF."""
 
-import nibabel as nib
 import pytest
 import requests
 
-from lib.samples import phantom
 from tests.deploy import nginx
 from tests.serving import ohif
 from tests.serving.ohif import SCREENSHOTS, Viewer, voxel_in
@@ -15,12 +13,8 @@ SEGMENTS = {"kidney_left": 1, "liver": 2}
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """Yield a folder with studies that hold one image, the image, and its labels (I, J, K)."""
-    folder = tmp_path_factory.mktemp("path")
-    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
-    (folder / "studies").mkdir()
-    nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "studies" / "ct.nii.gz")
-    return folder, volume, organs
+    """A folder with studies that hold one image, the image, and its labels (I, J, K)."""
+    return ohif.folder_with_phantom(tmp_path_factory.mktemp("path"))
 
 
 @pytest.fixture(scope="module")

@@ -190,3 +190,29 @@ def test_intensities_that_occur_on_one_side_only_are_evidence():
     logits = intensity_logits(image, image > 0.3, image < 0.7)
     assert (logits[:, 0] < -0.5).all() and (abs(logits[:, 1]) < 0.5).all() and (logits[:, 2] > 0.5).all()
     assert (intensity_logits(image, image > 2, image < 0.7) == 0).all()
+
+
+def test_a_further_click_is_also_answered_by_what_corrects_beside_the_network():
+    shape, displayed = disc(48, 48, 20), disc(48, 38, 12)
+    image, clicks = draw_slice(shape, WEAK), clicks_at((48, 38, True), (48, 58, True))
+    alone, corrected = (obey_clicks(image, clicks, logits_of(displayed), logits_of(displayed), correct=c) > 0 for c in (None, answer_with(shape)))
+    assert dice(corrected, shape) > 0.9 > dice(alone, shape)
+
+
+def test_clicks_are_obeyed_whatever_corrects_beside_the_network():
+    displayed, clicks = disc(48, 48, 20), clicks_at((48, 48, True), (48, 60, False))
+    mask = obey_clicks(np.zeros((96, 96), np.float32), clicks, NOTHING, logits_of(displayed), correct=answer_with(~displayed)) > 0
+    assert obeys(click_seeds(clicks, mask.shape), mask)
+
+
+def test_a_first_click_is_not_corrected():
+    def correct(*_):
+        raise AssertionError
+
+    answer = logits_of(disc(48, 48, 20))
+    assert (obey_clicks(np.zeros((96, 96), np.float32), clicks_at((48, 48, True)), answer, correct=correct) > 0).any()
+
+
+def answer_with(mask):
+    """Return what always answers with one mask."""
+    return lambda image, prompt, displayed: logits_of(mask)

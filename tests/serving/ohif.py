@@ -7,6 +7,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import requests
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lib.common.errors import OptionError
 from lib.imaging.masks import deepest_pixel
+from lib.imaging.volume import Volume
 from lib.samples import phantom
 from lib.serving.launch import start_monailabel, stop, wait_for
 from tests.serving import orthanc
@@ -75,6 +77,19 @@ SUBMIT = """(image) => {
     const names = Object.values(segments).filter(Boolean).map((s) => ({ name: s.label, idx: s.segmentIndex }));
     return node.stateNode.client().save_label(image, new Blob([voxels]), { label_info: names }).then((answer) => answer.status);
 }"""
+
+def small_phantom() -> tuple[Volume, np.ndarray]:
+    """Return an image that a browser on two cores draws quickly, and its labels (I, J, K)."""
+    return phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
+
+
+def folder_with_phantom(folder: Path) -> tuple[Path, Volume, np.ndarray]:
+    """Write the small phantom as the study `ct` of a folder; return the folder, the image and its labels (I, J, K)."""
+    volume, organs = small_phantom()
+    (folder / "studies").mkdir()
+    nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "studies" / "ct.nii.gz")
+    return folder, volume, organs
+
 
 @contextmanager
 def stack(folder, labels):

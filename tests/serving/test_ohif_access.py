@@ -1,10 +1,8 @@
 """The bar above OHIF for users who log in, at a server under a path of an address with TLS (the real nginx)."""
 
-import nibabel as nib
 import pytest
 import requests
 
-from lib.samples import phantom
 from tests.deploy import nginx
 from tests.serving import ohif, ohif_page
 from tests.serving.ohif import SCREENSHOTS, playwright, voxel_in
@@ -17,12 +15,8 @@ ORGAN, K = "kidney_left", 12
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """Yield a folder with studies that hold the image `ct`, the image, and its labels (I, J, K)."""
-    folder = tmp_path_factory.mktemp("access")
-    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
-    (folder / "studies").mkdir()
-    nib.save(nib.Nifti1Image(volume.array, volume.affine), folder / "studies" / "ct.nii.gz")
-    return folder, volume, organs
+    """A folder with studies that hold the image `ct`, the image, and its labels (I, J, K)."""
+    return ohif.folder_with_phantom(tmp_path_factory.mktemp("access"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -22,12 +21,9 @@ K = 12  # A slice on which all of these organs are.
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """Yield a folder with the studies `ct` and `broken`, the volume `ct`, and its labels (I, J, K)."""
-    folder = tmp_path_factory.mktemp("faults")
-    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
-    (folder / "studies").mkdir()
-    nib.save(nib.Nifti1Image(volume.array, volume.affine), file := folder / "studies" / "ct.nii.gz")
-    (folder / "studies" / "broken.nii.gz").write_bytes(file.read_bytes()[:20_000])
+    """A folder with the studies `ct` and `broken`, the volume `ct`, and its labels (I, J, K)."""
+    folder, volume, organs = ohif.folder_with_phantom(tmp_path_factory.mktemp("faults"))
+    (folder / "studies" / "broken.nii.gz").write_bytes((folder / "studies" / "ct.nii.gz").read_bytes()[:20_000])
     return folder, volume, organs
 
 

@@ -31,7 +31,7 @@ def images(tmp_path_factory):
     """Write the images of a studies folder, and yield the folder above it and {id: (Volume, labels (I, J, K))}."""
     folder = tmp_path_factory.mktemp("folder")
     studies = folder / "studies"
-    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
+    volume, organs = ohif.small_phantom()
     sample_data.write_dicom(volume, studies / "series", modality="CT", description="ct_series")
     left_handed = mirrored(volume, organs, 2)
     nib.save(nib.Nifti1Image(left_handed[0].array, left_handed[0].affine), studies / "left_handed.nii.gz")

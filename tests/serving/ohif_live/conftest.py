@@ -3,7 +3,7 @@
 import nibabel as nib
 import pytest
 
-from lib.samples import phantom, sample_data
+from lib.samples import sample_data
 from tests.serving import ohif, ohif_page
 from tests.serving.ohif import voxel_in
 from tests.serving.ohif_live.kidney_image import LABELS, K
@@ -15,7 +15,7 @@ from tests.serving.test_ohif_folder import mirrored
 def images(tmp_path_factory):
     """Write the images of a studies folder, and yield the folder above it and {id: (Volume, labels (I, J, K))}."""
     folder = tmp_path_factory.mktemp("folder")
-    volume, organs = phantom.abdomen(shape=(96, 90, 32), spacing_mm=(3.6, 3.6, 7.5))
+    volume, organs = ohif.small_phantom()
     sample_data.write_dicom(volume, folder / "studies" / "series", modality="CT", description="ct_series")
     left_handed = mirrored(volume, organs, 2)
     images = {"series": (volume, organs)}

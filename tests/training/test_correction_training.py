@@ -1,0 +1,133 @@
+"""Crops, simulated clicks and the training of the correction network."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from lib.common.errors import UserError
+from lib.imaging.metrics import dice
+from lib.model.correction_network import SIDE, load_corrections
+from lib.training.correction_crops import CROP_SIDE, Crops, collect_crops, cut_crop
+from lib.training.correction_training import CorrectionSettings, CorrectionTraining, correction_loss
+from lib.training.simulated_corrections import Session, corrupt, next_click, vary
+from lib.training.volume_pack import is_held_back
+
+
+def disc(side, y, x, radius):
+    rows, columns = np.ogrid[:side, :side]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize(("radius", "y", "x"), [(5, 20, 90), (40, 60, 60), (100, 150, 150)])
+def test_a_crop_holds_the_structure_in_its_middle(radius, y, x):
+    mask = disc(300, y, x, radius)
+    image, cut = cut_crop(np.where(mask, 900.0, -100.0).astype(np.float32), mask, np.random.default_rng(0))
+    assert image.shape == cut.shape == (CROP_SIDE, CROP_SIDE) and image.dtype == np.uint8
+    assert dice(image > 127, cut) > 0.95
+    assert abs(np.argwhere(cut).mean(0) - (CROP_SIDE - 1) / 2).max() < 2
+
+
+def test_a_structure_of_a_few_pixels_has_no_crop():
+    assert cut_crop(np.zeros((50, 50), np.float32), disc(50, 25, 25, 1), np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "reference", "click"),
+    [
+        (disc(SIDE, 40, 30, 10) & False, disc(SIDE, 40, 30, 10), (True, 40, 30)),
+        (disc(SIDE, 40, 30, 10) | disc(SIDE, 70, 70, 6), disc(SIDE, 40, 30, 10), (False, 70, 70)),
+        (disc(SIDE, 40, 30, 10), disc(SIDE, 40, 30, 10), None),
+    ],
+)
+def test_the_next_click_lies_where_the_worst_error_is_deepest(mask, reference, click):
+    assert next_click(mask, reference) == click
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_varied_crop_still_fits_its_mask(seed):
+    mask = disc(CROP_SIDE, 72, 72, 24)
+    picture, reference = vary((mask * 200).astype(np.uint8), mask, np.random.default_rng(seed))
+    assert picture.shape == reference.shape == (SIDE, SIDE) and 16 <= reference.sum() < 0.9 * SIDE**2
+    inside, outside = picture.numpy()[reference], picture.numpy()[~reference]
+    assert abs(inside.mean() - outside.mean()) > 2 * min(inside.std(), outside.std())
+
+
+def test_corrupt_masks_are_wrong_but_not_elsewhere():
+    reference = disc(SIDE, 48, 48, 20)
+    dices = [dice(corrupt(reference, np.random.default_rng(seed)), reference) for seed in range(12)]
+    assert 0.5 < np.median(dices) < 0.97 and min(dices) > 0
+
+
+def test_a_session_ends_when_the_mask_is_right_or_the_clicks_are_used_up():
+    mask = disc(CROP_SIDE, 72, 72, 24)
+    session = Session.check((mask * 200).astype(np.uint8), mask, 3)
+    right = torch.from_numpy(np.where(session.reference, 5.0, -5.0))
+    assert not session.answer(right, None)
+    session = Session.check((mask * 200).astype(np.uint8), mask, 3)
+    assert [session.answer(-right.abs(), None) for _ in range(3)] == [True, True, False]
+    assert len(session.clicks) == 3
+
+
+def test_the_loss_is_least_where_the_mask_is_right():
+    reference = torch.from_numpy(disc(SIDE, 48, 48, 20)).float()[None]
+    right, moved = (reference * 10 - 5, reference.roll(5, 1) * 10 - 5)
+    assert correction_loss(right, reference) < correction_loss(moved, reference) < correction_loss(-right, reference)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """A folder of two labelled volumes of patients, one of whom is held back."""
+    folder = tmp_path_factory.mktemp("volumes")
+    names = [next(f"mr_{n}" for n in range(100) if is_held_back(f"mr_{n}.nii.gz") == held_back) for held_back in (False, True)]
+    rows, columns, layers = np.ogrid[:40, :40, :12]
+    mask = (rows - 20) ** 2 + (columns - 22) ** 2 + (2 * (layers - 6)) ** 2 < 120
+    for name in names:
+        image = np.where(mask, 300, 100) + np.random.default_rng(0).integers(0, 20, mask.shape)
+        nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}_label.nii.gz")
+    rows = [{"image": f"{n}.nii.gz", "label": f"{n}_label.nii.gz", "labels": {"1": "ball"}} for n in names]
+    (folder / "dataset.json").write_text(json.dumps({"training": rows}))
+    return folder
+
+
+def test_crops_of_labels_regions_and_generated_volumes(volumes):
+    crops = collect_crops([volumes], [volumes], 1)
+    assert crops.keys() == {"ball", "regions", "generated"}
+    for images, masks in crops.values():
+        assert len(images) == len(masks) > 0 and images.shape[1:] == (CROP_SIDE, CROP_SIDE) and masks.shape[2] * 8 == CROP_SIDE
+
+
+def test_a_folder_without_a_list_of_volumes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no readable dataset.json"):
+        collect_crops([tmp_path], [], 0)
+    with pytest.raises(UserError, match="nothing to cut"):
+        collect_crops([], [], 0)
+
+
+@pytest.fixture
+def crops_file(tmp_path):
+    """The folder of a run whose crops are discs already."""
+    masks = [disc(CROP_SIDE, 72, 72, r) for r in (18, 22, 26, 30)]
+    crops = Crops(np.stack([(m * 180).astype(np.uint8) for m in masks]), np.packbits(np.stack(masks), axis=-1))
+    for name in ("crops", "held_back_crops"):
+        np.savez(tmp_path / f"{name}.npz", **{"disc/images": crops.images, "disc/masks": crops.masks})
+    return tmp_path
+
+
+def test_training_lowers_the_loss_and_goes_on_where_it_was(crops_file):
+    settings = CorrectionSettings(crops_file, minutes=0.03, save_seconds=0)
+    training = CorrectionTraining(settings)
+    path = training.run()
+    rows = [json.loads(line) for line in (crops_file / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == training.step > 0 and 0 <= rows[-1]["check disc 5"] <= 1
+    inputs = torch.zeros(1, 6, SIDE, SIDE)
+    with torch.inference_mode():
+        assert torch.allclose(load_corrections(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
+    again = CorrectionTraining(settings)
+    assert again.step == training.step
+    sessions = [again._new_session() for _ in range(24)]
+    losses = [again._train_step(sessions) for _ in range(16)]
+    assert np.mean(losses[-3:]) < 0.97 * losses[0]
