@@ -22,6 +22,7 @@ from skimage.segmentation import felzenszwalb
 from tqdm import tqdm
 
 from lib.common.errors import UserError
+from lib.imaging.datasets import Case, read_cases
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 from lib.model.correction_network import SIDE
@@ -54,7 +55,7 @@ def collect_crops(labelled: Sequence[Path], unlabelled: Sequence[Path], generate
     """Return crops by kind: "generated", "regions", and one kind for each name of a label.
 
     Args:
-        labelled, unlabelled: Folders in the layout of the Medical Segmentation Decathlon; rows of the latter need no label.
+        labelled, unlabelled: Folders in the layout of the Medical Segmentation Decathlon; images of the latter need no label.
         generated: Number of generated volumes.
         held_back: Whether to use the patients who are held back for validation (see `is_held_back`) instead of the others.
 
@@ -62,8 +63,10 @@ def collect_crops(labelled: Sequence[Path], unlabelled: Sequence[Path], generate
         UserError: A folder has no readable dataset.json, or there is no crop at all.
     """
     tasks: list[partial] = [partial(_generated_crops, (_FIRST_HELD_BACK_SEED if held_back else _FIRST_SEED) + n) for n in range(generated)]
-    for cut, folders in ((_labelled_crops, labelled), (_region_crops, unlabelled)):
-        tasks += [partial(cut, folder, row) for folder in folders for row in _rows(folder) if is_held_back(row["image"]) == held_back]
+    cases = [c for folder in labelled for c in read_cases(folder)]
+    images = [image for folder in unlabelled for image in _images(folder)]
+    tasks += [partial(_labelled_crops, case) for case in cases if is_held_back(case.image.name) == held_back]
+    tasks += [partial(_region_crops, image) for image in images if is_held_back(image.name) == held_back]
     crops: dict[str, list[Crop]] = {}
     with get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
         for found in tqdm(pool.imap(_run, tasks), "crops", len(tasks)):
@@ -95,13 +98,15 @@ def cut_crop(image: np.ndarray, mask: np.ndarray, random: np.random.Generator) -
 
 def _run(task: partial) -> list[tuple[str, Crop]]:
     """Cut the crops of one task; what comes of it depends on the task alone."""
-    name = str(task.args[-1]["image"] if isinstance(task.args[-1], dict) else task.args[-1])
+    source = task.args[0]
+    name = source.name if isinstance(source, (Case, Path)) else str(source)
     return list(task(np.random.default_rng(zlib.crc32(name.encode()))))
 
 
-def _rows(folder: Path) -> list[dict]:
+def _images(folder: Path) -> list[Path]:
+    """Return the images of a folder, whether they are labelled or not."""
     try:
-        return json.loads((folder / "dataset.json").read_text())["training"]
+        return [folder / row["image"] for row in json.loads((folder / "dataset.json").read_text())["training"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder} has no readable dataset.json of the Medical Segmentation Decathlon's layout.") from e
 
@@ -124,17 +129,16 @@ def _some(random: np.random.Generator, values: np.ndarray, count: int) -> np.nda
     return random.choice(values, min(count, len(values)), replace=False)
 
 
-def _labelled_crops(folder: Path, row: dict, random: np.random.Generator) -> Iterator[tuple[str, Crop]]:
-    volume = read_volume(folder / row["image"])
-    labels = read_mask(folder / row["label"], volume)
-    names = {int(value): name for value, name in row.get("labels", {}).items()}
-    for value in (v for v in np.unique(labels) if v):
+def _labelled_crops(case: Case, random: np.random.Generator) -> Iterator[tuple[str, Crop]]:
+    volume = read_volume(case.image)
+    labels = read_mask(case.label, volume)
+    for value, name in case.labels.items():
         mask = labels == value
         for axis, pixel_mm in _planes(volume):
             filled = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
             for index in _some(random, filled, _SLICES_OF_LABEL):
                 if crop := cut_crop(_take(volume.array, axis, index, pixel_mm), _take(mask, axis, index, pixel_mm) > 0.5, random):
-                    yield names.get(int(value), f"label_{value}"), crop
+                    yield name, crop
 
 
 def _generated_crops(seed: int, random: np.random.Generator) -> Iterator[tuple[str, Crop]]:
@@ -145,8 +149,8 @@ def _generated_crops(seed: int, random: np.random.Generator) -> Iterator[tuple[s
                 yield "generated", crop
 
 
-def _region_crops(folder: Path, row: dict, random: np.random.Generator) -> Iterator[tuple[str, Crop]]:
-    volume = read_volume(folder / row["image"])
+def _region_crops(image_path: Path, random: np.random.Generator) -> Iterator[tuple[str, Crop]]:
+    volume = read_volume(image_path)
     for axis, pixel_mm in _planes(volume):
         total = volume.shape[axis]
         for index in _some(random, np.arange(total // 10, max(9 * total // 10, total // 10 + 1)), _SLICES_OF_IMAGE):

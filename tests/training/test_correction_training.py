@@ -88,8 +88,8 @@ def volumes(tmp_path_factory):
         image = np.where(mask, 300, 100) + np.random.default_rng(0).integers(0, 20, mask.shape)
         nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}_label.nii.gz")
-    rows = [{"image": f"{n}.nii.gz", "label": f"{n}_label.nii.gz", "labels": {"1": "ball"}} for n in names]
-    (folder / "dataset.json").write_text(json.dumps({"training": rows}))
+    rows = [{"image": f"{n}.nii.gz", "label": f"{n}_label.nii.gz"} for n in names]
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}, "training": rows}))
     return folder
 
 
@@ -101,6 +101,9 @@ def test_crops_of_labels_regions_and_generated_volumes(volumes):
 
 
 def test_a_folder_without_a_list_of_volumes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no readable dataset.json"):
+        collect_crops([tmp_path], [], 0)
+    (tmp_path / "dataset.json").write_text('{"training": [{"image": "a.nii.gz"}]}')
     with pytest.raises(UserError, match="no readable dataset.json"):
         collect_crops([tmp_path], [], 0)
     with pytest.raises(UserError, match="nothing to cut"):
