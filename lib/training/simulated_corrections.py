@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from lib.imaging.masks import deepest_pixel, edge_distance
 from lib.model.correction_network import SIDE
-from lib.prompts.simulated_annotator import MIN_DEPTH
+from lib.prompts.simulated_annotator import corrective_click
 from lib.propagation.click_correction import DISPLAYED_LIMIT, network_input
 
 _WRONG_SHARE = 0.3  # Of the sessions that begin with a wrong mask, as from tracking; the others begin with a click.
@@ -77,22 +77,16 @@ class Session:
 def next_click(mask: np.ndarray, reference: np.ndarray, random: np.random.Generator | None = None) -> tuple[bool, int, int] | None:
     """Return a click (inside, y, x) on an error of a mask, bool (Y, X): where it is deepest, or with `random` sometimes anywhere in one.
 
-    None where no error is as deep as `MIN_DEPTH`.
+    None where no error is worth a click, see `corrective_click`.
     """
-    errors = reference & ~mask, mask & ~reference
-    depths = [edge_distance(e) for e in errors]
-    most = [d.max() for d in depths]
-    if max(most) < MIN_DEPTH:
-        return None
-    if random is not None and random.random() < _RANDOM_SHARE:
-        excess = int(random.random() * (errors[0].sum() + errors[1].sum()) < errors[1].sum())
-        places = np.argwhere(depths[excess] > 0.9 * min(most[excess], 1.5))
-        if len(places):
-            y, x = places[random.integers(len(places))]
-            return not excess, int(y), int(x)
-    excess = int(most[1] > most[0])
-    y, x = np.unravel_index(int(depths[excess].argmax()), mask.shape)
-    return not excess, int(y), int(x)
+    click = corrective_click(mask, reference)
+    if click is None or random is None or random.random() >= _RANDOM_SHARE:
+        return click
+    missed, extra = reference & ~mask, mask & ~reference
+    inside = bool(random.random() * (missed.sum() + extra.sum()) < missed.sum())
+    depth = edge_distance(missed if inside else extra)
+    y, x = random.choice(np.argwhere((depth > 0) & (depth > 0.9 * min(depth.max(), 1.5))))
+    return inside, int(y), int(x)
 
 
 def vary(image: np.ndarray, mask: np.ndarray, random: np.random.Generator | None) -> tuple[torch.Tensor, np.ndarray]:
