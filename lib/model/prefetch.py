@@ -72,6 +72,7 @@ class Prefetcher:
             if encoded and not rest:  # Not after each round, which would have to ask the system for the memory again.
                 release_memory()
         except Exception:  # A click that needs the slice will raise the same error.
+            main_thread.join(1.0)  # When a program ends, worker threads take no more tasks shortly before the main thread stops.
             if main_thread.is_alive():
                 logger.exception("Encoding in the background failed")
             rest = []
