@@ -26,6 +26,7 @@ from lib.imaging.datasets import Case, read_cases
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 from lib.model.correction_network import SIDE
+from lib.propagation.click_correction import MOST_ENLARGED
 from lib.training.generated_volumes import generate_volume
 from lib.training.volume_pack import is_held_back
 
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CROP_SIDE = 144  # Pixels; more than the network's square, so that crops can be turned and moved.
 _SHARES = 0.3, 0.62  # Of the length of a structure in the side of the network's square.
-_MOST_ENLARGED = 6.0
 _MOST_ANISOTROPIC = 2.2  # Planes whose pixels are longer than this are left out.
 _SLICES_OF_LABEL, _SLICES_OF_IMAGE, _SLICES_OF_GENERATED = 8, 22, 4
 _FINENESS = (20, 80), (80, 300), (300, 1500)  # Ranges of the scale of segments; one of each is drawn for a slice.
@@ -83,7 +83,7 @@ def cut_crop(image: np.ndarray, mask: np.ndarray, random: np.random.Generator) -
     if len(ys) < 9:
         return None
     length = max(np.ptp(ys), np.ptp(xs)) + 1
-    zoom = min(SIDE * random.uniform(*_SHARES) / length, _MOST_ENLARGED)
+    zoom = min(SIDE * random.uniform(*_SHARES) / length, MOST_ENLARGED)
     steps = (np.arange(CROP_SIDE) + 0.5 - CROP_SIDE / 2) / zoom
     places = np.stack(np.meshgrid((ys.min() + ys.max()) / 2 + steps, (xs.min() + xs.max()) / 2 + steps, indexing="ij"))
     smooth = ndimage.gaussian_filter(image, 0.4 / zoom) if zoom < 0.8 else image
