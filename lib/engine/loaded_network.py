@@ -8,7 +8,7 @@ import torch
 
 from lib.engine.options import Options
 from lib.imaging.frames import Frames
-from lib.model import checkpoints, correction_network, device
+from lib.model import checkpoints, correction_network, device, tracking_network
 from lib.model.checkpoints import Checkpoint
 from lib.model.features import encoder_digest
 from lib.model.sam2_network import Sam2Network
@@ -68,7 +68,8 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     is_small = checkpoint.image_size <= ZOOM_UP_TO
     correct = partial(correct_displayed, correction_network.load_embedded()) if is_small else None
     decoder, plain_decoder = PromptDecoder(network, is_small, obeys=True, correct=correct), PromptDecoder(network, is_small)
-    propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=decoder.zooms)
+    tracks_beside = tracking_network.load_embedded() if is_small else None
+    propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=is_small, tracking_network=tracks_beside)
     return LoadedNetwork(
         (checkpoint, target), decoder, plain_decoder, propagator, encoder_digest(model),
         QualityEstimator.from_json(metadata.get("slice_quality", "{}")),

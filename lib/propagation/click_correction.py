@@ -1,54 +1,21 @@
 """Correct the displayed mask of a slice by a small network that sees the image, all clicks and that mask."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 
 from lib.imaging.masks import bounding_box
-from lib.model.correction_network import SIDE, CorrectionNetwork
+from lib.model.correction_network import CorrectionNetwork
+from lib.model.u_net import SIDE
 from lib.prompts.volume_prompts import SlicePrompt
+from lib.propagation.square import Square
 
 STRUCTURE_SHARE = 0.5  # Of the network's square that mask and clicks take up.
 MOST_ENLARGED = 6.0  # Times.
 DISPLAYED_LIMIT = 8.0  # Logits of the displayed mask are clamped to this.
 OUTSIDE_LOGIT = -4.0  # Of the displayed mask outside of the slice.
-
-
-class _Square(NamedTuple):
-    """Where the network's square lies in a slice: its centre in pixels (y, x), and how many of its pixels are one of the slice."""
-
-    centre: np.ndarray
-    zoom: float
-
-    @classmethod
-    def around(cls, prompt: SlicePrompt, displayed: np.ndarray) -> "_Square":
-        """Return the square round the clicks and the displayed mask, bool (Y, X)."""
-        box = bounding_box(displayed[None])
-        corners = [[(s.start, s.stop - 1) for s in box[1:]]] if box else []
-        places = np.concatenate([prompt.points[:, ::-1], *(np.transpose(c) for c in corners)])
-        low, high = places.min(0), places.max(0)
-        zoom = min(SIDE * STRUCTURE_SHARE / max((high - low).max() + 1, 8), MOST_ENLARGED)
-        return cls((low + high) / 2, max(zoom, SIDE / max(displayed.shape)))
-
-    def from_slice(self, points_yx: np.ndarray) -> np.ndarray:
-        """Return places in the square of places (N, 2) in the slice."""
-        return (points_yx - self.centre) * self.zoom + SIDE / 2 - 0.5
-
-    def cut(self, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return an image (Y, X) in the square, float (SIDE, SIDE), and where the square lies within the slice, bool (SIDE, SIDE)."""
-        ys, xs = ((torch.arange(SIDE) + 0.5 - SIDE / 2) / self.zoom + float(c) for c in self.centre)
-        is_within = ((ys >= 0) & (ys <= image.shape[0] - 1))[:, None] & ((xs >= 0) & (xs <= image.shape[1] - 1))
-        return _sample(image, ys, xs), is_within
-
-    def enlarge(self, values: torch.Tensor, shape: tuple[int, int], outside: np.ndarray) -> np.ndarray:
-        """Return values (SIDE, SIDE) at the pixels of a slice, float32 (Y, X); beyond the square those of `outside` (Y, X)."""
-        ys, xs = (torch.from_numpy((np.arange(n) - c) * self.zoom + SIDE / 2 - 0.5).float() for n, c in zip(shape, self.centre, strict=True))
-        beyond = ((ys < -0.5) | (ys > SIDE - 0.5))[:, None] | ((xs < -0.5) | (xs > SIDE - 0.5))
-        return np.where(beyond.numpy(), outside, _sample(values.numpy(), ys, xs).numpy()).astype(np.float32)
 
 
 @torch.inference_mode()
@@ -60,7 +27,7 @@ def correct_displayed(network: CorrectionNetwork, image: np.ndarray, prompt: Sli
         prompt: At least one click, and no box.
         displayed: Logits (Y, X) that were displayed before the last click.
     """
-    square = _Square.around(prompt, displayed > 0)
+    square = _square_around(prompt, displayed > 0)
     smooth = ndimage.gaussian_filter(image.astype(np.float32), 0.4 / square.zoom) if square.zoom < 0.8 else image
     picture, is_within = square.cut(smooth)
     before, _ = square.cut(np.clip(displayed, -DISPLAYED_LIMIT, DISPLAYED_LIMIT))
@@ -71,6 +38,16 @@ def correct_displayed(network: CorrectionNetwork, image: np.ndarray, prompt: Sli
     inside, outside = (square.from_slice(prompt.points[prompt.labels == label][:, ::-1]) for label in (1, 0))
     logits = network(network_input(picture, inside, outside, before)[None])[0]
     return square.enlarge(logits, image.shape, np.minimum(displayed, -DISPLAYED_LIMIT))
+
+
+def _square_around(prompt: SlicePrompt, displayed: np.ndarray) -> Square:
+    """Return the square round the clicks and the displayed mask, bool (Y, X)."""
+    box = bounding_box(displayed[None])
+    corners = [[(s.start, s.stop - 1) for s in box[1:]]] if box else []
+    places = np.concatenate([prompt.points[:, ::-1], *(np.transpose(c) for c in corners)])
+    low, high = places.min(0), places.max(0)
+    zoom = min(SIDE * STRUCTURE_SHARE / max((high - low).max() + 1, 8), MOST_ENLARGED)
+    return Square((low + high) / 2, max(zoom, SIDE / max(displayed.shape)))
 
 
 def network_input(picture: torch.Tensor, inside_yx: Sequence, outside_yx: Sequence, displayed: torch.Tensor) -> torch.Tensor:
@@ -94,12 +71,3 @@ def _click_maps(clicks_yx: Sequence, shape: tuple[int, int]) -> tuple[torch.Tens
     squares = [(rows[:, None] - float(y)) ** 2 + (columns - float(x)) ** 2 for y, x in clicks_yx]
     nearest = torch.stack(squares).amin(0)
     return torch.exp(-nearest / 8), torch.exp(-nearest.sqrt() / 12)
-
-
-def _sample(values: np.ndarray, ys: torch.Tensor, xs: torch.Tensor) -> torch.Tensor:
-    """Return values (Y, X) at all places of rows `ys` and columns `xs`, interpolated linearly; beyond the edges those of the edges."""
-    height, width = values.shape
-    y, x = ((v.float() + 0.5) / n * 2 - 1 for v, n in ((ys, height), (xs, width)))
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
-    source = torch.from_numpy(np.ascontiguousarray(values, np.float32))[None, None]
-    return F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, 0]

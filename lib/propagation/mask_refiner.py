@@ -4,6 +4,9 @@ Three kinds of evidence are added up for each pixel: the network's logit, that o
 annotated slices, and how deep the pixel lies in the previous mask. The sum is smoothed, but not across edges of the image, and only
 what touches the previous mask stays. Where intensities cannot tell the structure from its surroundings, and where the mask would grow
 by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
+
+Beside networks for small images, a second network that has learned to track by looking at the image answers, too: its logits are mixed with
+the first network's before all this, and it may say that the object goes on where intensities have lost it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from lib.model.features import PADDING_LOGIT, SliceFeatures
+from lib.model.tracking_network import TrackingNetwork
 from lib.propagation.intensity_classifier import IntensityClassifier
+from lib.propagation.learned_tracking import AnnotatedSlice, LearnedTracker
 from lib.propagation.mask_grid import grid_intensities, grid_size
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
@@ -31,6 +36,8 @@ END_RATIO = 0.6  # The object has ended where inside and outside differ by less 
 SURE_STEPS = 2  # Steps from an annotated slice in which the object is surely there.
 LEAST_DIFFERENCE = 0.15  # Smaller differences at first count as this.
 LOST_STEPS = 2  # After so many steps without the object, it does not come back.
+TRACKER_WEIGHT = 1 / 3  # Of the tracking network's logits, beside SAM 2's.
+SURE_PRESENCE = 1.0  # Logit from which the tracking network says that the object is there.
 
 PassEnds = Sequence[tuple[int, torch.Tensor]]
 
@@ -41,6 +48,7 @@ class PassRefiner:
     Args:
         features: Encoded slices of the frames in which the object is tracked.
         ends: Index and logits (h, w) of the annotated slices at the ends of the pass, first the one where it begins.
+        tracking_network: What answers beside the network that made the features, or None.
 
     Attributes:
         is_active: Whether the structure can be told from its surroundings by intensities, so that masks are refined.
@@ -49,7 +57,7 @@ class PassRefiner:
         is_between: Whether the pass leads to another annotated slice with the object in the same place, so that it is there all the way.
     """
 
-    def __init__(self, features: SliceFeatures, ends: PassEnds):
+    def __init__(self, features: SliceFeatures, ends: PassEnds, tracking_network: TrackingNetwork | None = None):
         self._features = features
         images, masks = zip(*((self._image(t, x.shape[-1]), self._shrink(x) > 0) for t, x in ends), strict=True)
         self._classifier = IntensityClassifier(images, masks)
@@ -58,22 +66,35 @@ class PassRefiner:
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
-        self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
+        self._step, self._first_difference, self._intensities_end, self._tracker_ends = 0, 0.0, _LostCounter(), _LostCounter()
+        annotated = [AnnotatedSlice(t, image, mask) for (t, _), image, mask in zip(ends, images, masks, strict=True)]
+        self._tracker = LearnedTracker(tracking_network, annotated) if tracking_network is not None and masks[0].any() else None
+        self._last = images[0], np.zeros(masks[0].shape)
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
         """Return refined logits (h, w) of slice `t`; those of passes that are not active stay as they are."""
         image, answer = self._image(t, logits.shape[-1]), self._shrink(logits)
-        self._evidence, self._candidate = self._classifier.logits(image), answer > 0
-        if not self.is_active:
-            return logits.float()
+        if self._tracker is not None:
+            learned = self._tracker.answer(t, image, self._previous)
+            answer = (1 - TRACKER_WEIGHT) * np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + TRACKER_WEIGHT * learned
+        self._evidence, self._last = self._classifier.logits(image), (image, answer)
+        if self.is_active:
+            refined = self._refine(image, answer)
+            if refined is not None:
+                self._last = image, refined
+        self._candidate = self._last[1] > 0
+        is_unchanged = self._tracker is None and self._last[1] is answer
+        return logits.float() if is_unchanged else self._enlarge(self._last[1], logits)
+
+    def _refine(self, image: np.ndarray, answer: np.ndarray) -> np.ndarray | None:
+        """Return the sum of all evidence, smooth, as logits (h, w); None where the mask would grow by leaps."""
         total = np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + np.clip(self._evidence, -INTENSITY_LIMIT, INTENSITY_LIMIT)
         total += np.clip(PRIOR_PER_PIXEL * signed_depth(self._previous), -PRIOR_LIMIT, PRIOR_LIMIT)
         refined = smooth_within_edges(total, self._classifier.scale(image))
         near = ndimage.distance_transform_edt(~(self._previous | (answer > 0))) <= BAND
         refined = keep_touching(np.where(near, refined, np.minimum(answer, -4.0)), self._previous)
         grows_by_leaps = (refined > 0).sum() > MOST_GROWTH * max((answer > 0).sum(), self._previous.sum())
-        self._candidate = (answer if grows_by_leaps else refined) > 0
-        return logits.float() if grows_by_leaps else self._enlarge(refined, logits)
+        return None if grows_by_leaps else refined
 
     def is_present(self) -> bool:
         """Return whether the object is still there on the slice that was refined last; each slice must be asked about once."""
@@ -82,15 +103,17 @@ class PassRefiner:
         if self._step <= SURE_STEPS:
             self._first_difference += difference / SURE_STEPS
             return True
-        is_lost = difference < END_RATIO * max(self._first_difference, LEAST_DIFFERENCE)
-        if self._lost_steps < LOST_STEPS:
-            self._lost_steps = self._lost_steps + 1 if is_lost else 0
-        return not is_lost and self._lost_steps < LOST_STEPS
+        by_intensities = self._intensities_end.is_present(difference >= END_RATIO * max(self._first_difference, LEAST_DIFFERENCE))
+        if self._tracker is None or not self.is_active:
+            return by_intensities
+        return self._tracker_ends.is_present(self._tracker.presence > SURE_PRESENCE) or by_intensities
 
     def accept(self) -> None:
         """Take the mask that was refined last as the previous one of the next step."""
         if self._candidate.any():
             self._previous = self._candidate
+        if self._tracker is not None:
+            self._tracker.remember(*self._last)
 
     def _image(self, t: int, side: int) -> np.ndarray:
         """Return the original intensities of a slice, float32 (h, w), at the resolution of masks of this side."""
@@ -112,6 +135,18 @@ class PassRefiner:
             values = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
         enlarged[:height, :width] = values
         return enlarged
+
+
+class _LostCounter:
+    """Decides whether an object is there, given whether it seems to be: after `LOST_STEPS` steps without it, it does not come back."""
+
+    def __init__(self):
+        self._lost_steps = 0
+
+    def is_present(self, seems_present: bool) -> bool:
+        if self._lost_steps < LOST_STEPS:
+            self._lost_steps = 0 if seems_present else self._lost_steps + 1
+        return seems_present and self._lost_steps < LOST_STEPS
 
 
 class MaskRefiner:

@@ -16,6 +16,7 @@ import torch
 from lib.model.features import SliceFeatures
 from lib.model.memory_entries import memory_entry, select_rows, stack_entries
 from lib.model.sam2_network import FAR_END_TIME, Sam2Network
+from lib.model.tracking_network import TrackingNetwork
 from lib.model.worker_pool import run_all
 from lib.propagation.blending import PassOutputs, blend_into, fill_pass
 from lib.propagation.fresh_look import look_afresh
@@ -59,10 +60,15 @@ class Propagator:
         score_drop, appearance_gain: Calibrated limits of the network's checkpoint, see `ObjectEndDetector`.
         looks_afresh: Whether masks beyond the outermost annotated slices are mixed with what the slice alone shows before they are
             refined, see `lib.propagation.fresh_look`; networks for large images need not.
+        tracking_network: What tracks beside the network where masks are refined, see `lib.propagation.learned_tracking`; None: nothing.
     """
 
-    def __init__(self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0, looks_afresh: bool = False):
+    def __init__(
+        self, network: Sam2Network, score_drop: float = 0.0, appearance_gain: float = 0.0, looks_afresh: bool = False,
+        tracking_network: TrackingNetwork | None = None,
+    ):  # fmt: skip
         self.network, self.score_drop, self.appearance_gain, self.looks_afresh = network, score_drop, appearance_gain, looks_afresh
+        self.tracking_network = tracking_network
 
     def propagate(self, features: SliceFeatures, annotated: dict[int, Annotation], *, low: int, high: int, **options) -> Tracks:
         """Fill the slices low..high of one structure; see `propagate_all`, which takes the same `options`."""
@@ -120,7 +126,7 @@ class Propagator:
         memories = {"cond_frame_outputs": ends, "non_cond_frame_outputs": {}}
         first = [(p.near, a.logits[0, 0]) for (_, p), a in zip(batch, starts, strict=True)]
         detector = ObjectEndDetector(features, self.score_drop, self.appearance_gain, first)
-        refiner = MaskRefiner([PassRefiner(features, _ends(*task_pass)) for task_pass in batch]) if refines else None
+        refiner = MaskRefiner([PassRefiner(features, _ends(*p), self.tracking_network) for p in batch]) if refines else None
         steps: list[list] = [[] for _ in batch]
         absent_steps = [0] * len(batch)
         running, time = list(range(len(batch))), 0

@@ -25,7 +25,7 @@ from lib.common.errors import UserError
 from lib.imaging.datasets import Case, read_cases
 from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
-from lib.model.correction_network import SIDE
+from lib.model.u_net import SIDE
 from lib.propagation.click_correction import MOST_ENLARGED
 from lib.training.generated_volumes import generate_volume
 from lib.training.volume_pack import is_held_back

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from lib.imaging.masks import deepest_pixel, edge_distance
-from lib.model.correction_network import SIDE
+from lib.model.u_net import SIDE
 from lib.prompts.simulated_annotator import corrective_click
 from lib.propagation.click_correction import DISPLAYED_LIMIT, network_input
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.imaging.metrics import dice
-from lib.model.correction_network import CHANNELS, SIDE, load_embedded
+from lib.model.correction_network import CHANNELS, load_embedded
+from lib.model.u_net import SIDE
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.click_correction import correct_displayed, network_input
 from tests.propagation.drawn_shapes import CLEAR, SHAPES, clicks_at, draw_shape, draw_slice

@@ -9,7 +9,8 @@ import torch
 
 from lib.common.errors import UserError
 from lib.imaging.metrics import dice
-from lib.model.correction_network import SIDE, load_corrections
+from lib.model.correction_network import load_corrections
+from lib.model.u_net import SIDE
 from lib.training import correction_training
 from lib.training.correction_crops import CROP_SIDE, Crops, collect_crops, cut_crop
 from lib.training.correction_training import CorrectionSettings, CorrectionTraining, correction_loss

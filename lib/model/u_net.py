@@ -1,0 +1,91 @@
+"""A small U-Net for squares of slices, which the networks beside SAM 2 are made of, and the loading of their weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lib.common.errors import CheckpointError
+from lib.model.checkpoints import read_weights, sha256
+
+SIDE = 96  # Pixels of the square inputs; other multiples of 16 are possible, too.
+
+
+class _Block(nn.Module):
+    """Two convolutions with a shortcut."""
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False), nn.GroupNorm(8, channels)
+        self.second, self.second_norm = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(8, channels)
+        self.shortcut = nn.Conv2d(channels_in, channels, 1, bias=False) if channels_in != channels else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+class UNetOutput(NamedTuple):
+    """Logits of masks, float (B, h, w), and the features behind them: at half of the resolution and at a sixteenth, (B, C, ., .)."""
+
+    logits: torch.Tensor
+    decoded: torch.Tensor
+    deepest: torch.Tensor
+
+
+class UNet(nn.Module):
+    """Maps inputs float (B, `channels`, h, w) to masks; h and w are multiples of 16.
+
+    Args:
+        widths: Numbers of channels at a half, a quarter, an eighth and a sixteenth of the resolution.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int]):
+        super().__init__()
+        widths_in = 4 * channels, *widths[:-1]  # Blocks of 2 x 2 pixels become channels, which saves most of the time.
+        self.encoder = nn.ModuleList(_Block(a, b) for a, b in zip(widths_in, widths, strict=True))
+        self.decoder = nn.ModuleList(_Block(a + b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.last = nn.Conv2d(widths[0] + 4 * channels, 32, 3, padding=1)
+        self.out = nn.Conv2d(32, 4, 3, padding=1)
+
+    def compute(self, inputs: torch.Tensor) -> UNetOutput:
+        """Return the masks of the inputs and what subclasses may want to know beside them."""
+        x = cells = F.pixel_unshuffle(inputs, 2).contiguous(memory_format=torch.channels_last)
+        levels = []
+        for n, block in enumerate(self.encoder):
+            x = block(F.max_pool2d(x, 2) if n else x)
+            levels.append(x)
+        for block, finer in zip(reversed(self.decoder), reversed(levels[:-1]), strict=True):
+            x = block(torch.cat([F.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=False), finer], 1))
+        logits = F.pixel_shuffle(self.out(F.relu(self.last(torch.cat([x, cells], 1)))), 2)[:, 0]
+        return UNetOutput(logits, x, levels[-1])
+
+
+def check_shipped(path: Path, digest: str) -> Path:
+    """Return the path of a file that ships with the project.
+
+    Raises:
+        CheckpointError: The file is missing or not the one with this SHA-256.
+    """
+    if not path.is_file() or sha256(path) != digest:
+        raise CheckpointError(f"{path.name} is missing or damaged: fetch the project's files again.")
+    return path
+
+
+def load_into(network: UNet, path: Path, kind: str) -> UNet:
+    """Load the weights of a safetensors file into a network, and return it: float32, on the CPU, in evaluation mode.
+
+    Args:
+        kind: What the network is called in errors.
+
+    Raises:
+        CheckpointError: The file is damaged or holds other weights.
+    """
+    try:
+        network.load_state_dict({name: value.float() for name, value in read_weights(path).items()})
+    except RuntimeError as e:
+        raise CheckpointError(f"{path.name} does not hold weights of a {kind}.") from e
+    return network.to(memory_format=torch.channels_last).eval()

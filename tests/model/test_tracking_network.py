@@ -1,0 +1,54 @@
+"""The tracking network that ships is the one that the code knows, and nothing else is loaded in its place."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib.common.errors import CheckpointError
+from lib.imaging.metrics import dice
+from lib.model import tracking_network
+from lib.model.correction_network import EMBEDDED_CORRECTIONS
+from lib.model.tracking_network import CHANNELS, TrackingNetwork, load_embedded, load_tracking
+
+
+@pytest.mark.parametrize("side", [96, 64])
+def test_there_is_a_mask_for_each_slice_and_whether_the_structure_is_there(side):
+    masks, presence = TrackingNetwork()(torch.zeros(2, CHANNELS, side, side))
+    assert masks.shape == (2, side, side) and presence.shape == (2,)
+
+
+def disc(x):
+    rows, columns = torch.arange(96.0)[:, None] - 48, torch.arange(96.0) - x
+    return rows**2 + columns**2 <= 14**2
+
+
+def test_the_network_that_ships_follows_a_disc_that_moves():
+    before, now = disc(46), disc(52)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 96, 96))).float()
+    pictures = torch.stack([now, before]).float() + noise
+    pictures = (pictures - pictures[1].mean()) / pictures[1].std()
+    signs, nothing, first_step = before * 2.0 - 1, torch.zeros(96, 96), torch.full((96, 96), 1.1)
+    inputs = torch.stack([*pictures, torch.tanh(signs * 4 / 3), pictures[1], signs, nothing, nothing, nothing, first_step])
+    with torch.inference_mode():
+        logits, presence = load_embedded()(inputs[None])
+    found = (logits[0] > 0).numpy()
+    assert dice(found, now.numpy()) > dice(before.numpy(), now.numpy()) + 0.05
+    assert presence[0] > 0
+
+
+def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "tracking.safetensors"
+    path.write_bytes(b"not a file of weights")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_tracking(path)
+    monkeypatch.setattr(tracking_network, "EMBEDDED_TRACKING", path)
+    with pytest.raises(CheckpointError, match="fetch the project's files again"):
+        load_embedded()
+
+
+def test_other_weights_are_refused(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for path in (tmp_path / "other.safetensors", EMBEDDED_CORRECTIONS):
+        with pytest.raises(CheckpointError, match="does not hold weights of a tracking network"):
+            load_tracking(path)
