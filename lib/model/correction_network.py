@@ -5,8 +5,6 @@ Beside SAM 2 networks for small images, which often do not understand a further 
 
 from pathlib import Path
 
-import torch
-
 from lib.model.checkpoints import EMBEDDED
 from lib.model.u_net import UNet, check_shipped, load_into
 
@@ -20,10 +18,6 @@ class CorrectionNetwork(UNet):
 
     def __init__(self):
         super().__init__(CHANNELS, (40, 72, 112, 144))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the corrected masks."""
-        return self.compute(inputs).logits
 
 
 def load_embedded() -> CorrectionNetwork:

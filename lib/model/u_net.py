@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +27,6 @@ class _Block(nn.Module):
         return F.relu(self.second_norm(self.second(y)) + self.shortcut(x))
 
 
-class UNetOutput(NamedTuple):
-    """Logits of masks, float (B, h, w), and the features behind them: at half of the resolution and at a sixteenth, (B, C, ., .)."""
-
-    logits: torch.Tensor
-    decoded: torch.Tensor
-    deepest: torch.Tensor
-
-
 class UNet(nn.Module):
     """Maps inputs float (B, `channels`, h, w) to masks; h and w are multiples of 16.
 
@@ -51,8 +42,8 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(widths[0] + 4 * channels, 32, 3, padding=1)
         self.out = nn.Conv2d(32, 4, 3, padding=1)
 
-    def compute(self, inputs: torch.Tensor) -> UNetOutput:
-        """Return the masks of the inputs and what subclasses may want to know beside them."""
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits of the masks, float (B, h, w)."""
         x = cells = F.pixel_unshuffle(inputs, 2).contiguous(memory_format=torch.channels_last)
         levels = []
         for n, block in enumerate(self.encoder):
@@ -60,8 +51,7 @@ class UNet(nn.Module):
             levels.append(x)
         for block, finer in zip(reversed(self.decoder), reversed(levels[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=False), finer], 1))
-        logits = F.pixel_shuffle(self.out(F.relu(self.last(torch.cat([x, cells], 1)))), 2)[:, 0]
-        return UNetOutput(logits, x, levels[-1])
+        return F.pixel_shuffle(self.out(F.relu(self.last(torch.cat([x, cells], 1)))), 2)[:, 0]
 
 
 def check_shipped(path: Path, digest: str) -> Path:

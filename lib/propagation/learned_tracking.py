@@ -33,9 +33,6 @@ class LearnedTracker:
     Args:
         network: The network.
         ends: The annotated slices at the ends of the pass, first the one where it begins; its mask is not empty.
-
-    Attributes:
-        presence: Logit of the structure's being on the slice that was asked about last.
     """
 
     def __init__(self, network: TrackingNetwork, ends: Sequence[AnnotatedSlice]):
@@ -50,7 +47,7 @@ class LearnedTracker:
         self._mean, self._deviation = scaled.mean(), scaled.std().clamp_min(_LEAST_DEVIATION)
         self._near_channels = [(scaled - self._mean) / self._deviation, near_square.cut(_signs(ends[0].mask))[0]]
         self._previous_image, self._previous_logits = ends[0].image, _FIRST_LOGIT * _signs(ends[0].mask)
-        self._step, self._previous_step, self.presence = 0, 0, 1.0
+        self._step, self._previous_step = 0, 0
 
     @torch.inference_mode()
     def answer(self, t: int, image: np.ndarray, previous: np.ndarray) -> np.ndarray:
@@ -71,8 +68,7 @@ class LearnedTracker:
         pictures = [self._scaled(square, image), self._scaled(square, self._previous_image)]
         mask = torch.tanh(square.cut(self._previous_logits)[0] / 3)
         constants = [torch.full((SIDE, SIDE), v) for v in (progress, steps)]
-        logits, presence = self._network(torch.stack([*pictures, mask, *self._near_channels, *far_channels, *constants])[None])
-        self.presence = float(presence[0])
+        logits = self._network(torch.stack([*pictures, mask, *self._near_channels, *far_channels, *constants])[None])
         return square.enlarge(logits[0].clamp(-LOGIT_LIMIT, LOGIT_LIMIT), image.shape, -LOGIT_LIMIT)
 
     def remember(self, image: np.ndarray, logits: np.ndarray) -> None:

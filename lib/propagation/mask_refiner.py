@@ -6,7 +6,7 @@ what touches the previous mask stays. Where intensities cannot tell the structur
 by leaps, the network's logits stay as they are. The same classifier decides where the object ends.
 
 Beside networks for small images, a second network that has learned to track by looking at the image answers, too: its logits are mixed with
-the first network's before all this, and it may say that the object goes on where intensities have lost it.
+the first network's before all this.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,6 @@ SURE_STEPS = 2  # Steps from an annotated slice in which the object is surely th
 LEAST_DIFFERENCE = 0.15  # Smaller differences at first count as this.
 LOST_STEPS = 2  # After so many steps without the object, it does not come back.
 TRACKER_WEIGHT = 1 / 3  # Of the tracking network's logits, beside SAM 2's.
-SURE_PRESENCE = 1.0  # Logit from which the tracking network says that the object is there.
 
 PassEnds = Sequence[tuple[int, torch.Tensor]]
 
@@ -66,7 +65,7 @@ class PassRefiner:
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
         self._previous = self._candidate = masks[0]
         self._evidence = np.zeros(masks[0].shape)
-        self._step, self._first_difference, self._intensities_end, self._tracker_ends = 0, 0.0, _LostCounter(), _LostCounter()
+        self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
         annotated = [AnnotatedSlice(t, image, mask) for (t, _), image, mask in zip(ends, images, masks, strict=True)]
         self._tracker = LearnedTracker(tracking_network, annotated) if tracking_network is not None and masks[0].any() else None
         self._last = images[0], np.zeros(masks[0].shape)
@@ -103,10 +102,10 @@ class PassRefiner:
         if self._step <= SURE_STEPS:
             self._first_difference += difference / SURE_STEPS
             return True
-        by_intensities = self._intensities_end.is_present(difference >= END_RATIO * max(self._first_difference, LEAST_DIFFERENCE))
-        if self._tracker is None or not self.is_active:
-            return by_intensities
-        return self._tracker_ends.is_present(self._tracker.presence > SURE_PRESENCE) or by_intensities
+        is_lost = difference < END_RATIO * max(self._first_difference, LEAST_DIFFERENCE)
+        if self._lost_steps < LOST_STEPS:
+            self._lost_steps = self._lost_steps + 1 if is_lost else 0
+        return not is_lost and self._lost_steps < LOST_STEPS
 
     def accept(self) -> None:
         """Take the mask that was refined last as the previous one of the next step."""
@@ -135,18 +134,6 @@ class PassRefiner:
             values = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
         enlarged[:height, :width] = values
         return enlarged
-
-
-class _LostCounter:
-    """Decides whether an object is there, given whether it seems to be: after `LOST_STEPS` steps without it, it does not come back."""
-
-    def __init__(self):
-        self._lost_steps = 0
-
-    def is_present(self, seems_present: bool) -> bool:
-        if self._lost_steps < LOST_STEPS:
-            self._lost_steps = 0 if seems_present else self._lost_steps + 1
-        return seems_present and self._lost_steps < LOST_STEPS
 
 
 class MaskRefiner:
