@@ -28,7 +28,7 @@ class AnnotatedSlice(NamedTuple):
 
 
 class LearnedTracker:
-    """Answers for the slices of one pass, one after the other.
+    """Finds the mask of each slice of one pass by the tracking network, one slice after the other.
 
     Args:
         network: The network.
@@ -50,7 +50,7 @@ class LearnedTracker:
         self._step, self._previous_step = 0, 0
 
     @torch.inference_mode()
-    def answer(self, t: int, image: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    def find(self, t: int, image: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """Return logits float32 (h, w) of the mask of the next slice, at most `LOGIT_LIMIT` from 0.
 
         Args:
@@ -72,7 +72,7 @@ class LearnedTracker:
         return square.enlarge(logits[0].clamp(-LOGIT_LIMIT, LOGIT_LIMIT), image.shape, -LOGIT_LIMIT)
 
     def remember(self, image: np.ndarray, logits: np.ndarray) -> None:
-        """Take the mask that was made of the last answer, logits (h, w), as the one before the next slice."""
+        """Take the mask that was made of the last result, logits (h, w), as the one before the next slice."""
         self._previous_image, self._previous_logits = image, np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
         self._previous_step = self._step
 

@@ -63,25 +63,24 @@ class PassRefiner:
         self.is_active, self.decides_end = self._classifier.confusion <= MOST_CONFUSION, self._classifier.confusion < 1
         self.is_doubtful = self.is_active and self._classifier.leak > CLEAR_LEAK
         self.is_between = len(masks) > 1 and bool((masks[0] & masks[1]).any())
-        self._previous = self._candidate = masks[0]
+        self._previous = masks[0]
         self._evidence = np.zeros(masks[0].shape)
         self._step, self._lost_steps, self._first_difference = 0, 0, 0.0
         annotated = [AnnotatedSlice(t, image, mask) for (t, _), image, mask in zip(ends, images, masks, strict=True)]
         self._tracker = LearnedTracker(tracking_network, annotated) if tracking_network is not None and masks[0].any() else None
-        self._last = images[0], np.zeros(masks[0].shape)
+        self._last = images[0], np.zeros(masks[0].shape)  # Image and logits of the slice that was refined last.
 
     def refine(self, t: int, logits: torch.Tensor) -> torch.Tensor:
-        """Return refined logits (h, w) of slice `t`; those of passes that are not active stay as they are."""
+        """Return refined logits (h, w) of slice `t`; passes that are not active only mix in the tracking network's, if there is one."""
         image, answer = self._image(t, logits.shape[-1]), self._shrink(logits)
         if self._tracker is not None:
-            learned = self._tracker.answer(t, image, self._previous)
+            learned = self._tracker.find(t, image, self._previous)
             answer = (1 - TRACKER_WEIGHT) * np.clip(answer, -NETWORK_LIMIT, NETWORK_LIMIT) + TRACKER_WEIGHT * learned
         self._evidence, self._last = self._classifier.logits(image), (image, answer)
         if self.is_active:
             refined = self._refine(image, answer)
             if refined is not None:
                 self._last = image, refined
-        self._candidate = self._last[1] > 0
         is_unchanged = self._tracker is None and self._last[1] is answer
         return logits.float() if is_unchanged else self._enlarge(self._last[1], logits)
 
@@ -109,8 +108,9 @@ class PassRefiner:
 
     def accept(self) -> None:
         """Take the mask that was refined last as the previous one of the next step."""
-        if self._candidate.any():
-            self._previous = self._candidate
+        mask = self._last[1] > 0
+        if mask.any():
+            self._previous = mask
         if self._tracker is not None:
             self._tracker.remember(*self._last)
 

@@ -37,7 +37,7 @@ def annotated(t, mask):
 @pytest.mark.parametrize("channel", [2, 6])
 def test_the_masks_before_and_at_the_far_end_lie_where_they_are(channel):
     near, far = disc(40, 40, 12), disc(44, 50, 10)
-    logits = LearnedTracker(ChannelAgain(channel), [annotated(0, near), annotated(8, far)]).answer(2, image_of(near), near)
+    logits = LearnedTracker(ChannelAgain(channel), [annotated(0, near), annotated(8, far)]).find(2, image_of(near), near)
     assert dice(logits > 0, near if channel == 2 else far) > 0.9
     assert abs(logits).max() <= LOGIT_LIMIT + 1e-4
 
@@ -46,17 +46,17 @@ def test_the_network_is_told_how_far_it_has_come():
     near, network = disc(40, 40, 12), ChannelAgain(2)
     tracker = LearnedTracker(network, [annotated(4, near), annotated(12, near)])
     for step, t in enumerate((6, 8, 10), 1):
-        tracker.answer(t, image_of(near), near)
+        tracker.find(t, image_of(near), near)
         assert float(network.seen[-1][7, 0, 0]) == pytest.approx(step / 4)
         assert float(network.seen[-1][8, 0, 0]) == pytest.approx(1 / step + step / 10)  # No mask was accepted in between.
     tracker.remember(image_of(near), np.where(near, 5.0, -5.0))
-    tracker.answer(11, image_of(near), near)
+    tracker.find(11, image_of(near), near)
     assert float(network.seen[-1][8, 0, 0]) == pytest.approx(1 + 4 / 10)
 
 
 def test_without_a_far_end_its_channels_are_empty():
     near, network = disc(40, 40, 12), ChannelAgain(2)
-    LearnedTracker(network, [annotated(0, near)]).answer(1, image_of(near), near)
+    LearnedTracker(network, [annotated(0, near)]).find(1, image_of(near), near)
     assert not network.seen[0][5:8].any()
 
 
@@ -65,7 +65,7 @@ def test_the_network_that_ships_follows_a_disc_that_moves_and_shrinks():
     tracker = LearnedTracker(load_embedded(), [annotated(0, discs[0])])
     previous = discs[0]
     for t in range(1, 7):
-        logits = tracker.answer(t, image_of(discs[t]), previous)
+        logits = tracker.find(t, image_of(discs[t]), previous)
         tracker.remember(image_of(discs[t]), logits)
         previous = logits > 0
         assert dice(previous, discs[t]) > 0.8
@@ -74,4 +74,4 @@ def test_the_network_that_ships_follows_a_disc_that_moves_and_shrinks():
 def test_even_images_are_fine():
     near = disc(40, 40, 12)
     tracker = LearnedTracker(load_embedded(), [AnnotatedSlice(0, np.full(SHAPE, 7.0, np.float32), near)])
-    assert np.isfinite(tracker.answer(1, np.full(SHAPE, 7.0, np.float32), near)).all()
+    assert np.isfinite(tracker.find(1, np.full(SHAPE, 7.0, np.float32), near)).all()
