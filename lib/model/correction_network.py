@@ -1,6 +1,6 @@
-"""A small U-Net that corrects the mask of a slice by the clicks on it.
+"""A small U-Net that corrects the mask of a slice by the clicks and the box on it.
 
-Beside SAM 2 networks for small images, which often do not understand a further click. It is trained by `lib.training.correction_training`.
+Beside SAM 2 networks for small images, which often do not understand a further click or what fills a box. It is trained by `lib.training.correction_training`.
 """
 
 from pathlib import Path
@@ -9,8 +9,8 @@ from lib.model.checkpoints import EMBEDDED
 from lib.model.u_net import UNet, check_shipped, load_into
 
 EMBEDDED_CORRECTIONS = EMBEDDED.with_name("correction_network.safetensors")
-SHA256 = "0c21cc7008ef68eec96aa04e83416a46f081187de73427bbafca427da9f0a691"
-CHANNELS = 6  # The image, two maps of clicks inside, two of clicks outside, and the displayed mask.
+SHA256 = "7539f9b4631fd9dec7fed183bae44f9bb6e68881efc932da81adbfc651240801"
+CHANNELS = 7  # The image, two maps of clicks inside, two of clicks outside, the displayed mask, and the box.
 
 
 class CorrectionNetwork(UNet):

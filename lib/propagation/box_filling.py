@@ -1,6 +1,6 @@
 """Make the mask of a box fill the box, also where the structure is a ring, has several parts or is thin.
 
-Beside the network's mask, masks are cut out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an
+For networks for small images, the network's answer is averaged with that of a small correction network. Beside this mask, masks are cut out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an
 ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one that fills it best and whose border is
 most clearly an edge of the image is taken; where the border lies at the edge of the box, this counts more. If none fills it, an ellipse is
 given more and more weight.
@@ -14,11 +14,11 @@ from scipy import ndimage
 from lib.imaging.masks import BorderStrength, bounding_box
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
-from lib.propagation.obedience import limited, signed
+from lib.propagation.obedience import Correction, average_limited, limited, signed
 
 MIN_BOX_IOU = 0.7  # From which a mask counts as filling its box.
 FILLING_WEIGHT = 2.0  # Of the IoU of a mask's bounding box with the box beside the edge strength of its border.
-NETWORK_BONUS = 0.2  # Edge strength by which another mask must be clearer than the network's.
+NETWORK_BONUS = 0.3  # Edge strength by which another mask must be clearer than the network's.
 CUT_OFF_WEIGHT = 0.25  # Of the edge strength at the edge of the box; where there is none, the structure would go on outside.
 NETWORK_WEIGHT = 0.25  # Of the network's answer beside the intensities.
 SMOOTHNESS = 1.0  # Of the cuts.
@@ -26,18 +26,22 @@ _CUTS = 4  # After so many, masks hardly change any more.
 _ELLIPSE_WEIGHTS = (1.0, 2.0, 4.0, 16.0)
 
 
-def fill_box(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray) -> np.ndarray:
+def fill_box(image: np.ndarray, prompt: SlicePrompt, logits: np.ndarray, correct: Correction | None = None) -> np.ndarray:
     """Return logits float32 (Y, X) of a mask that lies in the box of a prompt and fills it.
 
     Args:
         image: Intensities (Y, X).
         prompt: A box without clicks.
         logits: The network's answer, float (Y, X).
+        correct: What else answers to the box, see `lib.propagation.click_correction`; None: nothing.
     """
     box = box_pixels(prompt, logits.shape)
     in_box = np.zeros(logits.shape, bool)
     in_box[box] = True
     answer = np.where(in_box, logits, np.minimum(logits, -1.0)).astype(np.float32)
+    if correct is not None:
+        corrected = average_limited(answer, correct(image, prompt, answer))
+        answer = np.where(in_box, corrected, np.minimum(corrected, -1.0))
     margins = [max(4, (s.stop - s.start) // 3) for s in box]
     window = tuple(slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(box, margins, logits.shape, strict=True))
     cutter = _BoxCutter(image[window], in_box[window], limited(answer[window]))

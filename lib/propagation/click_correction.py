@@ -1,4 +1,4 @@
-"""Correct the displayed mask of a slice by a small network that sees the image, all clicks and that mask."""
+"""Correct the displayed mask of a slice by a small network that sees the image, all clicks, the box and that mask."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ OUTSIDE_LOGIT = -4.0  # Of the displayed mask outside of the slice.
 
 @torch.inference_mode()
 def correct_displayed(network: CorrectionNetwork, image: np.ndarray, prompt: SlicePrompt, displayed: np.ndarray) -> np.ndarray:
-    """Return logits float32 (Y, X) of the mask that a slice should have after its clicks.
+    """Return logits float32 (Y, X) of the mask that a slice should have after its prompts.
 
     Args:
         image: Intensities (Y, X).
-        prompt: At least one click, and no box.
-        displayed: Logits (Y, X) that were displayed before the last click.
+        prompt: Clicks, a box, or both.
+        displayed: Logits (Y, X) that were displayed before the last click; SAM 2's answer to a box alone.
     """
     square = _square_around(prompt, displayed > 0)
     smooth = ndimage.gaussian_filter(image.astype(np.float32), 0.4 / square.zoom) if square.zoom < 0.8 else image
@@ -35,13 +35,14 @@ def correct_displayed(network: CorrectionNetwork, image: np.ndarray, prompt: Sli
     low, high = np.percentile(picture[is_within], [0.5, 99.5])
     picture = ((picture - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
     picture[~is_within] = 0.0
-    inside, outside = (square.from_slice(prompt.points[prompt.labels == label][:, ::-1]) for label in (1, 0))
-    logits = network(network_input(picture, inside, outside, before)[None])[0]
+    inside, outside, corners = (prompt.points[is_one][:, ::-1] for is_one in (prompt.labels == 1, prompt.labels == 0, prompt.labels > 1))
+    edges = square.from_slice(np.stack([corners.min(0) - 0.5, corners.max(0) + 0.5])) if len(corners) else None
+    logits = network(network_input(picture, square.from_slice(inside), square.from_slice(outside), before, edges)[None])[0]
     return square.enlarge(logits, image.shape, np.minimum(displayed, -DISPLAYED_LIMIT))
 
 
 def _square_around(prompt: SlicePrompt, displayed: np.ndarray) -> Square:
-    """Return the square round the clicks and the displayed mask, bool (Y, X)."""
+    """Return the square round the prompts and the displayed mask, bool (Y, X)."""
     box = bounding_box(displayed[None])
     corners = [[(s.start, s.stop - 1) for s in box[1:]]] if box else []
     places = np.concatenate([prompt.points[:, ::-1], *(np.transpose(c) for c in corners)])
@@ -50,17 +51,20 @@ def _square_around(prompt: SlicePrompt, displayed: np.ndarray) -> Square:
     return Square((low + high) / 2, max(zoom, SIDE / max(displayed.shape)))
 
 
-def network_input(picture: torch.Tensor, inside_yx: Sequence, outside_yx: Sequence, displayed: torch.Tensor) -> torch.Tensor:
+def network_input(
+    picture: torch.Tensor, inside_yx: Sequence, outside_yx: Sequence, displayed: torch.Tensor, box_yx: np.ndarray | None = None
+) -> torch.Tensor:
     """Return an input of the network, float (CHANNELS, h, w).
 
     Args:
         picture: Intensities (h, w) in any units.
         inside_yx, outside_yx: Clicks in pixels of the picture.
         displayed: Logits (h, w) of the mask to correct; all 0 if there is none.
+        box_yx: The low and the high edges of the box, float (2, 2); None without a box.
     """
     scaled = (picture - picture.mean()) / picture.std().clamp_min(0.02)
     maps = [m for clicks in (inside_yx, outside_yx) for m in _click_maps(clicks, picture.shape)]
-    return torch.stack([scaled, *maps, torch.tanh(displayed / 3)])
+    return torch.stack([scaled, *maps, torch.tanh(displayed / 3), _box_map(box_yx, picture.shape)])
 
 
 def _click_maps(clicks_yx: Sequence, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,3 +75,11 @@ def _click_maps(clicks_yx: Sequence, shape: tuple[int, int]) -> tuple[torch.Tens
     squares = [(rows[:, None] - float(y)) ** 2 + (columns - float(x)) ** 2 for y, x in clicks_yx]
     nearest = torch.stack(squares).amin(0)
     return torch.exp(-nearest / 8), torch.exp(-nearest.sqrt() / 12)
+
+
+def _box_map(box_yx: np.ndarray | None, shape: tuple[int, int]) -> torch.Tensor:
+    """Return a map (h, w) that is 1 in the box."""
+    if box_yx is None:
+        return torch.zeros(shape)
+    rows, columns = ((v >= low) & (v <= high) for v, low, high in zip(map(torch.arange, shape), *box_yx.tolist(), strict=True))
+    return (rows[:, None] & columns).float()

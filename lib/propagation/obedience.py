@@ -55,9 +55,9 @@ def obey_clicks(
     """
     own = _obey_by_image(image, prompt, logits, earlier, is_tracked)
     is_further_click = earlier is not None and not (is_tracked and len(prompt.labels) == 1)
-    if correct is None or not is_further_click or (prompt.labels > 1).any():
+    if correct is None or not is_further_click:
         return own
-    average = (np.clip(own, -LOGIT_LIMIT, LOGIT_LIMIT) + np.clip(correct(image, prompt, earlier), -LOGIT_LIMIT, LOGIT_LIMIT)) / 2
+    average = average_limited(own, correct(image, prompt, earlier))
     window = surroundings(prompt, [average > 0, earlier > 0], average.shape)
     seeds = click_seeds(prompt, average.shape)[window]
     mask = graph_cut(scale_intensities(image[window]), average[window], seeds, CORRECTED_SMOOTHNESS)
@@ -175,6 +175,11 @@ def obeys(seeds: np.ndarray, mask: np.ndarray) -> bool:
 def limited(logits: np.ndarray) -> np.ndarray:
     """Return logits of the same signs whose absolute values lie between 1 and `LOGIT_LIMIT`."""
     return np.where(logits > 0, np.clip(logits, 1, LOGIT_LIMIT), np.clip(logits, -LOGIT_LIMIT, -1))
+
+
+def average_limited(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the mean of two arrays of logits, each clipped to `LOGIT_LIMIT`."""
+    return (np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT) + np.clip(other, -LOGIT_LIMIT, LOGIT_LIMIT)) / 2
 
 
 def signed(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -142,7 +142,7 @@ class PromptDecoder:
     def _obeying(self, features: SliceFeatures, t: int, prompt: SlicePrompt, answer: torch.Tensor) -> torch.Tensor:
         """Return logits (Y, X) that obey a prompt whose clicks are in the order in which they were made, from the answer (Y, X) to it."""
         if (prompt.labels > 1).all():
-            filled = fill_box(features.frames.stack[t], prompt, answer.cpu().numpy())
+            filled = fill_box(features.frames.stack[t], prompt, answer.cpu().numpy(), self._correct_clicks)
             return torch.from_numpy(filled).to(answer.device)
         earlier = prompt.without_last_click()
         has_earlier = 1 < len(prompt.labels) <= MOST_CLICKS_IN_ORDER

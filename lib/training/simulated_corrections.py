@@ -12,7 +12,8 @@ from lib.model.u_net import SIDE
 from lib.prompts.simulated_annotator import corrective_click
 from lib.propagation.click_correction import DISPLAYED_LIMIT, network_input
 
-_WRONG_SHARE = 0.3  # Of the sessions that begin with a wrong mask, as from tracking; the others begin with a click.
+_WRONG_SHARE = 0.25  # Of the sessions that begin with a wrong mask, as from tracking.
+_BOX_SHARE = 0.25  # Of the sessions that begin with a box, half of them with a wrong mask in it; the others begin with a click.
 _RANDOM_SHARE = 0.25  # Of the clicks that lie anywhere in an error instead of where it is deepest.
 _CLICKS = 3, 8  # The fewest clicks of a session, and one more than the most.
 
@@ -27,6 +28,7 @@ class Session:
         displayed: Logits (SIDE, SIDE) of the mask that the last click corrects; all 0 before the first one.
         clicks: (inside, y, x) of each click.
         remaining: Number of clicks that may follow.
+        box: Low and high edges of the box, float (2, 2), or None.
     """
 
     picture: torch.Tensor
@@ -34,16 +36,25 @@ class Session:
     displayed: torch.Tensor
     remaining: int
     clicks: list[tuple[bool, int, int]] = field(default_factory=list)
+    box: np.ndarray | None = None
 
     @classmethod
     def begin(cls, image: np.ndarray, mask: np.ndarray, random: np.random.Generator) -> "Session":
         """Return a session on a crop, uint8 and bool (Y, X), that is turned, moved, scaled and made to look otherwise."""
         picture, reference = vary(image, mask, random)
         session = cls(picture, reference, torch.zeros(SIDE, SIDE), int(random.integers(*_CLICKS)))
-        click = None
-        if random.random() < _WRONG_SHARE:
+        click, kind = None, random.random()
+        if kind < _BOX_SHARE:
+            session.box = loose_box(reference, random)
+            if random.random() < 0.5:
+                (top, left), (bottom, right) = session.box.astype(int) + 1
+                wrong = np.zeros_like(reference)
+                wrong[top:bottom, left:right] = corrupt(reference, random)[top:bottom, left:right]
+                session.displayed = _as_logits(wrong)
+            return session
+        if kind < _BOX_SHARE + _WRONG_SHARE:
             wrong = corrupt(reference, random)
-            session.displayed = torch.from_numpy(np.where(wrong, 3.0, -3.0).astype(np.float32))
+            session.displayed = _as_logits(wrong)
             click = next_click(wrong, reference, random)
         if click is None:
             inside = np.argwhere(reference)
@@ -61,7 +72,7 @@ class Session:
     def network_input(self) -> torch.Tensor:
         """Return the network's input, float (CHANNELS, SIDE, SIDE)."""
         inside, outside = ([(y, x) for is_inside, y, x in self.clicks if is_inside == side] for side in (True, False))
-        return network_input(self.picture, inside, outside, self.displayed)
+        return network_input(self.picture, inside, outside, self.displayed, self.box)
 
     def answer(self, logits: torch.Tensor, random: np.random.Generator | None) -> bool:
         """Take the network's answer (SIDE, SIDE) as the displayed mask and click on its worst error; return False where none follows."""
@@ -72,6 +83,19 @@ class Session:
         self.displayed = logits.clamp(-DISPLAYED_LIMIT, DISPLAYED_LIMIT)
         self.clicks.append(click)
         return True
+
+
+def loose_box(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the low and the high edges, float (2, 2), of the box round a mask, bool (Y, X); half of the boxes are a pixel off at their sides."""
+    places = np.argwhere(mask)
+    corners = np.stack([places.min(0), places.max(0)])
+    if random.random() < 0.5:
+        corners = np.clip(corners + random.integers(-1, 2, (2, 2)), 0, np.array(mask.shape) - 1)
+    return np.sort(corners, 0) + np.array([[-0.5], [0.5]])
+
+
+def _as_logits(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.where(mask, 3.0, -3.0).astype(np.float32))
 
 
 def next_click(mask: np.ndarray, reference: np.ndarray, random: np.random.Generator | None = None) -> tuple[bool, int, int] | None:

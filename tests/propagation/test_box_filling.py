@@ -48,6 +48,24 @@ def test_what_goes_on_outside_of_the_box_is_not_taken_for_the_structure():
     assert dice(fill_box((image + NOISE * noise).astype(np.float32), box_round(shape), NOTHING) > 0, shape) > 0.8
 
 
+def test_a_box_is_also_answered_by_what_corrects_beside_the_network():
+    shape = draw_shape("ring")
+    rows, columns = np.ogrid[:96, :96]
+    wrong = np.where((rows - 48) ** 2 + (columns - 48) ** 2 < 30**2, 4.0, -4.0).astype(np.float32)
+    image = np.zeros((96, 96), np.float32)  # Says nothing.
+    alone, corrected = (
+        fill_box(image, box_round(shape), wrong / 4, c) > 0 for c in (None, lambda *_: np.where(shape, 4.0, -4.0).astype(np.float32))
+    )
+    assert dice(corrected, shape) > 0.9 > dice(alone, shape)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_box_is_filled_whatever_corrects_beside_the_network(name):
+    shape = draw_shape(name)
+    mask = fill_box(draw_slice(shape, WEAK), box_round(shape), NOTHING, lambda *_: np.where(shape, -4.0, 4.0)) > 0
+    assert box_iou(mask, shape) >= MIN_BOX_IOU
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 38), st.integers(0, 38), st.integers(1, 39), st.integers(1, 39), st.integers(0, 10**6),

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.imaging.masks import bounding_box
 from lib.imaging.metrics import dice
 from lib.model.correction_network import CHANNELS, load_embedded
 from lib.model.u_net import SIDE
@@ -21,7 +22,7 @@ def disc(shape, y, x, radius):
 
 def displayed_again(inputs):
     """Stands for a network that answers with the displayed mask."""
-    return 3 * torch.atanh(inputs[:, -1].clamp(-0.999, 0.999))
+    return 3 * torch.atanh(inputs[:, 5].clamp(-0.999, 0.999))
 
 
 @given(
@@ -47,6 +48,20 @@ def test_a_click_lies_where_it_was_made(channel):
     assert np.hypot(*np.subtract(np.unravel_index(logits.argmax(), logits.shape), click)) <= 1.5
 
 
+@given(st.integers(40, 200), st.integers(40, 200), st.floats(0.1, 0.7), st.floats(0.1, 0.7), st.integers(2, 40), st.integers(2, 40))
+@settings(max_examples=40, deadline=None)
+def test_a_box_lies_where_it_was_drawn(height, width, y_share, x_share, rows, columns):
+    """A network that answers with the map of the box gives the pixels of the box."""
+    y, x = int(y_share * height), int(x_share * width)
+    box = np.zeros((height, width), bool)
+    box[y : y + rows, x : x + columns] = True
+    _, rows, columns = bounding_box(box[None])
+    corners = [(columns.start, rows.start), (columns.stop - 1, rows.stop - 1)]
+    prompt = SlicePrompt(np.array(corners, float), np.array([2, 3], np.int32))
+    logits = correct_displayed(lambda inputs: inputs[:, -1] - 0.5, np.zeros(box.shape), prompt, np.full(box.shape, -5.0))
+    assert dice(logits > 0, box) > 0.9
+
+
 def test_an_even_image_and_no_displayed_mask_are_fine():
     logits = correct_displayed(load_embedded(), np.full((64, 80), 7, np.int16), clicks_at((30, 40, True)), np.full((64, 80), -5.0))
     assert np.isfinite(logits).all()
@@ -57,6 +72,8 @@ def test_the_input_has_a_channel_for_the_displayed_mask_and_nothing_for_missing_
     assert inputs.shape == (CHANNELS, SIDE, SIDE)
     assert not inputs[1:3].any() and inputs[3, 3, 4] == 1 and inputs[4, 3, 4] == 1
     assert torch.allclose(inputs[5], torch.tensor(-1.0).tanh())
+    assert not inputs[6].any()
+    assert torch.equal(network_input(inputs[0], [], [], inputs[5], np.array([[2.5, 7.5], [5.5, 9.5]]))[6].nonzero()[[0, -1]], torch.tensor([[3, 8], [5, 9]]))
 
 
 @pytest.mark.parametrize("name", sorted(set(SHAPES) - {"thin_wall"}))

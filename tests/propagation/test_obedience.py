@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from lib.imaging.metrics import dice
 from lib.prompts.simulated_annotator import corrective_click
+from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
 from lib.propagation.obedience import REACH, SMOOTHNESS, click_seeds, obey_clicks, obeys
-from tests.propagation.drawn_shapes import CLEAR, SHAPES, WEAK, clicks_at, draw_shape, draw_slice
+from tests.propagation.drawn_shapes import CLEAR, SHAPES, WEAK, box_round, clicks_at, draw_shape, draw_slice
 
 NOTHING = np.full((96, 96), -5.0, np.float32)
 
@@ -197,6 +198,15 @@ def test_a_further_click_is_also_answered_by_what_corrects_beside_the_network():
     image, clicks = draw_slice(shape, WEAK), clicks_at((48, 38, True), (48, 58, True))
     alone, corrected = (obey_clicks(image, clicks, logits_of(displayed), logits_of(displayed), correct=c) > 0 for c in (None, answer_with(shape)))
     assert dice(corrected, shape) > 0.9 > dice(alone, shape)
+
+
+def test_a_click_after_a_box_is_answered_by_what_corrects_beside_the_network():
+    shape, displayed = disc(48, 48, 20), disc(48, 38, 12)
+    box = box_round(shape)
+    click = clicks_at((48, 58, True))
+    prompt = SlicePrompt(np.concatenate([box.points, click.points]), np.concatenate([box.labels, click.labels]))
+    mask = obey_clicks(draw_slice(shape, WEAK), prompt, logits_of(displayed), logits_of(displayed), correct=answer_with(shape)) > 0
+    assert dice(mask, shape) > 0.9
 
 
 def test_clicks_are_obeyed_whatever_corrects_beside_the_network():

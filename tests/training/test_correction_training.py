@@ -9,12 +9,12 @@ import torch
 
 from lib.common.errors import UserError
 from lib.imaging.metrics import dice
-from lib.model.correction_network import load_corrections
+from lib.model.correction_network import CHANNELS, load_corrections
 from lib.model.u_net import SIDE
 from lib.training import correction_training
 from lib.training.correction_crops import CROP_SIDE, Crops, collect_crops, cut_crop
 from lib.training.correction_training import CorrectionSettings, CorrectionTraining, correction_loss
-from lib.training.simulated_corrections import Session, corrupt, next_click, vary
+from lib.training.simulated_corrections import Session, corrupt, loose_box, next_click, vary
 from lib.training.volume_pack import is_held_back
 
 
@@ -61,6 +61,21 @@ def test_corrupt_masks_are_wrong_but_not_elsewhere():
     reference = disc(SIDE, 48, 48, 20)
     dices = [dice(corrupt(reference, np.random.default_rng(seed)), reference) for seed in range(12)]
     assert 0.5 < np.median(dices) < 0.97 and min(dices) > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_box_is_at_most_a_pixel_off(seed):
+    box = loose_box(disc(SIDE, 40, 30, 10), np.random.default_rng(seed))
+    assert abs(box - [[29.5, 19.5], [50.5, 40.5]]).max() <= 1
+
+
+def test_some_sessions_begin_with_a_box():
+    mask = disc(CROP_SIDE, 72, 72, 24)
+    sessions = [Session.begin((mask * 200).astype(np.uint8), mask, np.random.default_rng(seed)) for seed in range(40)]
+    boxed = [s for s in sessions if s.box is not None]
+    assert 4 < len(boxed) < 20 and not any(s.clicks for s in boxed)
+    assert {bool(s.displayed.any()) for s in boxed} == {True, False}
+    assert all(s.network_input()[-1].any() == (s.box is not None) for s in sessions)
 
 
 def test_a_session_ends_when_the_mask_is_right_or_the_clicks_are_used_up():
@@ -129,7 +144,7 @@ def test_a_run_writes_its_weights_and_goes_on_where_it_was(crops_file, monkeypat
     path = training.run()
     rows = [json.loads(line) for line in (crops_file / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == training.step > 0 and 0 <= rows[-1]["check disc 5"] <= 1
-    inputs = torch.zeros(1, 6, SIDE, SIDE)
+    inputs = torch.zeros(1, CHANNELS, SIDE, SIDE)
     with torch.inference_mode():
         assert torch.allclose(load_corrections(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
     assert CorrectionTraining(settings).step == training.step
