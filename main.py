@@ -93,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     training.add_pack_arguments(add("pack", _pack, help_text, training.PACK_EXAMPLES))
     help_text = "go on training a checkpoint for a given time on generated clips and on packed volumes"
     training.add_train_arguments(add("train", _train, help_text, training.TRAIN_EXAMPLES))
-    help_text = "train the small network that corrects masks by clicks beside SAM 2 networks for small images"
-    training.add_correction_arguments(add("train-corrections", _train_corrections, help_text, training.CORRECTION_EXAMPLES))
+    help_text = "train the small network that corrects masks by clicks and boxes beside SAM 2 networks for small images"
+    training.add_session_arguments(add("train-corrections", _train_corrections, help_text, training.CORRECTION_EXAMPLES))
+    help_text = "train the small network that tracks beside SAM 2 networks for small images"
+    training.add_session_arguments(add("train-tracking", _train_tracking, help_text, training.TRACKING_EXAMPLES))
     c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", training.FINETUNE_EXAMPLES)
     training.add_finetune_arguments(c, VERSIONS)
     help_text = "fit the estimate of slice quality, which chooses the next slice, and where tracking stops to a checkpoint"
@@ -217,6 +219,12 @@ def _train_corrections(options) -> None:
     from lib.training.command_line import run_train_corrections
 
     run_train_corrections(options)
+
+
+def _train_tracking(options) -> None:
+    from lib.training.command_line import run_train_tracking
+
+    run_train_tracking(options)
 
 
 def _finetune(options) -> None:

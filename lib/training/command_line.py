@@ -1,4 +1,7 @@
-"""The commands `pack`, `train`, `train-corrections` and `calibrate`, and the arguments of `finetune`. What they need is imported when they run."""
+"""The commands `pack`, `train`, `train-corrections`, `train-tracking` and `calibrate`, and the arguments of `finetune`.
+
+What they need is imported when they run.
+"""
 
 import logging
 from argparse import ArgumentParser, Namespace
@@ -19,6 +22,10 @@ TRAIN_EXAMPLES = (
 CORRECTION_EXAMPLES = (
     "python main.py train-corrections --generated 20 --minutes 2 --out runs/corrections",
     "python main.py train-corrections --labelled /data/Task04_Hippocampus --unlabelled /data/images --minutes 240 --out runs/corrections",
+)
+TRACKING_EXAMPLES = (
+    "python main.py train-tracking --generated 20 --minutes 2 --out runs/tracking",
+    "python main.py train-tracking --labelled /data/Task04_Hippocampus --unlabelled /data/images --minutes 240 --out runs/tracking",
 )
 FINETUNE_EXAMPLES = (
     "python main.py finetune --data sample-data --epochs 2",
@@ -57,9 +64,9 @@ def add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sheet", metavar="PNG", help="do not train: only save a picture of training clips")
 
 
-def add_correction_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of the command `train-corrections`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for crops, weights and log; an interrupted run in it is resumed")
+def add_session_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the commands `train-corrections` and `train-tracking`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for samples, weights and log; an interrupted run in it is resumed")
     layout = "folders in the layout of the Medical Segmentation Decathlon"
     parser.add_argument("--labelled", nargs="+", type=Path, default=[], metavar="DIR", help=layout)
     parser.add_argument("--unlabelled", nargs="+", type=Path, default=[], metavar="DIR", help=f"{layout}, of which only the images are used")
@@ -144,12 +151,25 @@ def run_train(options: Namespace) -> None:
 
 def run_train_corrections(options: Namespace) -> None:
     """Run the command `train-corrections`."""
-    from lib.training.correction_training import CorrectionSettings, CorrectionTraining
+    from lib.training.correction_training import CorrectionTraining
 
-    settings = CorrectionSettings(
+    _run_sessions(CorrectionTraining, options)
+
+
+def run_train_tracking(options: Namespace) -> None:
+    """Run the command `train-tracking`."""
+    from lib.training.tracking_training import TrackingTraining
+
+    _run_sessions(TrackingTraining, options)
+
+
+def _run_sessions(training: type, options: Namespace) -> None:
+    from lib.training.session_training import SessionSettings
+
+    settings = SessionSettings(
         options.out, tuple(options.labelled), tuple(options.unlabelled), options.generated, options.minutes, options.start, options.seed
     )
-    logging.info("Wrote %s.", CorrectionTraining(settings).run())
+    logging.info("Wrote %s.", training(settings).run())
 
 
 def run_calibrate(options: Namespace) -> None:
