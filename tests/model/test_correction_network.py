@@ -24,7 +24,7 @@ def test_the_network_that_ships_follows_a_click():
     scaled = (picture - picture.mean()) / picture.std()
     nothing = torch.zeros(1, 96, 96)
     with torch.inference_mode():
-        mask = load_embedded()(torch.cat([scaled[None], clicks, nothing, nothing, nothing])[None])[0] > 0
+        mask = load_embedded()(torch.cat([scaled[None], clicks, *[nothing] * 4])[None])[0] > 0
     assert 2 * (mask & (picture > 0)).sum() / (mask.sum() + 900) > 0.8
 
 
