@@ -12,7 +12,7 @@ from lib.model.checkpoints import EMBEDDED
 from lib.model.u_net import UNet, check_shipped, load_into
 
 EMBEDDED_TRACKING = EMBEDDED.with_name("tracking_network.safetensors")
-SHA256 = "5fb3e67d81044166ed5b263a1bb2ec2a9883278c90c3b7193b6084a1ae5d0baa"
+SHA256 = "0fea2e30e98df162e9cbfaacd9f4ad20dcf8e9a787391e3316e17dff7d7eaac0"
 # The slice, the one before and its mask, the annotated slice at the near end and its mask, the same of the far end, how far it is on the way
 # to that end, and the number of steps.
 CHANNELS = 9
