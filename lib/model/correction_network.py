@@ -9,7 +9,7 @@ from lib.model.checkpoints import EMBEDDED
 from lib.model.u_net import UNet, check_shipped, load_into
 
 EMBEDDED_CORRECTIONS = EMBEDDED.with_name("correction_network.safetensors")
-SHA256 = "d911b0502c032a32f3f0a2288313e7a43b3db2bdb654913b40fa71e32895df60"
+SHA256 = "7539f9b4631fd9dec7fed183bae44f9bb6e68881efc932da81adbfc651240801"
 CHANNELS = 7  # The image, two maps of clicks inside, two of clicks outside, the displayed mask, and the box.
 
 
