@@ -9,7 +9,7 @@ from lib.engine.options import Options
 from lib.engine.segmenter import Segmenter
 from lib.imaging.volume import Volume
 
-SETS, CLIENTS = 5, 3
+SETS, CLIENTS = 7, 3
 
 
 @pytest.fixture(scope="module")
