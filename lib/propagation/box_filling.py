@@ -1,7 +1,7 @@
 """Make the mask of a box fill the box, also where the structure is a ring, has several parts or is thin.
 
-For networks for small images, the network's answer is averaged with that of a small correction network. Beside this mask, masks are cut out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an
-ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one that fills it best and whose border is
+For networks for small images, the network's answer is averaged with that of a small correction network. Beside this mask, masks are cut
+out of the box mostly by intensities, as in GrabCut (Rother et al. 2004), beginning with an ellipse, with the brighter and with the darker half of the box. Of those that fill the box, the one that fills it best and whose border is
 most clearly an edge of the image is taken; where the border lies at the edge of the box, this counts more. If none fills it, an ellipse is
 given more and more weight.
 """

@@ -27,7 +27,7 @@ class PromptDecoder:
         network: The network.
         zooms: Whether the surroundings of a small structure are decoded again, enlarged; networks for large images need not.
         obeys: Whether masks are made to obey the clicks and boxes (see `lib.propagation.obedience`), or are the network's own.
-        correct: What else answers to further clicks on a slice; networks for large images need not have it.
+        correct: What else answers to boxes and further clicks on a slice; networks for large images need not have it.
     """
 
     def __init__(self, network: Sam2Network, zooms: bool = False, obeys: bool = False, correct: Correction | None = None):

@@ -5,7 +5,7 @@ import torch
 
 from lib.model.correction_network import CorrectionNetwork, load_corrections
 from lib.training.correction_crops import collect_crops
-from lib.training.session_training import SessionSettings, SessionTraining, load_or_make, random_sample
+from lib.training.session_training import SessionSettings, SessionTraining, random_sample
 from lib.training.simulated_corrections import CorrectionSession
 
 _SHARES = {"regions": 0.36, "rings": 0.1, "generated": 0.26}  # Of the sessions; the others are on labelled structures.
@@ -20,10 +20,9 @@ class CorrectionTraining(SessionTraining):
     """
 
     def __init__(self, settings: SessionSettings):
-        torch.manual_seed(settings.seed)
-        network = CorrectionNetwork() if settings.start is None else load_corrections(settings.start)
-        super().__init__(settings, network, "corrections.safetensors")
-        self._crops, self._held_back = self._load_crops("crops.npz", False), self._load_crops("held_back_crops.npz", True)
+        super().__init__(settings, CorrectionNetwork, load_corrections, "corrections.safetensors")
+        self._crops = self.load_samples("crops.npz", collect_crops, held_back=False)
+        self._held_back = self.load_samples("held_back_crops.npz", collect_crops, held_back=True)
 
     @torch.inference_mode()
     def check(self) -> dict[str, float]:
@@ -39,11 +38,6 @@ class CorrectionTraining(SessionTraining):
         """Return a session on a crop whose kind is chosen by its share."""
         kind, n = random_sample({k: len(c["images"]) for k, c in self._crops.items()}, _SHARES, self._random)
         return CorrectionSession.begin(*_crop(self._crops[kind], n), self._random)
-
-    def _load_crops(self, name: str, held_back: bool) -> dict[str, dict[str, np.ndarray]]:
-        s = self._settings
-        generated = -(-s.generated // 20) if held_back else s.generated
-        return load_or_make(s.out / name, lambda: collect_crops(s.labelled, s.unlabelled, generated, held_back))
 
 
 def _crop(crops: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:

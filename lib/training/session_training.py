@@ -75,18 +75,20 @@ class SessionTraining(ABC):
 
     Args:
         settings: Of the run.
-        network: The network, with the weights to start from.
+        new, load: Return a network with new weights, and with those of a file.
         weights_name: File name of the weights to write.
 
     Raises:
         UserError: Settings are impossible, or a folder cannot be read.
     """
 
-    def __init__(self, settings: SessionSettings, network: UNet, weights_name: str):
+    def __init__(self, settings: SessionSettings, new: Callable[[], UNet], load: Callable[[Path], UNet], weights_name: str):
         if not 0 < settings.minutes < float("inf"):
             raise OptionError("minutes must be a number above 0.")
         self._settings, self._weights_name = settings, weights_name
         settings.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        network = new() if settings.start is None else load(settings.start)
         self.network = network.to(memory_format=torch.channels_last).train()
         self.averaged = deepcopy(self.network)
         self._optimizer = torch.optim.AdamW(self.network.parameters(), _RATE, weight_decay=_WEIGHT_DECAY)
@@ -148,6 +150,12 @@ class SessionTraining(ABC):
             if not sessions[n].answer(answer, self._random):
                 sessions[n] = self.new_session()
         return loss.item()
+
+    def load_samples(self, name: str, collect: Callable[..., dict], held_back: bool) -> dict[str, dict[str, np.ndarray]]:
+        """Return the samples of a file in the folder of the run; at first `collect` cuts them."""
+        s = self._settings
+        generated = -(-s.generated // 20) if held_back else s.generated
+        return load_or_make(s.out / name, lambda: collect(s.labelled, s.unlabelled, generated, held_back))
 
     @property
     def _state_path(self) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lib.propagation.learned_tracking import AnnotatedSlice, TrackingView, logits_in_slice
+from lib.propagation.learned_tracking import STRUCTURE_SHARE, AnnotatedSlice, TrackingView, logits_in_slice
 from lib.propagation.square import Square
 from lib.training.tracking_clips import CLIP_SIDE
 from lib.training.variation import corrupt, vary
@@ -33,8 +33,8 @@ class TrackingSession:
     def __init__(self, images: np.ndarray, masks: np.ndarray, ends: list[np.ndarray], random: np.random.Generator | None):
         self._images, self._masks, self._random = images, masks, random
         annotated = [AnnotatedSlice(t, images[t], mask) for t, mask in zip((0, len(images) - 1), ends, strict=False)]
-        share = {} if random is None else {"share": random.uniform(*_STRUCTURE_SHARES)}
-        self._view, self._previous = TrackingView(annotated, **share), ends[0]
+        share = STRUCTURE_SHARE if random is None else random.uniform(*_STRUCTURE_SHARES)
+        self._view, self._previous = TrackingView(annotated, share), ends[0]
         self._t, self._last, self._lost = 0, len(images) - 1 - (len(ends) > 1), 0
         self.answered: np.ndarray | None = None  # The last mask, bool (Y, X).
         self._square: Square | None = None

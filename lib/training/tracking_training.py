@@ -5,7 +5,7 @@ import torch
 
 from lib.imaging.metrics import dice
 from lib.model.tracking_network import TrackingNetwork, load_tracking
-from lib.training.session_training import SessionSettings, SessionTraining, load_or_make, random_sample
+from lib.training.session_training import SessionSettings, SessionTraining, random_sample
 from lib.training.simulated_tracking import TrackingSession, passes_from_largest
 from lib.training.tracking_clips import collect_clips
 
@@ -21,10 +21,9 @@ class TrackingTraining(SessionTraining):
     """
 
     def __init__(self, settings: SessionSettings):
-        torch.manual_seed(settings.seed)
-        network = TrackingNetwork() if settings.start is None else load_tracking(settings.start)
-        super().__init__(settings, network, "tracking.safetensors")
-        self._clips, self._held_back = self._load_clips("clips.npz", False), self._load_clips("held_back_clips.npz", True)
+        super().__init__(settings, TrackingNetwork, load_tracking, "tracking.safetensors")
+        self._clips = self.load_samples("clips.npz", collect_clips, held_back=False)
+        self._held_back = self.load_samples("held_back_clips.npz", collect_clips, held_back=True)
 
     @torch.inference_mode()
     def check(self) -> dict[str, float]:
@@ -43,11 +42,6 @@ class TrackingTraining(SessionTraining):
             kind, n = random_sample({k: len(c["first"]) - 1 for k, c in self._clips.items()}, _SHARES, self._random)
             if session := TrackingSession.begin(*_clip(self._clips[kind], n), self._random):
                 return session
-
-    def _load_clips(self, name: str, held_back: bool) -> dict[str, dict[str, np.ndarray]]:
-        s = self._settings
-        generated = -(-s.generated // 20) if held_back else s.generated
-        return load_or_make(s.out / name, lambda: collect_clips(s.labelled, s.unlabelled, generated, held_back))
 
 
 def _clip(clips: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
