@@ -53,7 +53,7 @@ class _Grid:
     spacing: np.ndarray
 
     @classmethod
-    def around(cls, stack: np.ndarray, clicks: np.ndarray, frames: Frames, low: int, high: int, most_cells: int) -> "_Grid":
+    def around(cls, stack: np.ndarray, clicks: np.ndarray, frames: Frames, low: int, high: int) -> "_Grid":
         """Return the grid round a mask, bool (T, Y, X) with foreground, and clicks, int (P, 3), within the slices low..high."""
         box = bounding_box(stack)
         limits = [(low, high + 1), (0, stack.shape[1]), (0, stack.shape[2])]
@@ -64,11 +64,18 @@ class _Grid:
             window.append(slice(max(start - margin, first), min(stop + margin, end)))
         voxels = np.array([w.stop - w.start for w in window])
         spacing_mm, cells = np.array([frames.slice_mm, *frames.pixel_mm]), voxels.astype(float)
-        while np.prod(cells) > most_cells:  # The axes with the smallest cells first.
+        while np.prod(cells) > MOST_CELLS:  # The axes with the smallest cells first.
             cells[np.argmin(np.where(cells > 1, spacing_mm * voxels / cells, np.inf))] *= 0.95
         shape = np.maximum(np.rint(cells).astype(int), 1)
         size_mm = spacing_mm * voxels / shape
         return cls(tuple(window), tuple(int(n) for n in shape), size_mm / size_mm.min())
+
+    def coarser(self, cells: int) -> "_Grid":
+        """Return a grid of about `cells` cells in the same window; this one if it has no more."""
+        factor = max((np.prod(self.shape) / cells) ** (1 / 3), 1.0)
+        shape = np.maximum(np.rint(np.array(self.shape) / factor), 1).astype(int)
+        size = self.spacing * self.shape / shape
+        return _Grid(self.window, tuple(int(n) for n in shape), size / size.min())
 
     @property
     def side(self) -> float:
@@ -125,13 +132,12 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
         return
     points = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(points, float).reshape(-1, 4)
-    coarse = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high, DOUBT_CELLS)
-    is_doubted = _share_foretold(coarse, stack, frames, clicks, sure) >= DOUBT_SHARE
+    grid = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high)
+    prior, image = grid.shrink(stack, 0, 1), _scaled(grid.shrink(frames.stack, *frames.bounds))
+    is_doubted = _share_foretold(grid.coarser(DOUBT_CELLS), image, prior, clicks, sure) >= DOUBT_SHARE
     stays, weight = (between.union(sure), DOUBTED_WEIGHT) if is_doubted else (between.union(prompts), PRIOR_WEIGHT)
-    grid = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high, MOST_CELLS)
-    prior = grid.shrink(stack, 0, 1)
     seeds = _seeds(grid, clicks, prior, sure)
-    probability = _walk(_scaled(grid.shrink(frames.stack, *frames.bounds)), prior, seeds, weight * _trust(grid, prior, seeds))
+    probability = _walk(image, prior, seeds, weight * _trust(grid, prior, seeds))
     changes, first = ((prior > 0.5) != (probability > 0.5)).any((1, 2)), grid.window[0].start
     for t in range(first, grid.window[0].stop):
         planes = grid.planes(t - first)[:2]
@@ -149,13 +155,14 @@ def _is_sure(prompt: SlicePrompt) -> bool:
     return prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
 
 
-def _share_foretold(grid: _Grid, stack: np.ndarray, frames: Frames, clicks: np.ndarray, sure: list[int]) -> float:
+def _share_foretold(grid: _Grid, image: np.ndarray, prior: np.ndarray, clicks: np.ndarray, sure: list[int]) -> float:
     """Return the share of the clicks that a walk from all other prompts would foretell, whatever the mask; 0 if there are few clicks.
 
     The first click inside, which says where the structure is, and those on sure slices are not held back. The sides of the window are outside.
 
     Args:
-        stack: The mask, bool (T, Y, X).
+        grid: The grid of the walk.
+        image, prior: Intensities and mask on a grid of the same window, perhaps a finer one.
         clicks: float (P, 4), slice, row, column and label of each.
         sure: Slices whose masks count as prompts.
     """
@@ -163,7 +170,8 @@ def _share_foretold(grid: _Grid, stack: np.ndarray, frames: Frames, clicks: np.n
     tested = [n for n, click in enumerate(clicks) if n != begin and click[0] not in sure]
     if len(tested) < FEWEST_FORETOLD:
         return 0.0
-    image, prior, nothing = _scaled(grid.shrink(frames.stack, *frames.bounds)), grid.shrink(stack, 0, 1), np.zeros(grid.shape, np.float32)
+    image, prior = (F.adaptive_avg_pool3d(torch.from_numpy(a)[None], grid.shape)[0].numpy() for a in (image, prior))
+    nothing = np.zeros(grid.shape, np.float32)
     foretold = 0
     for first in range(min(FOLDS, len(tested))):
         held_back = tested[first::FOLDS]
