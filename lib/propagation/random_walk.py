@@ -4,9 +4,6 @@ Tracking follows shapes from slice to slice, and a click is obeyed on its own sl
 only piece by piece. Here each voxel goes to the side that a random walk from it would reach first (random walks with priors, Grady, CVPR
 2005). A walk hardly crosses edges of the image. It ends at a prompt, or with the side of the mask where it just is, and the latter is the
 less likely the nearer a prompt that contradicts the mask is, in comparison with one that agrees with it.
-
-Every further click contradicts the mask that was displayed. Where a mask is a little wrong, clicks lie on what is hard to tell, and a walk from
-the other clicks alone would not foretell them. Where it would, the mask is wrong on a large scale, and hardly counts any more.
 """
 
 from collections.abc import Mapping
@@ -22,7 +19,6 @@ from scipy.sparse.linalg import LinearOperator, cg
 from lib.imaging.frames import Frames
 from lib.imaging.masks import bounding_box
 from lib.prompts.volume_prompts import SlicePrompt
-from lib.propagation.obedience import click_seeds
 
 # Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
 MOST_CELLS = 250_000  # Of the grid of the walk; the structure and its surroundings are shrunk to it.
@@ -31,9 +27,6 @@ PRIOR_WEIGHT = 0.4  # Of the mask, if no prompt contradicts it; a step between c
 EDGE_WEIGHT = 6.0  # Of the squared difference of two intensities, in standard deviations of the image, that makes a step less likely.
 FAR = 0.5  # If no prompt is outside (or none inside), the nearest is thought to be so many sides of the grid away.
 SURE_CLICKS = 2  # So many clicks on a slice have made its whole mask right; a single one speaks for its surroundings only.
-DOUBT_SHARE, FEWEST_FORETOLD = 0.6, 3  # Share and number of clicks that a walk from the others foretells where the mask is wrong on a large scale.
-DOUBTED_WEIGHT = 0.02  # Instead of `PRIOR_WEIGHT` for such a mask.
-FOLDS, DOUBT_CELLS = 5, 40_000  # Groups of clicks that are held back in turns, and cells of the grid on which that is done.
 INSIDE, OUTSIDE = 1, -1
 _TOLERANCE, _MOST_STEPS = 1e-2, 300  # Of the conjugate gradients.
 
@@ -69,13 +62,6 @@ class _Grid:
         shape = np.maximum(np.rint(cells).astype(int), 1)
         size_mm = spacing_mm * voxels / shape
         return cls(tuple(window), tuple(int(n) for n in shape), size_mm / size_mm.min())
-
-    def coarser(self, cells: int) -> "_Grid":
-        """Return a grid of about `cells` cells in the same window; this one if it has no more."""
-        factor = max((np.prod(self.shape) / cells) ** (1 / 3), 1.0)
-        shape = np.maximum(np.rint(np.array(self.shape) / factor), 1).astype(int)
-        size = self.spacing * self.shape / shape
-        return _Grid(self.window, tuple(int(n) for n in shape), size / size.min())
 
     @property
     def side(self) -> float:
@@ -118,8 +104,7 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
 
     Slices with prompts stay as they are, and so do slices outside of low..high, empty ones, because tracking has found where the structure
     ends, and those between two sure ones, because tracking knows both ends of such a gap. Elsewhere only voxels whose side changes on the
-    grid of the walk change, so that fine details stay. With prompts on one slice nothing changes: tracking has used them already. Where
-    the mask is in doubt (see `_share_foretold`), slices that are not sure change, too, but for the pixels that clicks decide.
+    grid of the walk change, so that fine details stay. With prompts on one slice nothing changes: tracking has used them already.
 
     Args:
         frames: The slices, T frames of Y x X pixels.
@@ -127,17 +112,15 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
         low, high: First and last slice that may change.
     """
     sure = [t for t, p in prompts.items() if _is_sure(p)]
-    between = set().union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
-    if len(prompts) < 2 or not stack.any() or (between | set(prompts)).issuperset(range(low, high + 1)):
+    stays = set(prompts).union(*(range(a, b) for a, b in pairwise(sorted(prompts)) if a in sure and b in sure))
+    if len(prompts) < 2 or not stack.any() or stays.issuperset(range(low, high + 1)):
         return
     points = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(points, float).reshape(-1, 4)
     grid = _Grid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high)
-    prior, image = grid.shrink(stack, 0, 1), _scaled(grid.shrink(frames.stack, *frames.bounds))
-    is_doubted = _share_foretold(grid.coarser(DOUBT_CELLS), image, prior, clicks, sure) >= DOUBT_SHARE
-    stays, weight = (between.union(sure), DOUBTED_WEIGHT) if is_doubted else (between.union(prompts), PRIOR_WEIGHT)
+    prior = grid.shrink(stack, 0, 1)
     seeds = _seeds(grid, clicks, prior, sure)
-    probability = _walk(image, prior, seeds, weight * _trust(grid, prior, seeds))
+    probability = _walk(_scaled(grid.shrink(frames.stack, *frames.bounds)), prior, seeds, PRIOR_WEIGHT * _trust(grid, prior, seeds))
     changes, first = ((prior > 0.5) != (probability > 0.5)).any((1, 2)), grid.window[0].start
     for t in range(first, grid.window[0].stop):
         planes = grid.planes(t - first)[:2]
@@ -145,42 +128,11 @@ def adapt_to_prompts(stack: np.ndarray, frames: Frames, prompts: Mapping[int, Sl
             before, after = (grid.enlarge(cells, t - first) > 0.5 for cells in (prior, probability))
             part = stack[t][grid.window[1:]]
             part[before != after] = after[before != after]
-            if t in prompts:
-                decided = click_seeds(prompts[t], stack.shape[1:])
-                stack[t] = np.where(decided == 0, stack[t], decided > 0)
 
 
 def _is_sure(prompt: SlicePrompt) -> bool:
     """Return whether the mask of a slice is thought to be right as a whole."""
     return prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
-
-
-def _share_foretold(grid: _Grid, image: np.ndarray, prior: np.ndarray, clicks: np.ndarray, sure: list[int]) -> float:
-    """Return the share of the clicks that a walk from all other prompts would foretell, whatever the mask; 0 if there are few clicks.
-
-    The first click inside, which says where the structure is, and those on sure slices are not held back. The sides of the window are outside.
-
-    Args:
-        grid: The grid of the walk.
-        image, prior: Intensities and mask on a grid of the same window, perhaps a finer one.
-        clicks: float (P, 4), slice, row, column and label of each.
-        sure: Slices whose masks count as prompts.
-    """
-    begin = np.argmax(clicks[:, 3] == 1) if len(clicks) else 0
-    tested = [n for n, click in enumerate(clicks) if n != begin and click[0] not in sure]
-    if len(tested) < FEWEST_FORETOLD:
-        return 0.0
-    image, prior = (F.adaptive_avg_pool3d(torch.from_numpy(a)[None], grid.shape)[0].numpy() for a in (image, prior))
-    nothing = np.zeros(grid.shape, np.float32)
-    foretold = 0
-    for first in range(min(FOLDS, len(tested))):
-        held_back = tested[first::FOLDS]
-        seeds = _seeds(grid, np.delete(clicks, held_back, 0), prior, sure)
-        for side in (seeds[:, 0], seeds[:, -1], seeds[:, :, 0], seeds[:, :, -1]):
-            side[side == 0] = OUTSIDE
-        probability = _walk(image, nothing, seeds, nothing)
-        foretold += sum((probability[grid.cell(*clicks[n, :3])] > 0.5) == (clicks[n, 3] == 1) for n in held_back)
-    return foretold / len(tested)
 
 
 def _seeds(grid: _Grid, clicks: np.ndarray, prior: np.ndarray, sure: list[int]) -> np.ndarray:

@@ -104,34 +104,6 @@ def test_slices_between_two_sure_ones_stay(frames):
     assert (result[3:8] == mask[3:8]).all() and dice(result[8], ORGAN) > 0.9
 
 
-@pytest.mark.parametrize(
-    ("wrong", "corrections"),
-    [
-        (disc(16, 16, 11), [(16, 26, False), (6, 16, False), (26, 16, False), (16, 6, False)]),
-        (disc(16, 16, 7), [(16, 23, True), (9, 16, True), (23, 16, True), (16, 9, True)]),
-        (ORGAN | NEIGHBOUR, [(16, 38, False), (12, 36, False), (20, 36, False), (16, 33, False)]),
-    ],
-    ids=["too large", "too small", "with neighbour"],
-)
-def test_a_mask_gives_way_on_all_slices_where_clicks_foretell_each_other(frames, wrong, corrections):
-    prompts = {5: INSIDE_CLICK} | {t: clicks_at(click) for t, click in zip((1, 3, 7, 9), corrections, strict=True)}
-    assert all(dice(m, ORGAN) > 0.97 for m in adapted(repeated(wrong), frames, prompts))
-
-
-def test_a_mask_stays_where_the_image_tells_nothing_and_clicks_do_not_foretell_each_other():
-    noise = frames_of(np.random.default_rng(0).normal(110, 8, (COUNT, SIDE, SIDE)).astype(np.float32))
-    places = {1: (16, 23), 3: (9, 16), 7: (23, 16), 9: (16, 9)}
-    result = adapted(repeated(ORGAN), noise, {5: INSIDE_CLICK} | {t: clicks_at((*place, True)) for t, place in places.items()})
-    assert all(dice(m, ORGAN) > 0.9 for m in result) and all((result[t] == ORGAN).all() for t in places)
-
-
-def test_slices_whose_mask_is_in_doubt_obey_their_clicks(frames):
-    prompts = {5: clicks_at((40, 40, True))} | {t: clicks_at((12 + t, 12 + t, False)) for t in (1, 3, 7, 9)}
-    result = adapted(repeated(ORGAN), frames, prompts)
-    assert all(not result[t, 11 + t : 14 + t, 11 + t : 14 + t].any() for t in (1, 3, 7, 9)) and result[5, 39:42, 39:42].all()
-    assert result.sum() < 0.6 * repeated(ORGAN).sum()
-
-
 def test_slices_outside_of_the_range_stay(frames):
     mask = repeated(ORGAN | NEIGHBOUR)
     result = adapted(mask, frames, {3: INSIDE_CLICK, 4: OUTSIDE_CLICK, 6: OUTSIDE_CLICK}, low=3, high=7)
