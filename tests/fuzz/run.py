@@ -81,8 +81,8 @@ def answers_within(address: str, process: subprocess.Popen, timeout_s: float) ->
 def main() -> int:
     """Read the options, start a server, run Schemathesis against it and return the exit status."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--examples", type=int, default=400, help="random requests of each route (default: %(default)s)")
-    p.add_argument("--minutes", type=float, default=6, help="time limit of the run (default: %(default)s)")
+    p.add_argument("--examples", type=int, default=100, help="random requests of each route (default: %(default)s)")
+    p.add_argument("--minutes", type=float, default=20, help="time limit of the run (default: %(default)s)")
     a = p.parse_args()
     programs = install_schemathesis()
     shutil.rmtree(OUT, ignore_errors=True)
