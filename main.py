@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     training.add_session_arguments(add("train-corrections", _train_corrections, help_text, training.CORRECTION_EXAMPLES))
     help_text = "train the small network that tracks beside SAM 2 networks for small images"
     training.add_session_arguments(add("train-tracking", _train_tracking, help_text, training.TRACKING_EXAMPLES))
+    help_text = "train the small network that adapts the mask of a volume to all of its prompts"
+    training.add_session_arguments(add("train-volume", _train_volume, help_text, training.VOLUME_EXAMPLES))
     c = add("finetune", _finetune, "fine-tune a checkpoint on labelled volumes", training.FINETUNE_EXAMPLES)
     training.add_finetune_arguments(c, VERSIONS)
     help_text = "fit the estimate of slice quality, which chooses the next slice, and where tracking stops to a checkpoint"
@@ -225,6 +227,12 @@ def _train_tracking(options) -> None:
     from lib.training.command_line import run_train_tracking
 
     run_train_tracking(options)
+
+
+def _train_volume(options) -> None:
+    from lib.training.command_line import run_train_volume
+
+    run_train_volume(options)
 
 
 def _finetune(options) -> None:

@@ -39,6 +39,9 @@ NOT_RUN = {
     f"{_MAIN} train-tracking --labelled LABELLED --unlabelled IMAGES --minutes 240 --out runs/tracking": "takes hours; "
     "tests/training/test_tracking_training.py runs a short training",
     f"{_MAIN} train-tracking --generated 4 --minutes 0.2 --out runs/tracking_try": "tests/training/test_tracking_training.py runs it",
+    f"{_MAIN} train-volume --labelled LABELLED --unlabelled IMAGES --minutes 240 --out runs/volume": "takes hours; "
+    "tests/training/test_volume_training.py runs a short training",
+    f"{_MAIN} train-volume --generated 4 --minutes 0.2 --out runs/volume_try": "tests/training/test_volume_training.py runs it",
     f"{_MAIN} calibrate --checkpoint runs/next/model.safetensors --ends": "needs the training before",
     f"{_MAIN} evaluate --protocol he --mode described --data sample-data --labels liver --out runs/he": _EVALUATION,
     f"{_MAIN} evaluate --protocol dong --mode published --data DIR --labels liver --limit 5 --out runs/dong": _EVALUATION,

@@ -1,6 +1,7 @@
 """Load a network onto its device, with everything that its checkpoint says about how to use it."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,13 +9,14 @@ import torch
 
 from lib.engine.options import Options
 from lib.imaging.frames import Frames
-from lib.model import checkpoints, correction_network, device, tracking_network
+from lib.model import checkpoints, correction_network, device, tracking_network, volume_network
 from lib.model.checkpoints import Checkpoint
 from lib.model.features import encoder_digest
 from lib.model.sam2_network import Sam2Network
 from lib.propagation.click_correction import correct_displayed
 from lib.propagation.prompt_decoder import PromptDecoder
 from lib.propagation.propagator import Propagator
+from lib.propagation.volume_correction import adapt_to_prompts
 from lib.quality.estimator import QualityEstimator
 
 ZOOM_UP_TO = 512  # Pixels. Networks for larger images see small structures well without zooming.
@@ -29,6 +31,7 @@ class LoadedNetwork:
         name: Checkpoint and device, which tell it from other networks in keys of caches.
         decoder, propagator: The two users of the network: one for slices with prompts, one for those between.
         plain_decoder: The decoder for requests that want the network's own answers.
+        adapt: Adapts the mask of a volume to all of its prompts, see `lib.propagation.volume_correction.adapt_to_prompts`.
         encoder_digest: Networks with the same digest (those whose decoders were fine-tuned) share features.
         estimator: The estimator that was fitted to the checkpoint, or None.
         lock: Held while a request runs; one network answers one request at a time.
@@ -38,6 +41,7 @@ class LoadedNetwork:
     decoder: PromptDecoder
     plain_decoder: PromptDecoder
     propagator: Propagator
+    adapt: Callable
     encoder_digest: str
     estimator: QualityEstimator | None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,7 +74,8 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     decoder, plain_decoder = PromptDecoder(network, is_small, obeys=True, correct=correct), PromptDecoder(network, is_small)
     tracks_beside = tracking_network.load_embedded() if is_small else None
     propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=is_small, tracking_network=tracks_beside)
+    adapt = partial(adapt_to_prompts, volume_network.load_embedded())
     return LoadedNetwork(
-        (checkpoint, target), decoder, plain_decoder, propagator, encoder_digest(model),
+        (checkpoint, target), decoder, plain_decoder, propagator, adapt, encoder_digest(model),
         QualityEstimator.from_json(metadata.get("slice_quality", "{}")),
     )  # fmt: skip

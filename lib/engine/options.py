@@ -27,7 +27,7 @@ class Options:
         obey: Whether masks are made to obey clicks and boxes, see `lib.propagation.obedience`, or are the network's own answer.
         refine: Whether tracked masks are adapted to the image before they are remembered, see `lib.propagation.mask_refiner`, and
             slices left empty between annotated ones are filled, see `lib.propagation.gap_filling`, and whether all masks are adapted to
-            all prompts at the end, see `lib.propagation.random_walk`.
+            all prompts at the end, see `lib.propagation.volume_correction`.
         focus: Whether networks for small images track a small structure in its surroundings only, enlarged.
         stride: Track every so many slices and interpolate the others; 0 chooses by the slice distance (networks for small images only).
         batch: Largest number of slices or passes that a GPU computes at once; 0 chooses it by the device.

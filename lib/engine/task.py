@@ -19,7 +19,6 @@ from lib.model.features import SliceFeatures
 from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import Prompts, SlicePrompt
 from lib.propagation.gap_filling import fill_empty_slices
-from lib.propagation.random_walk import adapt_to_prompts
 from lib.propagation.tracks import Annotation, Tracks
 from lib.quality.slice_estimates import SliceEstimates, estimate_slices
 
@@ -100,7 +99,7 @@ def combine_masks(
         stack[t] = frames.from_volume(np.expand_dims(painted, frames.axis))[0]
     if tasks[0].options.refine and tasks[0].options.propagate:
         fill_empty_slices(stack, {t for task in tasks for t in task.annotated})
-        adapt_to_prompts(stack, frames, prompts_by_slice, tasks[0].followed[0], tasks[-1].followed[1])
+        tasks[0].network.adapt(stack, frames, prompts_by_slice, tasks[0].followed[0], tasks[-1].followed[1])
     mask = frames.to_volume(stack)
     if prompts.roi is not None:
         in_region = np.zeros_like(mask)

@@ -14,7 +14,6 @@ from lib.model.worker_pool import run_all
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.prompt_decoder import MOST_CLICKS_IN_ORDER
 from lib.propagation.propagator import PropagationTask
-from lib.propagation.random_walk import adapt_to_prompts
 from lib.propagation.result_cache import ResultCache
 from lib.propagation.tracks import ABSENT_LOGIT, Annotation, Tracks
 from lib.propagation.volume_smoothing import smooth_tracks
@@ -132,7 +131,7 @@ class Tracker:
         threshold(task, stack)
         before = stack[t].copy()
         ends = {s: p for s, p in task.prompts_by_slice.items() if s in task.annotated}
-        adapt_to_prompts(stack, task.frames, ends, *task.followed)
+        task.network.adapt(stack, task.frames, ends, *task.followed)
         if (stack[t] != before).any():
             logits, changed = task.features.to_slices(task.tracks.logits[t][None])[0], torch.from_numpy(stack[t] != before)
             side = torch.from_numpy(np.where(stack[t], 1.0, -1.0).astype(np.float32)).to(logits)

@@ -41,6 +41,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(_Block(a + b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.last = nn.Conv2d(widths[0] + 4 * channels, 32, 3, padding=1)
         self.out = nn.Conv2d(32, 4, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits of the masks, float (B, h, w)."""
@@ -65,7 +66,7 @@ def check_shipped(path: Path, digest: str) -> Path:
     return path
 
 
-def load_into(network: UNet, path: Path, kind: str) -> UNet:
+def load_into(network: nn.Module, path: Path, kind: str) -> nn.Module:
     """Load the weights of a safetensors file into a network, and return it: float32, on the CPU, in evaluation mode.
 
     Args:
@@ -78,4 +79,4 @@ def load_into(network: UNet, path: Path, kind: str) -> UNet:
         network.load_state_dict({name: value.float() for name, value in read_weights(path).items()})
     except RuntimeError as e:
         raise CheckpointError(f"{path.name} does not hold weights of a {kind}.") from e
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.eval()

@@ -1,4 +1,4 @@
-"""The commands `pack`, `train`, `train-corrections`, `train-tracking` and `calibrate`, and the arguments of `finetune`.
+"""The commands `pack`, `train`, `train-corrections`, `train-tracking`, `train-volume` and `calibrate`, and the arguments of `finetune`.
 
 What they need is imported when they run.
 """
@@ -26,6 +26,10 @@ CORRECTION_EXAMPLES = (
 TRACKING_EXAMPLES = (
     "python main.py train-tracking --generated 20 --minutes 2 --out runs/tracking",
     "python main.py train-tracking --labelled /data/Task04_Hippocampus --unlabelled /data/images --minutes 240 --out runs/tracking",
+)
+VOLUME_EXAMPLES = (
+    "python main.py train-volume --generated 20 --minutes 2 --out runs/volume",
+    "python main.py train-volume --labelled /data/Task04_Hippocampus --unlabelled /data/images --minutes 240 --out runs/volume",
 )
 FINETUNE_EXAMPLES = (
     "python main.py finetune --data sample-data --epochs 2",
@@ -65,7 +69,7 @@ def add_train_arguments(parser: ArgumentParser) -> None:
 
 
 def add_session_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of the commands `train-corrections` and `train-tracking`."""
+    """Add the arguments of the commands `train-corrections`, `train-tracking` and `train-volume`."""
     parser.add_argument("--out", type=Path, required=True, help="folder for samples, weights and log; an interrupted run in it is resumed")
     layout = "folders in the layout of the Medical Segmentation Decathlon"
     parser.add_argument("--labelled", nargs="+", type=Path, default=[], metavar="DIR", help=layout)
@@ -161,6 +165,13 @@ def run_train_tracking(options: Namespace) -> None:
     from lib.training.tracking_training import TrackingTraining
 
     _run_sessions(TrackingTraining, options)
+
+
+def run_train_volume(options: Namespace) -> None:
+    """Run the command `train-volume`."""
+    from lib.training.volume_training import VolumeTraining
+
+    _run_sessions(VolumeTraining, options)
 
 
 def _run_sessions(training: type, options: Namespace) -> None:

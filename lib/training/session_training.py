@@ -1,6 +1,6 @@
-"""What the trainings of the two small networks beside SAM 2 share.
+"""What the trainings of the small networks beside SAM 2 share.
 
-Each step trains on one answer in each of `_BATCH` simulated sessions; the network's answers are what these sessions go on from. So the network
+Each step trains on one answer in each of some simulated sessions; the network's answers are what these sessions go on from. So the network
 learns from its own errors, and nothing is computed twice.
 """
 
@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from lib.common.errors import OptionError
-from lib.model.u_net import UNet
 from lib.training.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 24
 _RATE, _WARM_UP, _WEIGHT_DECAY, _LARGEST_GRADIENT = 1e-3, 200, 1e-3, 1.0
 _AVERAGED = 0.999  # Weights are averaged over about 1000 steps.
 _LOG_EVERY = 50
@@ -61,13 +60,13 @@ class Session(Protocol):
     """What the network is asked for, once or several times."""
 
     def network_input(self) -> torch.Tensor:
-        """Return the network's next input, float (CHANNELS, SIDE, SIDE)."""
+        """Return the network's next input, float (CHANNELS, SIDE, SIDE) or (CHANNELS, d, h, w)."""
 
     def target(self) -> torch.Tensor:
-        """Return the mask that the network should answer with, float (SIDE, SIDE)."""
+        """Return the mask that the network should answer with, float (SIDE, SIDE) or (d, h, w)."""
 
     def answer(self, logits: torch.Tensor, random: np.random.Generator | None) -> bool:
-        """Go on from the network's answer (SIDE, SIDE); return False where the session has ended."""
+        """Go on from the network's answer, logits as large as the target; return False where the session has ended."""
 
 
 class SessionTraining(ABC):
@@ -82,14 +81,15 @@ class SessionTraining(ABC):
         UserError: Settings are impossible, or a folder cannot be read.
     """
 
-    def __init__(self, settings: SessionSettings, new: Callable[[], UNet], load: Callable[[Path], UNet], weights_name: str):
+    batch = 24  # Sessions at a time.
+
+    def __init__(self, settings: SessionSettings, new: Callable[[], nn.Module], load: Callable[[Path], nn.Module], weights_name: str):
         if not 0 < settings.minutes < float("inf"):
             raise OptionError("minutes must be a number above 0.")
         self._settings, self._weights_name = settings, weights_name
         settings.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        network = new() if settings.start is None else load(settings.start)
-        self.network = network.to(memory_format=torch.channels_last).train()
+        self.network = (new() if settings.start is None else load(settings.start)).train()
         self.averaged = deepcopy(self.network)
         self._optimizer = torch.optim.AdamW(self.network.parameters(), _RATE, weight_decay=_WEIGHT_DECAY)
         self.step, self._seconds = 0, 0.0
@@ -108,7 +108,7 @@ class SessionTraining(ABC):
 
     def run(self) -> Path:
         """Train until the time is over, and return the file of the averaged weights."""
-        sessions = [self.new_session() for _ in range(_BATCH)]
+        sessions = [self.new_session() for _ in range(self.batch)]
         saved = checked = time.monotonic()
         losses, minutes = [], self._settings.minutes
         with tqdm(total=round(60 * minutes), initial=round(self._seconds), unit="s", desc="Training") as bar:
@@ -132,12 +132,11 @@ class SessionTraining(ABC):
 
     def train_step(self, sessions: list[Session]) -> float:
         """Train on the next answer in each session, replace those that have ended, and return the loss."""
-        inputs = torch.stack([s.network_input() for s in sessions]).to(memory_format=torch.channels_last)
-        targets = torch.stack([s.target() for s in sessions])
+        inputs, targets = [s.network_input() for s in sessions], [s.target() for s in sessions]
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = _RATE * min(1.0, (self.step + 1) / _WARM_UP)
-        logits = self.network(inputs)
-        loss = mask_loss(logits, targets)
+        logits = self.ask(inputs)
+        loss = torch.stack([mask_loss(answer[None], target[None]) for answer, target in zip(logits, targets, strict=True)]).mean()
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
@@ -146,10 +145,14 @@ class SessionTraining(ABC):
         with torch.no_grad():
             for average, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
                 average.lerp_(value, 1 - min(_AVERAGED, self.step / (self.step + 10)))
-        for n, answer in enumerate(logits.detach()):
-            if not sessions[n].answer(answer, self._random):
+        for n, answer in enumerate(logits):
+            if not sessions[n].answer(answer.detach(), self._random):
                 sessions[n] = self.new_session()
         return loss.item()
+
+    def ask(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the network's answers, logits as large as the targets."""
+        return self.network(torch.stack(inputs).to(memory_format=torch.channels_last))
 
     def load_samples(self, name: str, collect: Callable[..., dict], held_back: bool) -> dict[str, dict[str, np.ndarray]]:
         """Return the samples of a file in the folder of the run; at first `collect` cuts them."""
@@ -183,15 +186,16 @@ class SessionTraining(ABC):
 
 
 def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the loss of logits (B, h, w): 1 - Dice, and cross-entropy that counts more for small structures; `targets` is float.
+    """Return the loss of logits (B, ...): 1 - Dice, and cross-entropy that counts more for small structures; `targets` is float.
 
     Where a target is empty, the cross-entropy alone counts, and less.
     """
-    pixels, area = logits[0].numel(), targets.sum((1, 2))
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
+    logits, targets = logits.flatten(1), targets.flatten(1)
+    pixels, area = logits[0].numel(), targets.sum(1)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
     entropy = entropy * pixels / (4 * area + 600).clamp_max(pixels)
     probability = logits.sigmoid()
-    dice = (2 * (probability * targets).sum((1, 2)) + 1) / (probability.sum((1, 2)) + area + 1)
+    dice = (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + area + 1)
     is_there = (area > 0).float()
     return (0.5 * entropy * (is_there + _EMPTY_WEIGHT * (1 - is_there)) + (1 - dice) * is_there).mean()
 

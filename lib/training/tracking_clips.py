@@ -126,16 +126,24 @@ def _region_clips(image_path: Path, random: np.random.Generator) -> Iterator[Nam
     volume = read_volume(image_path)
     array, spacing = volume.array.astype(np.float32), np.array(volume.spacing_mm, float)
     axes = [axis for axis, _ in square_planes(volume)]
-    candidates = [(regions, n) for regions in _region_maps(volume, random) for n in some(random, np.unique(regions[regions > 0]), 12)]
     found = 0
-    for index in random.permutation(len(candidates)):
-        regions, n = candidates[index]
-        mask = _solid(regions == n, spacing, random)
-        if mask is not None and axes and (clip := cut_clip(array, mask, int(random.choice(axes)), spacing, random)):
+    for mask in random_regions(volume, random) if axes else ():
+        if clip := cut_clip(array, mask, int(random.choice(axes)), spacing, random):
             yield "regions", clip
             found += 1
         if found == _REGIONS_OF_IMAGE:
             return
+
+
+def random_regions(volume: Volume, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield compact regions of an image, bool (I, J, K): merged supervoxels, and connected parts of classes of intensities."""
+    spacing = np.array(volume.spacing_mm, float)
+    candidates = [(regions, n) for regions in _region_maps(volume, random) for n in some(random, np.unique(regions[regions > 0]), 12)]
+    for index in random.permutation(len(candidates)):
+        regions, n = candidates[index]
+        mask = _solid(regions == n, spacing, random)
+        if mask is not None:
+            yield mask
 
 
 def _region_maps(volume: Volume, random: np.random.Generator) -> Iterator[np.ndarray]:

@@ -106,7 +106,7 @@ def crops_file(tmp_path):
 
 
 def test_a_run_writes_its_weights_and_goes_on_where_it_was(crops_file, monkeypatch):
-    monkeypatch.setattr(session_training, "_BATCH", 6)
+    monkeypatch.setattr(CorrectionTraining, "batch", 6)
     settings = SessionSettings(crops_file, minutes=0.03, save_seconds=0)
     training = CorrectionTraining(settings)
     path = training.run()

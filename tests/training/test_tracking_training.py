@@ -96,7 +96,7 @@ def clips_file(tmp_path):
 
 
 def test_a_run_writes_its_weights_and_goes_on_where_it_was(clips_file, monkeypatch):
-    monkeypatch.setattr(session_training, "_BATCH", 6)
+    monkeypatch.setattr(TrackingTraining, "batch", 6)
     settings = SessionSettings(clips_file, minutes=0.03, save_seconds=0)
     training = TrackingTraining(settings)
     path = training.run()
