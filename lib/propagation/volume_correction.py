@@ -20,7 +20,7 @@ from lib.propagation.prompt_grid import PromptGrid
 from lib.propagation.random_walk import INSIDE, OUTSIDE, walk_to_seeds
 
 SURE_CLICKS = 2  # So many clicks on a slice have made its whole mask right; a single one speaks for its surroundings only.
-_PAINTED, _BOX, _MOST_COUNTED = 1.5, 0.8, 5  # How sure the masks of slices are: painted ones, with a box, and with so many clicks or more: 1.
+_PAINTED, _MOST_COUNTED = 1.5, 5  # How sure the masks of slices are: painted or boxed ones, and with so many clicks or more: 1.
 _INTENSITY_LIMIT = 4.0  # Standard deviations.
 
 
@@ -119,34 +119,37 @@ def shrink_to_cells(
     for t, prompt in prompts.items():
         plane = grid.cell(t, 0, 0)[0]
         sureness[plane] = max(sureness[plane], _sureness(prompt))
-    painted = [grid.cell(t, 0, 0)[0] for t, p in prompts.items() if p.mask is not None]
-    walk = walk_to_seeds(image, _seeds(cells, mask, painted)).clip(0, 1).astype(np.float32)
+    whole = [grid.cell(t, 0, 0)[0] for t, p in prompts.items() if _is_whole(p)]
+    walk = walk_to_seeds(image, _seeds(cells, mask, whole)).clip(0, 1).astype(np.float32)
     return grid, Cells(image, mask, walk, cells, sureness, grid.spacing)
+
+
+def _is_whole(prompt: SlicePrompt) -> bool:
+    """Return whether a prompt says what the whole mask of its slice is: a painting or a box."""
+    return prompt.mask is not None or bool((prompt.labels > 1).any())
 
 
 def _is_sure(prompt: SlicePrompt) -> bool:
     """Return whether the mask of a slice is thought to be right as a whole."""
-    return prompt.mask is not None or bool((prompt.labels > 1).any()) or len(prompt.labels) >= SURE_CLICKS
+    return _is_whole(prompt) or len(prompt.labels) >= SURE_CLICKS
 
 
 def _sureness(prompt: SlicePrompt) -> float:
     """Return how sure the mask of a slice is."""
-    if prompt.mask is not None:
-        return _PAINTED
-    return _BOX if (prompt.labels > 1).any() else min(len(prompt.labels), _MOST_COUNTED) / _MOST_COUNTED
+    return _PAINTED if _is_whole(prompt) else min(len(prompt.labels), _MOST_COUNTED) / _MOST_COUNTED
 
 
-def _seeds(clicks: np.ndarray, mask: np.ndarray, painted: list[int]) -> np.ndarray:
+def _seeds(clicks: np.ndarray, mask: np.ndarray, whole: list[int]) -> np.ndarray:
     """Return the cells that prompts decide, int8 in the shape of the grid: `INSIDE`, `OUTSIDE`, else 0.
 
-    A click, its cell and label, decides the 3 x 3 x 3 cells round it, a painted slice its plane; the sides of the grid are outside.
+    A click, its cell and label, decides the 3 x 3 x 3 cells round it, a painted or boxed slice its plane (`whole`); the sides of the grid are outside.
     """
     seeds = np.zeros(mask.shape, np.int8)
     cells = [(tuple(click[:3]), INSIDE if click[3] else OUTSIDE) for click in clicks]
     for cell, side in cells:
         near = seeds[tuple(slice(max(c - 1, 0), c + 2) for c in cell)]
         near[near == 0] = side
-    for plane in painted:
+    for plane in whole:
         seeds[plane] = np.where(mask[plane] > 0.5, INSIDE, OUTSIDE)
     for cell, side in cells:
         seeds[cell] = side
