@@ -107,7 +107,10 @@ def adapt_to_prompts(
 def shrink_to_cells(
     stack: np.ndarray, frames: Frames, prompts: Mapping[int, SlicePrompt], low: int, high: int
 ) -> tuple[PromptGrid, Cells]:
-    """Return the grid round a mask and its prompts, and what the network needs to know on it; see `adapt_to_prompts`."""
+    """Return the grid round a mask, bool (T, Y, X) with foreground, and its prompts, and what the network needs to know on it.
+
+    The arguments are those of `adapt_to_prompts`.
+    """
     clicks = [(t, y, x, label) for t, p in prompts.items() for (x, y), label in zip(p.points, p.labels, strict=True) if label < 2]
     clicks = np.array(clicks, float).reshape(-1, 4)
     grid = PromptGrid.around(stack, np.rint(clicks[:, :3]).astype(int), frames, low, high)

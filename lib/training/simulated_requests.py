@@ -149,5 +149,6 @@ def _drift(mask: np.ndarray, reference: np.ndarray, random: np.random.Generator)
 
 
 def _smooth_noise(shape: tuple[int, ...], width: tuple[float, ...], random: np.random.Generator) -> np.ndarray:
+    """Return noise of standard deviation 1 that is smoothed by a Gaussian of these widths, in voxels along each axis."""
     noise = ndimage.gaussian_filter(random.normal(size=shape), width)
     return noise / max(float(noise.std()), 1e-6)

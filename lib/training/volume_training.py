@@ -52,7 +52,8 @@ class VolumeTraining(SessionTraining):
         )
 
     def ask(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [self.network(i[None])[0] for i in inputs]  # Each has a size of its own.
+        """Return the network's answers, logits (d, h, w), one by one: each request has a grid of its own size."""
+        return [self.network(i[None])[0] for i in inputs]
 
     @torch.inference_mode()
     def check(self) -> dict[str, float]:
