@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from lib.imaging.masks import deepest_pixel
+from lib.imaging.masks import bounding_box, deepest_pixel
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.training.variation import corrupt
 
 _LEAK_SHARE, _PART_SHARE, _DRIFT_SHARE = 0.55, 0.15, 0.6  # Of the masks that leak, hold a part only (none does both), and drift.
 _EARLY_SHARE, _LATE_SHARE = 0.25, 0.25  # Of the ends of masks that come too early, and too late.
-_PAINTED_SHARE, _DEEPEST_SHARE = 0.2, 0.5  # Of the requests with painted slices, and of the clicks where a slice's error is deepest.
+_FIRST_SHARES = {"click": 0.6, "painted": 0.15, "box": 0.15, "clicked": 0.1}  # Of the requests that begin with a click, or with such slices.
+_DEEPEST_SHARE = 0.5  # Of the clicks, where a slice's error is deepest.
+_CLICKS_ON_SLICE = 3  # Of one that a request begins with.
 _CLICK_COUNTS = 0, 1, 2, 3, 4, 6, 8, 12, 16  # After the first one.
 _LEAST_AREA = 12  # Pixels of a slice's mask that is corrupted.
 
@@ -27,18 +29,21 @@ class SimulatedRequest:
     Attributes:
         clicks: (t, y, x, inside) of each click.
         painted: Slices that were painted.
+        boxes: Box (x, y, x, y) of slices that have one.
     """
 
     mask: np.ndarray
     clicks: list[tuple[int, int, int, bool]] = field(default_factory=list)
     painted: list[int] = field(default_factory=list)
+    boxes: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
 
     @property
     def prompts(self) -> dict[int, SlicePrompt]:
         """The prompts by slice."""
         prompts = {t: SlicePrompt(np.zeros((0, 2)), np.zeros(0, np.int32), self.mask[t]) for t in self.painted}
-        for t in sorted({c[0] for c in self.clicks} - set(self.painted)):
-            points = [(x, y, inside) for s, y, x, inside in self.clicks if s == t]
+        for t in sorted(({c[0] for c in self.clicks} | self.boxes.keys()) - set(self.painted)):
+            corners = [(*self.boxes[t][:2], 2), (*self.boxes[t][2:], 3)] if t in self.boxes else []
+            points = corners + [(x, y, inside) for s, y, x, inside in self.clicks if s == t]
             prompts[t] = SlicePrompt(np.array([p[:2] for p in points], float), np.array([p[2] for p in points], np.int32))
         return prompts
 
@@ -51,19 +56,41 @@ def simulate_request(reference: np.ndarray, image: np.ndarray, spacing_mm: np.nd
         image: Intensities (T, Y, X).
         spacing_mm: Distance of slices, rows and columns.
     """
-    filled = np.flatnonzero(reference.any((1, 2)))
     request = SimulatedRequest(wrong_mask(reference, image, spacing_mm, random))
-    if random.random() < _PAINTED_SHARE:
-        request.painted = sorted(int(t) for t in random.choice(filled, min(len(filled), random.integers(1, 4)), replace=False))
-        request.mask[request.painted] = reference[request.painted]
-    else:
+    first = str(random.choice(list(_FIRST_SHARES), p=list(_FIRST_SHARES.values())))
+    if first == "click":
         _click(request, reference, reference, random)
+    else:
+        filled = np.flatnonzero(reference.any((1, 2)))
+        for t in random.choice(filled, 1 if first == "box" else min(len(filled), random.integers(1, 4)), replace=False):
+            _annotate(request, int(t), first, reference[t], random)
     for _ in range(random.choice(_CLICK_COUNTS)):
         wrong = request.mask ^ reference
         if not wrong.any():
             break
         _click(request, wrong, reference, random)
     return request
+
+
+def _annotate(request: SimulatedRequest, t: int, kind: str, reference: np.ndarray, random: np.random.Generator) -> None:
+    """Paint a slice, draw a box on it or click on it, and set its mask to nearly the reference, bool (Y, X) and not empty."""
+    request.mask[t] = reference
+    if kind == "painted":
+        request.painted.append(t)
+        return
+    _, rows, columns = bounding_box(reference[None])
+    if reference.sum() > _LEAST_AREA:
+        request.mask[t] = corrupt(reference, random, random.uniform(0.05, 0.5))
+    if kind == "box":
+        request.boxes[t] = columns.start, rows.start, columns.stop - 1, rows.stop - 1
+        is_in_box = np.zeros_like(reference)
+        is_in_box[rows, columns] = True
+        request.mask[t] &= is_in_box
+        return
+    places = [deepest_pixel(reference), *zip(*(random.integers(s.start, s.stop, _CLICKS_ON_SLICE - 1) for s in (rows, columns)), strict=True)]
+    for y, x in places:
+        request.clicks.append((t, int(y), int(x), bool(reference[y, x])))
+        request.mask[t, y, x] = reference[y, x]
 
 
 def _click(request: SimulatedRequest, region: np.ndarray, reference: np.ndarray, random: np.random.Generator) -> None:

@@ -1,18 +1,15 @@
 """Make samples for the training of the volume network: masks of whole volumes and prompts, on the grid on which the network works.
 
-Most are simulated (`lib.training.simulated_requests`); for some structures, the engine is also asked in a session of random clicks.
+Most are simulated (`lib.training.simulated_requests`); for some structures, the engine is also asked (`lib.training.recorded_requests`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from lib.engine.loaded_network import LoadedNetwork
-from lib.engine.options import Options
-from lib.engine.segmenter import Segmenter
 from lib.imaging.datasets import Case
 from lib.imaging.frames import Frames
 from lib.imaging.masks import bounding_box
@@ -20,15 +17,16 @@ from lib.imaging.readers import read_mask, read_volume
 from lib.imaging.volume import Volume
 from lib.propagation.volume_correction import Cells, shrink_to_cells
 from lib.training.generated_volumes import generate_volume
+from lib.training.recorded_requests import recorded_requests
 from lib.training.simulated_requests import simulate_request
 from lib.training.structure_sources import Cutters, collect
 from lib.training.tracking_clips import random_regions
 
-_REQUESTS, _CLICKS = 3, 10  # Simulated requests for a structure, and random clicks of a session of the engine.
+_REQUESTS = 3  # Simulated ones for a structure.
 _SURROUNDINGS, _LEAST_SURROUNDINGS = 1.2, 8  # On each side of a structure in simulated requests, as a share of its size, and in voxels.
 _FEWEST_VOXELS, _MOST_VOXELS = 50, 6_000_000  # Of a structure, and of it with its surroundings.
 _REGIONS_OF_IMAGE = 6
-_RECORDED_SHARE = 0.1  # Of the structures.
+_RECORDED_SHARE = 0.15  # Of the structures.
 _SHARES = "mask", "walk", "reference"  # Arrays of values from 0 to 1.
 
 
@@ -62,37 +60,10 @@ def _with_surroundings(extent: slice) -> slice:
 
 
 def recorded_samples(frames: Frames, reference: np.ndarray, random: np.random.Generator) -> Iterator[VolumeSample]:
-    """Yield a sample after each of some clicks in a session of the engine: the first one within a structure, bool (T, Y, X), the others in
-    errors of the mask before."""
-    engine, (low, high) = _RecordingSegmenter(), frames.bounds
-    options = Options(device="cpu", window=f"{float(low)!r},{float(high)!r}", axis=str(frames.axis))
-    clicks, wrong = {True: [], False: []}, reference
-    for _ in range(_CLICKS):
-        t, y, x = (int(v) for v in random.choice(np.argwhere(wrong)))
-        voxel = dict(zip((frames.axis, *reversed(frames.in_plane)), (t, y, x), strict=True))
-        clicks[bool(reference[t, y, x])].append(tuple(voxel[axis] for axis in range(3)))
-        prompts = engine.prompts(frames.volume, options, positive=clicks[True], negative=clicks[False])
-        wrong = frames.from_volume(engine.segment(frames.volume, prompts, options).mask) ^ reference
-        if engine.asked is not None:
-            grid, cells = shrink_to_cells(*engine.asked)
-            yield VolumeSample(cells, grid.shrink(reference, 0, 1))
-        if not wrong.any():
-            return
-
-
-class _RecordingSegmenter(Segmenter):
-    """An engine that remembers what the volume network was last asked for: the arguments of `shrink_to_cells`, or None."""
-
-    asked: tuple | None = None
-
-    def _network(self, options: Options) -> LoadedNetwork:
-        network = super()._network(options)
-
-        def adapt(stack: np.ndarray, *request) -> None:
-            self.asked = (stack.copy(), *request) if stack.any() else None
-            network.adapt(stack, *request)
-
-        return replace(network, adapt=adapt)
+    """Yield samples of a structure, bool (T, Y, X), from a session of the engine."""
+    for request in recorded_requests(frames, reference, random):
+        grid, cells = shrink_to_cells(*request)
+        yield VolumeSample(cells, grid.shrink(reference, 0, 1))
 
 
 def collect_samples(labelled: Sequence[Path], unlabelled: Sequence[Path], generated: int, held_back: bool = False) -> dict[str, dict]:

@@ -19,6 +19,13 @@ def test_without_training_the_mask_stays():
     assert ((VolumeNetwork()(inputs) > 0) == (inputs[:, 1] > 0)).all()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_in_2d_equals_that_in_3d(bias):
+    layer, x = volume_network._Convolution(3, 5, bias), torch.randn(2, 3, 1, 6, 7)
+    for inputs in (x, torch.randn(2, 3, 4, 5, 6)):
+        assert torch.allclose(layer(inputs), torch.nn.functional.conv3d(inputs, layer.weight, layer.bias, padding=1), atol=1e-5)
+
+
 @pytest.mark.parametrize("content", [b"not a file of weights", b""])
 def test_a_damaged_file_is_refused(tmp_path, monkeypatch, content):
     path = tmp_path / "volume.safetensors"

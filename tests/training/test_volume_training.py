@@ -12,7 +12,7 @@ from lib.imaging.metrics import dice
 from lib.imaging.volume import Volume
 from lib.model.volume_network import CHANNELS, load_volume_network
 from lib.propagation.volume_correction import Cells
-from lib.training import session_training, volume_samples
+from lib.training import recorded_requests, session_training, volume_samples
 from lib.training.session_training import SessionSettings
 from lib.training.simulated_requests import simulate_request, wrong_mask
 from lib.training.volume_samples import collect_samples, recorded_samples, simulated_samples, unpack
@@ -41,13 +41,15 @@ def test_masks_are_wrong_in_many_ways_but_not_elsewhere():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_request_obeys_its_prompts(seed):
     request = simulate_request(BALL, IMAGE, SPACING_MM, np.random.default_rng(seed))
-    assert request.clicks or request.painted
+    assert request.clicks or request.painted or request.boxes
     for t, y, x, inside in request.clicks:
         assert BALL[t, y, x] == inside
     last = request.clicks[-1:]
     assert all(request.mask[t, y, x] == inside for t, y, x, inside in last)
-    assert sorted(request.prompts) == sorted({c[0] for c in request.clicks} | set(request.painted))
-    assert sum(len(p.labels) for t, p in request.prompts.items()) == sum(c[0] not in request.painted for c in request.clicks)
+    assert sorted(request.prompts) == sorted({c[0] for c in request.clicks} | set(request.painted) | set(request.boxes))
+    assert sum((p.labels < 2).sum() for p in request.prompts.values()) == sum(c[0] not in request.painted for c in request.clicks)
+    for t, (left, top, right, bottom) in request.boxes.items():
+        assert {*request.prompts[t].labels[:2]} == {2, 3} and BALL[t, top : bottom + 1, left : right + 1].sum() == BALL[t].sum()
 
 
 def test_samples_lie_on_one_grid(frames):
@@ -58,10 +60,21 @@ def test_samples_lie_on_one_grid(frames):
         assert all(s.reference[tuple(c[:3])] > 0.2 for c in s.cells.clicks if c[3])
 
 
-def test_the_engine_is_asked_for_samples(frames, monkeypatch):
-    monkeypatch.setattr(volume_samples, "_CLICKS", 3)
+def test_requests_begin_in_several_ways():
+    requests = [simulate_request(BALL, IMAGE, SPACING_MM, np.random.default_rng(seed)) for seed in range(40)]
+    assert 3 < sum(bool(r.boxes) for r in requests) < 12 and 3 < sum(bool(r.painted) for r in requests) < 12
+
+
+@pytest.mark.parametrize(
+    ("beginning", "clicks", "sureness"),
+    [("click", [1, 2, 3], 0.2), ("box", [0, 1, 2], 1.5), ("painted slices", [0, 1, 2], 1.5), ("clicked slices", [], 0.2)],
+)
+def test_the_engine_is_asked_for_samples(frames, monkeypatch, beginning, clicks, sureness):
+    monkeypatch.setattr(recorded_requests, "_CORRECTIONS", {beginning: 2})
+    monkeypatch.setattr(recorded_requests, "_SHARES", [1])
     samples = list(recorded_samples(frames, BALL, np.random.default_rng(0)))
-    assert samples and [len(s.cells.clicks) for s in samples] == [1, 2, 3][: len(samples)]
+    assert samples and all(s.cells.sureness.max() >= sureness - 1e-6 for s in samples)
+    assert not clicks or [len(s.cells.clicks) for s in samples] == clicks[: len(samples)]
     assert max(dice(s.cells.mask > 0.5, s.reference > 0.5) for s in samples) > 0.5
 
 
