@@ -9,10 +9,13 @@ import torch
 
 from lib.engine.options import Options
 from lib.imaging.frames import Frames
-from lib.model import checkpoints, correction_network, device, tracking_network, volume_network
+from lib.model import checkpoints, device
 from lib.model.checkpoints import Checkpoint
+from lib.model.correction_network import CORRECTION_NETWORK
 from lib.model.features import encoder_digest
 from lib.model.sam2_network import Sam2Network
+from lib.model.tracking_network import TRACKING_NETWORK
+from lib.model.volume_network import VOLUME_NETWORK
 from lib.propagation.click_correction import correct_displayed
 from lib.propagation.prompt_decoder import PromptDecoder
 from lib.propagation.propagator import Propagator
@@ -70,11 +73,11 @@ def load_network(checkpoint: Checkpoint, target: torch.device) -> LoadedNetwork:
     score_drop, appearance_gain = (float(metadata.get(name, 0)) for name in ("presence_drop", "presence_gain"))
     network = Sam2Network(model, device.autocast_factory(target))
     is_small = checkpoint.image_size <= ZOOM_UP_TO
-    correct = partial(correct_displayed, correction_network.load_embedded()) if is_small else None
+    correct = partial(correct_displayed, CORRECTION_NETWORK.load_shipped()) if is_small else None
     decoder, plain_decoder = PromptDecoder(network, is_small, obeys=True, correct=correct), PromptDecoder(network, is_small)
-    tracks_beside = tracking_network.load_embedded() if is_small else None
+    tracks_beside = TRACKING_NETWORK.load_shipped() if is_small else None
     propagator = Propagator(network, score_drop, appearance_gain, looks_afresh=is_small, tracking_network=tracks_beside)
-    adapt = partial(adapt_to_prompts, volume_network.load_embedded())
+    adapt = partial(adapt_to_prompts, VOLUME_NETWORK.load_shipped())
     return LoadedNetwork(
         (checkpoint, target), decoder, plain_decoder, propagator, adapt, encoder_digest(model),
         QualityEstimator.from_json(metadata.get("slice_quality", "{}")),

@@ -3,16 +3,12 @@
 Beside the memory of SAM 2 networks for small images, which carries shape and place but hardly looks at the image.
 """
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from lib.model.checkpoints import EMBEDDED
-from lib.model.u_net import UNet, check_shipped, load_into
+from lib.model.side_networks import SideNetwork
+from lib.model.u_net import UNet
 
-EMBEDDED_TRACKING = EMBEDDED.with_name("tracking_network.safetensors")
-SHA256 = "0fea2e30e98df162e9cbfaacd9f4ad20dcf8e9a787391e3316e17dff7d7eaac0"
 # The slice, the one before and its mask, the annotated slice at the near end and its mask, the same of the far end, how far it is on the way
 # to that end, and the number of steps.
 CHANNELS = 9
@@ -31,19 +27,6 @@ class TrackingNetwork(UNet):
         return super().forward(inputs) + 4 * self.kept * inputs[:, _PREVIOUS_MASK]
 
 
-def load_embedded() -> TrackingNetwork:
-    """Return the network that ships with the project: float32, on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is missing or not the one that ships.
-    """
-    return load_tracking(check_shipped(EMBEDDED_TRACKING, SHA256))
-
-
-def load_tracking(path: Path) -> TrackingNetwork:
-    """Return the network of a safetensors file: float32, on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is damaged or holds other weights.
-    """
-    return load_into(TrackingNetwork(), path, "tracking network")
+TRACKING_NETWORK = SideNetwork(
+    "tracking network", TrackingNetwork, "0fea2e30e98df162e9cbfaacd9f4ad20dcf8e9a787391e3316e17dff7d7eaac0"
+)

@@ -1,14 +1,10 @@
-"""A small U-Net for squares of slices, which the networks beside SAM 2 are made of, and the loading of their weights."""
+"""A small U-Net for squares of slices, which the networks beside SAM 2 are made of."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from lib.common.errors import CheckpointError
-from lib.model.checkpoints import read_weights, sha256
 
 SIDE = 96  # Pixels of the square inputs; other multiples of 16 are possible, too.
 
@@ -53,30 +49,3 @@ class UNet(nn.Module):
         for block, finer in zip(reversed(self.decoder), reversed(levels[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=False), finer], 1))
         return F.pixel_shuffle(self.out(F.relu(self.last(torch.cat([x, cells], 1)))), 2)[:, 0]
-
-
-def check_shipped(path: Path, digest: str) -> Path:
-    """Return the path of a file that ships with the project.
-
-    Raises:
-        CheckpointError: The file is missing or not the one with this SHA-256.
-    """
-    if not path.is_file() or sha256(path) != digest:
-        raise CheckpointError(f"{path.name} is missing or damaged: fetch the project's files again.")
-    return path
-
-
-def load_into(network: nn.Module, path: Path, kind: str) -> nn.Module:
-    """Load the weights of a safetensors file into a network, and return it: float32, on the CPU, in evaluation mode.
-
-    Args:
-        kind: What the network is called in errors.
-
-    Raises:
-        CheckpointError: The file is damaged or holds other weights.
-    """
-    try:
-        network.load_state_dict({name: value.float() for name, value in read_weights(path).items()})
-    except RuntimeError as e:
-        raise CheckpointError(f"{path.name} does not hold weights of a {kind}.") from e
-    return network.eval()

@@ -4,17 +4,13 @@ It works on cells of a coarse grid, whatever network made the mask. It is traine
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.model.checkpoints import EMBEDDED
-from lib.model.u_net import check_shipped, load_into
+from lib.model.side_networks import SideNetwork
 
-EMBEDDED_VOLUME_NETWORK = EMBEDDED.with_name("volume_network.safetensors")
-SHA256 = "954f2928e13318ffe32636dfa296ebf31a6d392476276a25048964b5f00f90c1"
 CHANNELS = 10  # See `lib.propagation.volume_correction.network_input`.
 _WIDTHS = 24, 40, 64  # Channels at a half, a quarter and an eighth of the resolution.
 _MASK_LOGIT = 2.5  # Of cells within the mask before the network changes anything.
@@ -94,19 +90,6 @@ def _from_blocks(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(count, 2, 2, 2, depth, height, width).permute(0, 4, 1, 5, 2, 6, 3).reshape(count, 2 * depth, 2 * height, 2 * width)
 
 
-def load_embedded() -> VolumeNetwork:
-    """Return the network that ships with the project: float32, on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is missing or not the one that ships.
-    """
-    return load_volume_network(check_shipped(EMBEDDED_VOLUME_NETWORK, SHA256))
-
-
-def load_volume_network(path: Path) -> VolumeNetwork:
-    """Return the network of a safetensors file: float32, on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is damaged or holds other weights.
-    """
-    return load_into(VolumeNetwork(), path, "volume network")
+VOLUME_NETWORK = SideNetwork(
+    "volume network", VolumeNetwork, "954f2928e13318ffe32636dfa296ebf31a6d392476276a25048964b5f00f90c1"
+)

@@ -9,7 +9,7 @@ from lib.imaging.masks import deepest_pixel
 from lib.model.features import SliceFeatures
 from lib.model.sam2_network import Sam2Network
 
-# Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
+# Chosen on generated volumes and patients of the training data; docs/experiments.md has the figures.
 FRESH_WEIGHT = 0.25  # Of the slice decoded without memory beside what tracking gives.
 
 

@@ -22,7 +22,7 @@ from lib.propagation.intensity_classifier import IntensityClassifier
 from lib.propagation.learned_tracking import AnnotatedSlice, LearnedTracker
 from lib.propagation.mask_grid import grid_intensities, grid_size
 
-# Chosen on generated volumes and patients of the training data; docs/architecture.md has the figures.
+# Chosen on generated volumes and patients of the training data; docs/experiments.md has the figures.
 LARGEST_SIDE = 128  # Pixels of the square; larger masks are refined at this resolution.
 MOST_CONFUSION = 0.55  # Of the classifier on the annotated slices; in noise without a structure it is about 0.65.
 CLEAR_LEAK = 0.25  # Share of the surroundings that looks like the inside; beyond it, the object score may end a pass of refined masks as well.

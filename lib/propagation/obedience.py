@@ -20,7 +20,7 @@ from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.graph_cut import graph_cut, intensity_logits, scale_intensities
 from lib.propagation.mask_refiner import signed_depth
 
-# Chosen on generated slices, drawn shapes and patients of the training data; docs/architecture.md has the figures.
+# Chosen on generated slices, drawn shapes and patients of the training data; docs/experiments.md has the figures.
 REACH = 1.0  # A click changes all within this multiple of its distance to the mask's border, and nothing beyond twice that.
 MIN_DEPTH = 3.0  # Pixels; clicks nearer to the border count as so far from it.
 INTENSITY_WEIGHT = 0.5  # Of the intensities beside the network's answer.

@@ -15,7 +15,7 @@ from lib.model.features import SliceFeatures
 from lib.propagation.mask_grid import grid_intensities, grid_size
 from lib.propagation.tracks import Tracks
 
-# Chosen on generated volumes and patients of the training data, see docs/architecture.md; that ends do not move, on validation volumes.
+# Chosen on generated volumes and patients of the training data, see docs/experiments.md; that ends do not move, on validation volumes.
 SMOOTHNESS, SWEEPS = 12.0, 60
 EDGE_SCALE = 1 / 30  # Difference of scaled intensities that divides the smoothing by e.
 MARGIN = 4  # Cells round the masks, within their slices, that take part. Smoothing does not move the ends of a structure.

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.model.correction_network import CorrectionNetwork, load_corrections
+from lib.model.correction_network import CORRECTION_NETWORK, CorrectionNetwork
 from lib.training.correction_crops import collect_crops
 from lib.training.session_training import SessionSettings, SessionTraining, random_sample
 from lib.training.simulated_corrections import CorrectionSession
@@ -20,7 +20,7 @@ class CorrectionTraining(SessionTraining):
     """
 
     def __init__(self, settings: SessionSettings):
-        super().__init__(settings, CorrectionNetwork, load_corrections, "corrections.safetensors")
+        super().__init__(settings, CORRECTION_NETWORK)
         self._crops = self.load_samples("crops.npz", collect_crops, held_back=False)
         self._held_back = self.load_samples("held_back_crops.npz", collect_crops, held_back=True)
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
 from tqdm import tqdm
 
 from lib.common.errors import OptionError
+from lib.model.side_networks import SideNetwork
 from lib.training.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -74,22 +74,21 @@ class SessionTraining(ABC):
 
     Args:
         settings: Of the run.
-        new, load: Return a network with new weights, and with those of a file.
-        weights_name: File name of the weights to write.
+        kind: Of the network. The weights are written to a file with the name of the one that ships.
 
     Raises:
-        UserError: Settings are impossible, or a folder cannot be read.
+        UserError: Settings are impossible, a folder cannot be read, or the weights to start from do not fit.
     """
 
     batch = 24  # Sessions at a time.
 
-    def __init__(self, settings: SessionSettings, new: Callable[[], nn.Module], load: Callable[[Path], nn.Module], weights_name: str):
+    def __init__(self, settings: SessionSettings, kind: SideNetwork):
         if not 0 < settings.minutes < float("inf"):
             raise OptionError("minutes must be a number above 0.")
-        self._settings, self._weights_name = settings, weights_name
+        self._settings, self._weights_path = settings, settings.out / kind.path.name
         settings.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        self.network = (new() if settings.start is None else load(settings.start)).train()
+        self.network = (kind.new() if settings.start is None else kind.load(settings.start)).train()
         self.averaged = deepcopy(self.network)
         self._optimizer = torch.optim.AdamW(self.network.parameters(), _RATE, weight_decay=_WEIGHT_DECAY)
         self.step, self._seconds = 0, 0.0
@@ -174,7 +173,7 @@ class SessionTraining(ABC):
 
     def _save(self) -> Path:
         """Write the state and the averaged weights; each file appears complete or not at all. Return the file of the weights."""
-        temporary, weights = self._state_path.with_suffix(".tmp"), self._settings.out / self._weights_name
+        temporary, weights = self._state_path.with_suffix(".tmp"), self._weights_path
         state = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict(), "optimizer": self._optimizer.state_dict()}
         torch.save({**state, "step": self.step, "seconds": self._seconds}, temporary)
         os.replace(temporary, self._state_path)

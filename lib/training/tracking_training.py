@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.imaging.metrics import dice
-from lib.model.tracking_network import TrackingNetwork, load_tracking
+from lib.model.tracking_network import TRACKING_NETWORK, TrackingNetwork
 from lib.training.session_training import SessionSettings, SessionTraining, random_sample
 from lib.training.simulated_tracking import TrackingSession, passes_from_largest
 from lib.training.tracking_clips import collect_clips
@@ -21,7 +21,7 @@ class TrackingTraining(SessionTraining):
     """
 
     def __init__(self, settings: SessionSettings):
-        super().__init__(settings, TrackingNetwork, load_tracking, "tracking.safetensors")
+        super().__init__(settings, TRACKING_NETWORK)
         self._clips = self.load_samples("clips.npz", collect_clips, held_back=False)
         self._held_back = self.load_samples("held_back_clips.npz", collect_clips, held_back=True)
 

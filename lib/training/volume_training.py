@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.imaging.metrics import dice
-from lib.model.volume_network import VolumeNetwork, load_volume_network
+from lib.model.volume_network import VOLUME_NETWORK
 from lib.propagation.volume_correction import Cells
 from lib.training.session_training import SessionSettings, SessionTraining, random_sample
 from lib.training.volume_samples import VolumeSample, collect_samples, unpack
@@ -45,7 +45,7 @@ class VolumeTraining(SessionTraining):
     batch = 8
 
     def __init__(self, settings: SessionSettings):
-        super().__init__(settings, VolumeNetwork, load_volume_network, "volume_network.safetensors")
+        super().__init__(settings, VOLUME_NETWORK)
         self._samples, self._held_back = (
             {kind: unpack(packed) for kind, packed in self.load_samples(name, collect_samples, held_back).items()}
             for name, held_back in (("samples.npz", False), ("held_back_samples.npz", True))

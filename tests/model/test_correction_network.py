@@ -1,12 +1,9 @@
-"""The correction network that ships is the one that the code knows, and nothing else is loaded in its place."""
+"""The correction network takes squares of several sizes, and the one that ships follows a click."""
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from lib.common.errors import CheckpointError
-from lib.model import correction_network
-from lib.model.correction_network import CHANNELS, CorrectionNetwork, load_corrections, load_embedded
+from lib.model.correction_network import CHANNELS, CORRECTION_NETWORK, CorrectionNetwork
 
 
 @pytest.mark.parametrize("side", [96, 64])
@@ -24,22 +21,5 @@ def test_the_network_that_ships_follows_a_click():
     scaled = (picture - picture.mean()) / picture.std()
     nothing = torch.zeros(1, 96, 96)
     with torch.inference_mode():
-        mask = load_embedded()(torch.cat([scaled[None], clicks, *[nothing] * 4])[None])[0] > 0
+        mask = CORRECTION_NETWORK.load_shipped()(torch.cat([scaled[None], clicks, *[nothing] * 4])[None])[0] > 0
     assert 2 * (mask & (picture > 0)).sum() / (mask.sum() + 900) > 0.8
-
-
-@pytest.mark.parametrize("content", [b"not a file of weights", b""])
-def test_a_damaged_file_is_refused(tmp_path, monkeypatch, content):
-    path = tmp_path / "corrections.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_corrections(path)
-    monkeypatch.setattr(correction_network, "EMBEDDED_CORRECTIONS", path)
-    with pytest.raises(CheckpointError, match="fetch the project's files again"):
-        load_embedded()
-
-
-def test_other_weights_are_refused(tmp_path):
-    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="does not hold weights of a correction network"):
-        load_corrections(tmp_path / "other.safetensors")

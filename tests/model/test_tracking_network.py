@@ -1,15 +1,11 @@
-"""The tracking network that ships is the one that the code knows, and nothing else is loaded in its place."""
+"""The tracking network takes squares of several sizes, and the one that ships has learned to track."""
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from lib.common.errors import CheckpointError
 from lib.imaging.metrics import dice
-from lib.model import tracking_network
-from lib.model.correction_network import EMBEDDED_CORRECTIONS
-from lib.model.tracking_network import CHANNELS, TrackingNetwork, load_embedded, load_tracking
+from lib.model.tracking_network import CHANNELS, TRACKING_NETWORK, TrackingNetwork
 
 
 @pytest.mark.parametrize("side", [96, 64])
@@ -30,22 +26,5 @@ def test_the_network_that_ships_follows_a_disc_that_moves():
     signs, nothing, first_step = before * 2.0 - 1, torch.zeros(96, 96), torch.full((96, 96), 1.1)
     inputs = torch.stack([*pictures, torch.tanh(signs * 4 / 3), pictures[1], signs, nothing, nothing, nothing, first_step])
     with torch.inference_mode():
-        found = (load_embedded()(inputs[None])[0] > 0).numpy()
+        found = (TRACKING_NETWORK.load_shipped()(inputs[None])[0] > 0).numpy()
     assert dice(found, now.numpy()) > dice(before.numpy(), now.numpy()) + 0.05
-
-
-def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "tracking.safetensors"
-    path.write_bytes(b"not a file of weights")
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_tracking(path)
-    monkeypatch.setattr(tracking_network, "EMBEDDED_TRACKING", path)
-    with pytest.raises(CheckpointError, match="fetch the project's files again"):
-        load_embedded()
-
-
-def test_other_weights_are_refused(tmp_path):
-    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    for path in (tmp_path / "other.safetensors", EMBEDDED_CORRECTIONS):
-        with pytest.raises(CheckpointError, match="does not hold weights of a tracking network"):
-            load_tracking(path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lib.imaging.masks import bounding_box
 from lib.imaging.metrics import dice
-from lib.model.correction_network import CHANNELS, load_embedded
+from lib.model.correction_network import CHANNELS, CORRECTION_NETWORK
 from lib.model.u_net import SIDE
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation.click_correction import correct_displayed, network_input
@@ -63,7 +63,7 @@ def test_a_box_lies_where_it_was_drawn(height, width, y_share, x_share, rows, co
 
 
 def test_an_even_image_and_no_displayed_mask_are_fine():
-    logits = correct_displayed(load_embedded(), np.full((64, 80), 7, np.int16), clicks_at((30, 40, True)), np.full((64, 80), -5.0))
+    logits = correct_displayed(CORRECTION_NETWORK.load_shipped(), np.full((64, 80), 7, np.int16), clicks_at((30, 40, True)), np.full((64, 80), -5.0))
     assert np.isfinite(logits).all()
 
 
@@ -81,4 +81,4 @@ def test_the_network_that_ships_keeps_what_is_right_already(name):
     shape = draw_shape(name)
     y, x = np.argwhere(shape)[len(np.argwhere(shape)) // 2]
     displayed = np.where(shape, 4.0, -4.0)
-    assert dice(correct_displayed(load_embedded(), draw_slice(shape, CLEAR), clicks_at((y, x, True)), displayed) > 0, shape) > 0.8
+    assert dice(correct_displayed(CORRECTION_NETWORK.load_shipped(), draw_slice(shape, CLEAR), clicks_at((y, x, True)), displayed) > 0, shape) > 0.8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.imaging.metrics import dice
-from lib.model.tracking_network import load_embedded
+from lib.model.tracking_network import TRACKING_NETWORK
 from lib.propagation.learned_tracking import LOGIT_LIMIT, AnnotatedSlice, LearnedTracker
 
 SHAPE = 90, 110
@@ -62,7 +62,7 @@ def test_without_a_far_end_its_channels_are_empty():
 
 def test_the_network_that_ships_follows_a_disc_that_moves_and_shrinks():
     discs = [disc(40, 40 + 2 * t, 14 - t) for t in range(7)]
-    tracker = LearnedTracker(load_embedded(), [annotated(0, discs[0])])
+    tracker = LearnedTracker(TRACKING_NETWORK.load_shipped(), [annotated(0, discs[0])])
     previous = discs[0]
     for t in range(1, 7):
         logits = tracker.find(t, image_of(discs[t]), previous)
@@ -73,5 +73,5 @@ def test_the_network_that_ships_follows_a_disc_that_moves_and_shrinks():
 
 def test_even_images_are_fine():
     near = disc(40, 40, 12)
-    tracker = LearnedTracker(load_embedded(), [AnnotatedSlice(0, np.full(SHAPE, 7.0, np.float32), near)])
+    tracker = LearnedTracker(TRACKING_NETWORK.load_shipped(), [AnnotatedSlice(0, np.full(SHAPE, 7.0, np.float32), near)])
     assert np.isfinite(tracker.find(1, np.full(SHAPE, 7.0, np.float32), near)).all()

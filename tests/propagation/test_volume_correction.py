@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from lib.imaging.frames import Frames
 from lib.imaging.metrics import dice
 from lib.imaging.volume import Volume
-from lib.model.volume_network import VolumeNetwork, load_embedded
+from lib.model.volume_network import VOLUME_NETWORK, VolumeNetwork
 from lib.prompts.volume_prompts import SlicePrompt
 from lib.propagation import prompt_grid
 from lib.propagation.volume_correction import adapt_to_prompts
 from tests.propagation.drawn_shapes import box_round, clicks_at
 
 COUNT, SIDE = 11, 48
-NETWORK = load_embedded()
+NETWORK = VOLUME_NETWORK.load_shipped()
 INSIDE_CLICK = clicks_at((16, 16, True))
 OUTSIDE_CLICK = clicks_at((16, 36, False))
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]

@@ -8,7 +8,7 @@ import torch
 
 from lib.common.errors import UserError
 from lib.imaging.metrics import dice
-from lib.model.correction_network import CHANNELS, load_corrections
+from lib.model.correction_network import CHANNELS, CORRECTION_NETWORK
 from lib.model.u_net import SIDE
 from lib.training import session_training
 from lib.training.correction_crops import CROP_SIDE, _rings, collect_crops, cut_crop
@@ -114,7 +114,7 @@ def test_a_run_writes_its_weights_and_goes_on_where_it_was(crops_file, monkeypat
     assert rows[-1]["step"] == training.step > 0 and 0 <= rows[-1]["check disc 5"] <= 1
     inputs = torch.zeros(1, CHANNELS, SIDE, SIDE)
     with torch.inference_mode():
-        assert torch.allclose(load_corrections(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
+        assert torch.allclose(CORRECTION_NETWORK.load(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
     assert CorrectionTraining(settings).step == training.step
 
 

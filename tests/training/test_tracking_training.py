@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.imaging.metrics import dice
-from lib.model.tracking_network import CHANNELS, load_embedded, load_tracking
+from lib.model.tracking_network import CHANNELS, TRACKING_NETWORK
 from lib.model.u_net import SIDE
 from lib.training import session_training
 from lib.training.session_training import SessionSettings
@@ -81,7 +81,7 @@ def test_the_network_that_ships_tracks_a_clip_in_both_directions():
     images, masks = moving_disc()
     assert len(list(passes_from_largest(images, masks))) == 2
     with torch.inference_mode():
-        dices = _tracked_dices(load_embedded(), images, masks)
+        dices = _tracked_dices(TRACKING_NETWORK.load_shipped(), images, masks)
     assert len(dices) == masks.any((1, 2)).sum() - 1 and np.mean(dices) > 0.8
 
 
@@ -104,7 +104,7 @@ def test_a_run_writes_its_weights_and_goes_on_where_it_was(clips_file, monkeypat
     assert rows[-1]["step"] == training.step > 0 and 0 <= rows[-1]["check disc"] <= 1
     inputs = torch.zeros(1, CHANNELS, SIDE, SIDE)
     with torch.inference_mode():
-        assert torch.allclose(load_tracking(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
+        assert torch.allclose(TRACKING_NETWORK.load(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
     assert TrackingTraining(settings).step == training.step
 
 

@@ -10,7 +10,7 @@ import torch
 from lib.imaging.frames import Frames
 from lib.imaging.metrics import dice
 from lib.imaging.volume import Volume
-from lib.model.volume_network import CHANNELS, load_volume_network
+from lib.model.volume_network import CHANNELS, VOLUME_NETWORK
 from lib.propagation.volume_correction import Cells
 from lib.training import recorded_requests, session_training, volume_samples
 from lib.training.session_training import SessionSettings
@@ -120,7 +120,7 @@ def test_a_run_writes_its_weights_and_goes_on_where_it_was(folder, monkeypatch):
     assert rows[-1]["step"] == training.step > 0 and 0 <= rows[-1]["check ball after"] <= 1
     inputs = torch.rand(1, CHANNELS, 9, 20, 13)
     with torch.inference_mode():
-        assert torch.allclose(load_volume_network(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
+        assert torch.allclose(VOLUME_NETWORK.load(path)(inputs), training.averaged.eval()(inputs), atol=0.05)
     assert VolumeTraining(settings).step == training.step
 
 
