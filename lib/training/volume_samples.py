@@ -50,8 +50,9 @@ def simulated_samples(frames: Frames, reference: np.ndarray, random: np.random.G
     image, spacing_mm = np.clip(image.astype(np.float32), *frames.bounds), np.array([frames.slice_mm, *frames.pixel_mm])
     for _ in range(_REQUESTS):
         request = simulate_request(reference, image, spacing_mm, random)
-        grid, cells = shrink_to_cells(request.mask, frames, request.prompts, 0, len(frames) - 1)
-        yield VolumeSample(cells, grid.shrink(reference, 0, 1))
+        if request.mask.any():  # The network is not asked about empty masks.
+            grid, cells = shrink_to_cells(request.mask, frames, request.prompts, 0, len(frames) - 1)
+            yield VolumeSample(cells, grid.shrink(reference, 0, 1))
 
 
 def _with_surroundings(extent: slice) -> slice:

@@ -14,7 +14,7 @@ from lib.model.volume_network import CHANNELS, VOLUME_NETWORK
 from lib.propagation.volume_correction import Cells
 from lib.training import recorded_requests, session_training, volume_samples
 from lib.training.session_training import SessionSettings
-from lib.training.simulated_requests import simulate_request, wrong_mask
+from lib.training.simulated_requests import SimulatedRequest, simulate_request, wrong_mask
 from lib.training.volume_samples import collect_samples, recorded_samples, simulated_samples, unpack
 from lib.training.volume_training import VolumeTraining, varied
 
@@ -58,6 +58,11 @@ def test_samples_lie_on_one_grid(frames):
     for s in samples:
         assert s.cells.network_input().shape == (CHANNELS, *s.reference.shape) and s.reference.max() == 1
         assert all(s.reference[tuple(c[:3])] > 0.2 for c in s.cells.clicks if c[3])
+
+
+def test_requests_whose_mask_is_empty_are_left_out(frames, monkeypatch):
+    monkeypatch.setattr(volume_samples, "simulate_request", lambda reference, *_: SimulatedRequest(np.zeros_like(reference)))
+    assert not list(simulated_samples(frames, BALL, np.random.default_rng(0)))
 
 
 def test_requests_begin_in_several_ways():
