@@ -47,7 +47,7 @@ class BoostedTrees:
 
     @cached_property
     def _booster(self) -> lightgbm.Booster:
-        return lightgbm.Booster(model_str=self.model, params={"num_threads": 1, "verbose": -1})
+        return lightgbm.Booster(model_str=self.model)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the values (N,) for rows of signals (N, S)."""

@@ -1,5 +1,7 @@
 """The expected IoU: by the network's own outputs, and by an estimator that is fitted, written and read."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,9 @@ def test_an_estimator_of_another_release_is_not_used():
     assert QualityEstimator.from_json('{"signals": ["distance"], "with_mask": "", "without_mask": ""}') is None
 
 
-def test_the_embedded_checkpoint_brings_an_estimator():
+def test_the_embedded_checkpoint_brings_an_estimator_that_warns_of_nothing():
     estimator = QualityEstimator.from_json(checkpoints.metadata(checkpoints.find("embedded"))["slice_quality"])
-    expected = estimator.predict(np.random.default_rng(0).random((50, len(SIGNALS))), np.arange(50) % 2 == 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Users of the command line would see a warning.
+        expected = estimator.predict(np.random.default_rng(0).random((50, len(SIGNALS))), np.arange(50) % 2 == 0)
     assert (expected >= 0).all() and (expected <= 1).all() and expected.std() > 0.01
