@@ -17,7 +17,7 @@ from lib.quality.signals import mask_source
 from lib.quality.slice_estimates import SliceEstimates
 
 MARGIN_SLICES, MARGIN_MM = 2, 5.0  # A slice within either distance of an annotated one is close to it.
-EQUAL_DICE = 0.1  # Estimates this close together count as equal: they are no more exact than this (docs/experiments.md).
+EQUAL_DICE = 0.005  # Estimates this close together count as equal.
 
 
 @dataclass(frozen=True, eq=False)

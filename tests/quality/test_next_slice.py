@@ -76,12 +76,6 @@ def test_oracle_takes_the_lowest_dice_and_is_content_when_all_is_right():
     assert next_slice.oracle(round_state(reference, [0], reference=reference, slice_mm=5)) is None
 
 
-@pytest.mark.parametrize("iou_of_large, expected", [(0.34, 5), (0.6, 3)])
-def test_estimates_that_are_about_equal_count_as_equal(iou_of_large, expected):
-    s = round_state(squares(4, 4, 4, 4, 4, 8, 4), [0], iou=[1, 0.9, 0.9, 0.3, 0.9, iou_of_large, 0.9], slice_mm=5)
-    assert next_slice.estimator(s) == expected  # Dice of 0.46 for the small square, and of 0.51 or 0.75 for the large one.
-
-
 def test_estimator_takes_the_lowest_expectation_among_equals_the_larger_error():
     s = round_state(squares(4, 4, 4, 4, 4, 8, 4), [0], iou=[1, 0.1, 0.9, 0.3, 0.9, 0.3, 0.9], slice_mm=5)
     assert next_slice.estimator(s) == 5, "slice 1 is too close to the annotation"
